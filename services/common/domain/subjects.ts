@@ -1,0 +1,42 @@
+/**
+ * NATS subjects of the device plane. A device may publish below `shoal.d.<device>` and `shoal.u.<device>` and read below
+ * `shoal.i.<device>` and its inbox prefix only, so the second token of a subject is an authenticated device name.
+ */
+export const subjects = {
+  /** Join requests with a token. */
+  join: (tokenId: string) => `shoal.join.${tokenId}`,
+  joinAll: "shoal.join.*",
+  heartbeat: (device: string) => `shoal.d.${device}.heartbeat`,
+  heartbeatAll: "shoal.d.*.heartbeat",
+  blob: (device: string) => `shoal.d.${device}.blob`,
+  blobAll: "shoal.d.*.blob",
+  /** Sent to a device to make its next heartbeat come sooner. */
+  nudge: (device: string) => `shoal.i.${device}.nudge`,
+  updateChunk: (device: string, round: string) => `shoal.u.${device}.${round}.chunk`,
+  updateCommit: (device: string, round: string) => `shoal.u.${device}.${round}.commit`,
+  /** Commits of a round from any device. */
+  roundCommits: (round: string) => `shoal.u.*.${round}.commit`,
+  allCommits: "shoal.u.*.*.commit",
+  /** Everything of a round. */
+  roundUpdates: (round: string) => `shoal.u.*.${round}.>`,
+  allUpdates: "shoal.u.>",
+} as const;
+
+/** Inbox prefix of a device. */
+export function deviceInbox(device: string): string {
+  return `_INBOX_d_${device}`;
+}
+
+/** Inbox prefix of a bootstrap credential. */
+export function joinInbox(tokenId: string): string {
+  return `_INBOX_j_${tokenId}`;
+}
+
+/** The device token of a device-plane subject; undefined for other subjects. */
+export function deviceOf(subject: string): string | undefined {
+  const [root, plane, device] = subject.split(".");
+  return root === "shoal" && (plane === "d" || plane === "u" || plane === "i") ? device : undefined;
+}
+
+/** Largest piece of a blob or update in one message, bytes: fits NATS's default 1 MiB payload with room for headers. */
+export const MAX_PIECE_BYTES = 512 * 1024;

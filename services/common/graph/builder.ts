@@ -1,0 +1,127 @@
+import { encodeModel } from "./encoding.js";
+
+export type ElementType = "float32" | "int64" | "bool";
+export type Shape = readonly number[];
+
+/** An edge of the graph. Every shape is known when the graph is built: there are no symbolic dimensions. */
+export interface Value {
+  readonly name: string;
+  readonly type: ElementType;
+  readonly shape: Shape;
+}
+
+export type Attribute =
+  | { readonly kind: "int"; readonly value: number }
+  | { readonly kind: "float"; readonly value: number }
+  | { readonly kind: "ints"; readonly value: readonly number[] }
+  | { readonly kind: "string"; readonly value: string }
+  | { readonly kind: "tensor"; readonly value: Initializer };
+
+export interface Node {
+  readonly op: string;
+  readonly domain: string;
+  readonly inputs: readonly Value[];
+  readonly outputs: readonly Value[];
+  readonly attributes: Readonly<Record<string, Attribute>>;
+}
+
+export interface Initializer {
+  readonly name: string;
+  readonly type: ElementType;
+  readonly shape: Shape;
+  readonly data: readonly number[];
+}
+
+export interface Model {
+  readonly nodes: readonly Node[];
+  readonly initializers: readonly Initializer[];
+  readonly inputs: readonly Value[];
+  readonly outputs: readonly Value[];
+}
+
+/** Number of elements of a shape; 1 for a scalar. */
+export function sizeOf(shape: Shape): number {
+  return shape.reduce((product, dimension) => product * dimension, 1);
+}
+
+/**
+ * Collects the nodes of one ONNX graph in the order they are made, which is a topological order.
+ * Names are counters, so that building the same graph twice gives the same bytes.
+ */
+export class GraphBuilder {
+  readonly nodes: Node[] = [];
+  readonly #inputs: Value[] = [];
+  readonly #outputs: Value[] = [];
+  readonly #initializers: Initializer[] = [];
+  readonly #constants = new Map<string, Value>();
+  #counter = 0;
+
+  /** Declares a graph input. */
+  input(name: string, type: ElementType, shape: Shape): Value {
+    const value = { name, type, shape };
+    this.#inputs.push(value);
+    return value;
+  }
+
+  /** A small constant stored in the graph; equal constants are stored once. */
+  constant(type: ElementType, shape: Shape, data: readonly number[]): Value {
+    const key = `${type}:${shape.join("x")}:${data.join(",")}`;
+    const known = this.#constants.get(key);
+    if (known !== undefined) return known;
+    const value = { name: `c${this.#constants.size}`, type, shape };
+    this.#initializers.push({ ...value, data });
+    this.#constants.set(key, value);
+    return value;
+  }
+
+  /** A float32 scalar constant. */
+  scalar(x: number): Value {
+    return this.constant("float32", [], [x]);
+  }
+
+  /** A one-dimensional int64 constant, as axes and shapes are given to operators. */
+  ints(values: readonly number[]): Value {
+    return this.constant("int64", [values.length], values);
+  }
+
+  /** Adds a node; `results` are type and shape of each output. */
+  node(
+    op: string,
+    inputs: readonly Value[],
+    results: readonly { type: ElementType; shape: Shape }[],
+    attributes: Readonly<Record<string, Attribute>> = {},
+    domain = "",
+  ): Value[] {
+    const id = this.#counter++;
+    const outputs = results.map(({ type, shape }, i) => ({ name: `${op}_${id}_${i}`, type, shape }));
+    this.nodes.push({ op, domain, inputs, outputs, attributes });
+    return outputs;
+  }
+
+  /** Makes `value` a graph output called `name`. */
+  output(name: string, value: Value): void {
+    const [renamed] = this.node("Identity", [value], [value]);
+    if (renamed === undefined) return;
+    const output = { ...renamed, name };
+    const last = this.nodes.pop() as Node;
+    this.nodes.push({ ...last, outputs: [output] });
+    this.#outputs.push(output);
+  }
+
+  /** The finished graph as the bytes of an ONNX ModelProto; nodes no output depends on are left out. */
+  encode(): Uint8Array {
+    const needed = new Set(this.#outputs.map((output) => output.name));
+    const kept: Node[] = [];
+    for (const node of [...this.nodes].reverse()) {
+      if (!node.outputs.some((output) => needed.has(output.name))) continue;
+      for (const input of node.inputs) needed.add(input.name);
+      kept.push(node);
+    }
+    return encodeModel({
+      nodes: kept.reverse(),
+      initializers: this.#initializers.filter((initializer) => needed.has(initializer.name)),
+      inputs: this.#inputs,
+      outputs: this.#outputs,
+    });
+  }
+}

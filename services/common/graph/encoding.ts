@@ -1,0 +1,111 @@
+import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
+import type { Attribute, ElementType, Initializer, Model, Node, Value } from "./builder.js";
+
+/** Field numbers and enum values are those of onnx/onnx.proto3. */
+const IR_VERSION = 9;
+const OPSETS = [
+  { domain: "", version: 20 },
+  { domain: "com.microsoft", version: 1 },
+] as const;
+const DATA_TYPE: Record<ElementType, number> = { float32: 1, int64: 7, bool: 9 };
+const ATTRIBUTE_TYPE: Record<Attribute["kind"], number> = { float: 1, int: 2, string: 3, tensor: 4, ints: 7 };
+
+function message(writer: BinaryWriter, field: number, body: (writer: BinaryWriter) => void): void {
+  writer.tag(field, WireType.LengthDelimited).fork();
+  body(writer);
+  writer.join();
+}
+
+const text = (writer: BinaryWriter, field: number, value: string): BinaryWriter =>
+  writer.tag(field, WireType.LengthDelimited).string(value);
+
+const integer = (writer: BinaryWriter, field: number, value: number): BinaryWriter =>
+  writer.tag(field, WireType.Varint).int64(value);
+
+function packedInts(writer: BinaryWriter, field: number, values: readonly number[]): void {
+  message(writer, field, (body) => values.forEach((value) => body.int64(value)));
+}
+
+function rawData(type: ElementType, data: readonly number[]): Uint8Array {
+  const width = type === "float32" ? 4 : type === "int64" ? 8 : 1;
+  const view = new DataView(new ArrayBuffer(data.length * width));
+  data.forEach((value, i) => {
+    if (type === "float32") view.setFloat32(i * width, value, true);
+    else if (type === "int64") view.setBigInt64(i * width, BigInt(value), true);
+    else view.setUint8(i, value);
+  });
+  return new Uint8Array(view.buffer);
+}
+
+function writeTensor(writer: BinaryWriter, tensor: Initializer): void {
+  packedInts(writer, 1, tensor.shape);
+  integer(writer, 2, DATA_TYPE[tensor.type]);
+  text(writer, 8, tensor.name);
+  writer.tag(9, WireType.LengthDelimited).bytes(rawData(tensor.type, tensor.data));
+}
+
+function writeAttribute(writer: BinaryWriter, name: string, attribute: Attribute): void {
+  text(writer, 1, name);
+  switch (attribute.kind) {
+    case "float":
+      writer.tag(2, WireType.Bit32).float(attribute.value);
+      break;
+    case "int":
+      integer(writer, 3, attribute.value);
+      break;
+    case "string":
+      text(writer, 4, attribute.value);
+      break;
+    case "tensor":
+      message(writer, 5, (body) => writeTensor(body, attribute.value));
+      break;
+    case "ints":
+      packedInts(writer, 8, attribute.value);
+      break;
+  }
+  integer(writer, 20, ATTRIBUTE_TYPE[attribute.kind]);
+}
+
+function writeNode(writer: BinaryWriter, node: Node): void {
+  for (const input of node.inputs) text(writer, 1, input.name);
+  for (const output of node.outputs) text(writer, 2, output.name);
+  text(writer, 3, node.outputs.map((output) => output.name).join("+"));
+  text(writer, 4, node.op);
+  for (const [name, attribute] of Object.entries(node.attributes)) {
+    message(writer, 5, (body) => writeAttribute(body, name, attribute));
+  }
+  if (node.domain !== "") text(writer, 7, node.domain);
+}
+
+function writeValueInfo(writer: BinaryWriter, value: Value): void {
+  text(writer, 1, value.name);
+  message(writer, 2, (type) =>
+    message(type, 1, (tensor) => {
+      integer(tensor, 1, DATA_TYPE[value.type]);
+      message(tensor, 2, (shape) => {
+        for (const dimension of value.shape) message(shape, 1, (dim) => integer(dim, 1, dimension));
+      });
+    }),
+  );
+}
+
+/** Encodes a graph as an ONNX ModelProto. Equal models give equal bytes. */
+export function encodeModel(model: Model): Uint8Array {
+  const writer = new BinaryWriter();
+  integer(writer, 1, IR_VERSION);
+  text(writer, 2, "shoal");
+  message(writer, 7, (graph) => {
+    for (const node of model.nodes) message(graph, 1, (body) => writeNode(body, node));
+    text(graph, 2, "shoal");
+    for (const initializer of model.initializers) message(graph, 5, (body) => writeTensor(body, initializer));
+    for (const input of model.inputs) message(graph, 11, (body) => writeValueInfo(body, input));
+    for (const output of model.outputs) message(graph, 12, (body) => writeValueInfo(body, output));
+  });
+  for (const { domain, version } of OPSETS) {
+    message(writer, 8, (opset) => {
+      text(opset, 1, domain);
+      integer(opset, 2, version);
+    });
+  }
+  return writer.finish();
+}

@@ -4,7 +4,6 @@ import {
   addRows,
   concat,
   dimension,
-  div,
   full,
   gemm,
   matmul,
@@ -119,7 +118,13 @@ const rules: Readonly<Record<string, Rule>> = {
   Transpose: (g, node, dy) => {
     const perm = node.attributes["perm"];
     if (perm?.kind !== "ints") throw new Error("Transpose without perm");
-    return [transpose(g, dy, perm.value.map((_, axis) => perm.value.indexOf(axis)))];
+    return [
+      transpose(
+        g,
+        dy,
+        perm.value.map((_, axis) => perm.value.indexOf(axis)),
+      ),
+    ];
   },
   Slice: (g, node, dy) => {
     const x = at(node.inputs, 0);

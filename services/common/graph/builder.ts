@@ -51,7 +51,7 @@ export function sizeOf(shape: Shape): number {
 export class GraphBuilder {
   readonly nodes: Node[] = [];
   readonly #inputs: Value[] = [];
-  readonly #outputs: Value[] = [];
+  readonly #outputs: { value: Value; name: string }[] = [];
   readonly #initializers: Initializer[] = [];
   readonly #constants = new Map<string, Value>();
   #counter = 0;
@@ -98,30 +98,30 @@ export class GraphBuilder {
     return outputs;
   }
 
-  /** Makes `value` a graph output called `name`. */
+  /** Makes a computed value a graph output called `name`. */
   output(name: string, value: Value): void {
-    const [renamed] = this.node("Identity", [value], [value]);
-    if (renamed === undefined) return;
-    const output = { ...renamed, name };
-    const last = this.nodes.pop() as Node;
-    this.nodes.push({ ...last, outputs: [output] });
-    this.#outputs.push(output);
+    this.#outputs.push({ value, name });
   }
 
   /** The finished graph as the bytes of an ONNX ModelProto; nodes no output depends on are left out. */
   encode(): Uint8Array {
-    const needed = new Set(this.#outputs.map((output) => output.name));
+    const needed = new Set(this.#outputs.map((output) => output.value.name));
     const kept: Node[] = [];
     for (const node of [...this.nodes].reverse()) {
       if (!node.outputs.some((output) => needed.has(output.name))) continue;
       for (const input of node.inputs) needed.add(input.name);
       kept.push(node);
     }
+    // The value itself takes the output's name: an Identity node would cost a copy.
+    const names = new Map(this.#outputs.map((output) => [output.value.name, output.name]));
+    const rename = (value: Value): Value => ({ ...value, name: names.get(value.name) ?? value.name });
     return encodeModel({
-      nodes: kept.reverse(),
+      nodes: kept
+        .reverse()
+        .map((node) => ({ ...node, inputs: node.inputs.map(rename), outputs: node.outputs.map(rename) })),
       initializers: this.#initializers.filter((initializer) => needed.has(initializer.name)),
       inputs: this.#inputs,
-      outputs: this.#outputs,
+      outputs: this.#outputs.map((output) => rename(output.value)),
     });
   }
 }

@@ -102,19 +102,28 @@ function productShape(a: Value, b: Value, { transA = false, transB = false }: Pr
 /** Matrix product of two matrices, plus an optional row vector: op(a) [m,k] op(b) [k,n] (+ bias [n]) -> [m,n]. */
 export function gemm(g: GraphBuilder, a: Value, b: Value, how: Product = {}, bias?: Value): Value {
   const shape = productShape(a, b, how);
-  const attributes = { transA: flag(how.transA ?? false), transB: flag(how.transB ?? false), alpha: float(how.alpha ?? 1) };
+  const attributes = {
+    transA: flag(how.transA ?? false),
+    transB: flag(how.transB ?? false),
+    alpha: float(how.alpha ?? 1),
+  };
   return one(g.node("Gemm", bias === undefined ? [a, b] : [a, b, bias], [{ type: a.type, shape }], attributes));
 }
 
 /** Batched matrix product alpha op(a) [..., m,k] op(b) [..., k,n], no transposed copy is made. */
 export function matmul(g: GraphBuilder, a: Value, b: Value, how: Product = {}): Value {
   const shape = productShape(a, b, how);
-  const attributes = { transA: flag(how.transA ?? false), transB: flag(how.transB ?? false), alpha: float(how.alpha ?? 1) };
+  const attributes = {
+    transA: flag(how.transA ?? false),
+    transB: flag(how.transB ?? false),
+    alpha: float(how.alpha ?? 1),
+  };
   return one(g.node("FusedMatMul", [a, b], [{ type: a.type, shape }], attributes, MICROSOFT));
 }
 
 export function reshape(g: GraphBuilder, x: Value, shape: Shape): Value {
-  if (sizeOf(x.shape) !== sizeOf(shape)) throw new Error(`cannot reshape [${x.shape.join(",")}] to [${shape.join(",")}]`);
+  if (sizeOf(x.shape) !== sizeOf(shape))
+    throw new Error(`cannot reshape [${x.shape.join(",")}] to [${shape.join(",")}]`);
   return one(g.node("Reshape", [x, g.ints(shape)], [{ type: x.type, shape }]));
 }
 

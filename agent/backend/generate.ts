@@ -1,0 +1,48 @@
+import type { Rng } from "#common/domain/rng.js";
+import type { LogitsSession } from "./backend.js";
+
+export interface SamplingOptions {
+  /** Tokens to make. */
+  readonly count: number;
+  /** 0 always takes the likeliest token; 1 samples from the model's own distribution. */
+  readonly temperature: number;
+  /** Only the k likeliest tokens are sampled from; 0 for all. */
+  readonly topK: number;
+}
+
+/** One token from logits [vocab]. The lower index wins a tie. */
+export function sampleToken(logits: Float32Array, { temperature, topK }: SamplingOptions, rng: Rng): number {
+  const order = Array.from(logits.keys()).sort((a, b) => (logits[b] ?? 0) - (logits[a] ?? 0) || a - b);
+  const best = order[0] ?? 0;
+  if (temperature <= 0) return best;
+  const candidates = topK > 0 ? order.slice(0, topK) : order;
+  const top = logits[best] ?? 0;
+  const weights = candidates.map((token) => Math.exp(((logits[token] ?? 0) - top) / temperature));
+  let left = rng.uniform() * weights.reduce((sum, weight) => sum + weight, 0);
+  for (const [i, weight] of weights.entries()) {
+    left -= weight;
+    if (left < 0) return candidates[i] ?? best;
+  }
+  return best;
+}
+
+/**
+ * Continues a prompt token by token; only the newest `session.seqLen` tokens are seen.
+ * @param prompt at least one token
+ * @returns the new tokens as they are made, without the prompt
+ */
+export async function* generateTokens(
+  session: LogitsSession,
+  weights: Float32Array,
+  prompt: readonly number[],
+  options: SamplingOptions,
+  rng: Rng,
+): AsyncGenerator<number, void, undefined> {
+  const tokens = [...prompt];
+  for (let i = 0; i < options.count; i++) {
+    const seen = Int32Array.from(tokens.slice(-session.seqLen));
+    const token = sampleToken(await session.logits(weights, seen), options, rng);
+    tokens.push(token);
+    yield token;
+  }
+}

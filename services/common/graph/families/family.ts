@@ -1,0 +1,60 @@
+import type { GraphBuilder, Shape, Value } from "../builder.js";
+
+/** What is wrong with one field of a model config, for a person to repair. */
+export interface Violation {
+  readonly field: string;
+  readonly value: unknown;
+  readonly description: string;
+}
+
+export type Parsed<C> =
+  { readonly ok: true; readonly config: C } | { readonly ok: false; readonly violations: readonly Violation[] };
+
+/** One weight tensor, by its Hugging Face name. */
+export interface ParameterSpec {
+  readonly name: string;
+  readonly shape: Shape;
+  /** Standard deviation of the first weights around `mean`; 0 for a constant. */
+  readonly init: { readonly mean: number; readonly std: number };
+}
+
+export interface BatchShape {
+  readonly batch: number;
+  readonly seqLen: number;
+}
+
+export type Parameters = ReadonlyMap<string, Value>;
+
+/** What the work of one step on this family depends on; see cost.ts. */
+export interface Work {
+  /** Multiply-adds of one forward pass over the whole batch, in matrix products. */
+  readonly multiplyAdds: number;
+  /** float32 values the backward pass keeps from the forward pass. */
+  readonly keptFloats: number;
+  /** float32 values alive at once in the widest part of the backward pass. */
+  readonly scratchFloats: number;
+}
+
+/** A model family: everything that differs between architectures. Adding one is one file and one line in table.ts. */
+export interface Family<C> {
+  /** `model_type` in Hugging Face's config.json. */
+  readonly modelType: string;
+  /** Prefix that some published checkpoints drop from tensor names. */
+  readonly prefix: string;
+  /** Names of further tensors a checkpoint may hold that carry no weights of their own. */
+  isRedundant(name: string): boolean;
+  /** The tensor that a checkpoint may hold a second time under another name (tied weights), or undefined. */
+  tiedTo(name: string): string | undefined;
+  /** Reads our own field names. */
+  parse(fields: Readonly<Record<string, unknown>>): Parsed<C>;
+  /** Reads the fields of a Hugging Face config.json. */
+  parseHuggingFace(fields: Readonly<Record<string, unknown>>): Parsed<C>;
+  toHuggingFace(config: C): Record<string, unknown>;
+  /** Every tensor in the order of Hugging Face's modules. */
+  parameters(config: C): ParameterSpec[];
+  /** tokens int64 [b,t] -> hidden states [b*t, width] after the last norm. */
+  hidden(g: GraphBuilder, config: C, parameters: Parameters, tokens: Value): Value;
+  /** Hidden states [n, width] -> logits [n, vocab]. */
+  logits(g: GraphBuilder, config: C, parameters: Parameters, hidden: Value): Value;
+  work(config: C, shape: BatchShape): Work;
+}

@@ -1,0 +1,222 @@
+import type { GraphBuilder, Value } from "../builder.js";
+import {
+  aboveDiagonal,
+  add,
+  dimension,
+  fastGelu,
+  full,
+  gather,
+  gemm,
+  head,
+  layerNorm,
+  matmul,
+  reshape,
+  softmax,
+  split,
+  transpose,
+} from "../ops.js";
+import type { BatchShape, Family, Parameters, ParameterSpec, Parsed, Work } from "./family.js";
+import { FieldReader } from "./fields.js";
+
+/** GPT-2 (Radford et al. 2019): learned positions, pre-norm blocks, gelu_new, biases, head tied to the token table. */
+export interface Gpt2Config {
+  readonly family: "gpt2";
+  readonly vocabSize: number;
+  readonly contextLength: number;
+  readonly layers: number;
+  readonly heads: number;
+  readonly width: number;
+  readonly layerNormEps: number;
+}
+
+const LIMITS = {
+  vocabSize: { max: 1_000_000, remedy: "the number of entries of the tokenizer" },
+  contextLength: { max: 16_384, remedy: "the longest sequence in tokens" },
+  layers: { max: 256, remedy: "the number of blocks" },
+  heads: { max: 256, remedy: "a divisor of the width" },
+  width: { max: 16_384, remedy: "a multiple of the number of heads" },
+} as const;
+type SizeField = keyof typeof LIMITS;
+const SIZES = Object.keys(LIMITS) as SizeField[];
+const HUGGING_FACE: Record<SizeField, string> = {
+  vocabSize: "vocab_size",
+  contextLength: "n_positions",
+  layers: "n_layer",
+  heads: "n_head",
+  width: "n_embd",
+};
+const MAX_PARAMETERS = 500_000_000;
+const DEFAULT_EPS = 1e-5;
+/** Added to scores of later positions; exp of it is 0 in float32. */
+const MASKED = -1e9;
+
+function read(fields: FieldReader, name: (field: SizeField) => string, epsilon: string): Parsed<Gpt2Config> {
+  const [vocabSize, contextLength, layers, heads, width] = SIZES.map((field) =>
+    fields.size(name(field), LIMITS[field]),
+  ) as [number, number, number, number, number];
+  const layerNormEps = fields.numberBetween(epsilon, 0, 1, DEFAULT_EPS);
+  const config = { family: "gpt2", vocabSize, contextLength, layers, heads, width, layerNormEps } as const;
+  if (fields.violations.length === 0) {
+    if (width % heads !== 0) fields.refuse(name("width"), `must be a multiple of ${name("heads")} (${heads})`);
+    const total = (vocabSize + contextLength) * width + layers * width * (12 * width + 13);
+    if (total > MAX_PARAMETERS) {
+      fields.refuse(
+        name("width"),
+        `gives ${total} parameters, at most ${MAX_PARAMETERS} can be trained: make it smaller`,
+      );
+    }
+  }
+  return fields.violations.length === 0 ? { ok: true, config } : { ok: false, violations: fields.violations };
+}
+
+function parse(source: Readonly<Record<string, unknown>>): Parsed<Gpt2Config> {
+  const fields = new FieldReader(source);
+  fields.onlyFields(["family", ...SIZES, "layerNormEps"]);
+  return read(fields, (field) => field, "layerNormEps");
+}
+
+function parseHuggingFace(source: Readonly<Record<string, unknown>>): Parsed<Gpt2Config> {
+  const fields = new FieldReader(source);
+  fields.only("activation_function", ["gelu_new"], 'only "gelu_new" is supported');
+  fields.only("tie_word_embeddings", [true], "only true is supported: the head shares the token table");
+  fields.only("scale_attn_weights", [true], "only true is supported");
+  fields.only("scale_attn_by_inverse_layer_idx", [false], "only false is supported");
+  fields.only("add_cross_attention", [false], "only false is supported: decoder-only models");
+  const width = source["n_embd"];
+  if (typeof width === "number") fields.only("n_inner", [4 * width], `must be absent, null or ${4 * width}`);
+  return read(fields, (field) => HUGGING_FACE[field], "layer_norm_epsilon");
+}
+
+function toHuggingFace(config: Gpt2Config): Record<string, unknown> {
+  return {
+    model_type: "gpt2",
+    architectures: ["GPT2LMHeadModel"],
+    vocab_size: config.vocabSize,
+    n_positions: config.contextLength,
+    n_ctx: config.contextLength,
+    n_embd: config.width,
+    n_layer: config.layers,
+    n_head: config.heads,
+    activation_function: "gelu_new",
+    layer_norm_epsilon: config.layerNormEps,
+    tie_word_embeddings: true,
+    attn_pdrop: 0,
+    embd_pdrop: 0,
+    resid_pdrop: 0,
+    torch_dtype: "float32",
+  };
+}
+
+/** Shapes as Conv1D keeps them, [in, out]; std 0.02, and 0.02 / sqrt(2 layers) for what adds to the residual stream. */
+function parameters(config: Gpt2Config): ParameterSpec[] {
+  const { width, layers } = config;
+  const normal = { mean: 0, std: 0.02 };
+  const residual = { mean: 0, std: 0.02 / Math.sqrt(2 * layers) };
+  const zeros = { mean: 0, std: 0 };
+  const ones = { mean: 1, std: 0 };
+  const norm = (name: string): ParameterSpec[] => [
+    { name: `${name}.weight`, shape: [width], init: ones },
+    { name: `${name}.bias`, shape: [width], init: zeros },
+  ];
+  const linear = (name: string, from: number, to: number, init: ParameterSpec["init"]): ParameterSpec[] => [
+    { name: `${name}.weight`, shape: [from, to], init },
+    { name: `${name}.bias`, shape: [to], init: zeros },
+  ];
+  const block = (layer: number): ParameterSpec[] => {
+    const at = `transformer.h.${layer}`;
+    return [
+      ...norm(`${at}.ln_1`),
+      ...linear(`${at}.attn.c_attn`, width, 3 * width, normal),
+      ...linear(`${at}.attn.c_proj`, width, width, residual),
+      ...norm(`${at}.ln_2`),
+      ...linear(`${at}.mlp.c_fc`, width, 4 * width, normal),
+      ...linear(`${at}.mlp.c_proj`, 4 * width, width, residual),
+    ];
+  };
+  return [
+    { name: "transformer.wte.weight", shape: [config.vocabSize, width], init: normal },
+    { name: "transformer.wpe.weight", shape: [config.contextLength, width], init: normal },
+    ...Array.from({ length: layers }, (_, layer) => block(layer)).flat(),
+    ...norm("transformer.ln_f"),
+  ];
+}
+
+function tensor(weights: Parameters, name: string): Value {
+  const value = weights.get(`transformer.${name}`);
+  if (value === undefined) throw new Error(`no tensor transformer.${name}`);
+  return value;
+}
+
+function linear(g: GraphBuilder, weights: Parameters, name: string, x: Value): Value {
+  return gemm(g, x, tensor(weights, `${name}.weight`), {}, tensor(weights, `${name}.bias`));
+}
+
+function norm(g: GraphBuilder, config: Gpt2Config, weights: Parameters, name: string, x: Value): Value {
+  return layerNorm(g, x, tensor(weights, `${name}.weight`), tensor(weights, `${name}.bias`), config.layerNormEps);
+}
+
+/** Causal self-attention: x [b*t, width] -> [b*t, width]. */
+function attention(
+  g: GraphBuilder,
+  { heads, width }: Gpt2Config,
+  weights: Parameters,
+  at: string,
+  x: Value,
+  [batch, time]: readonly [number, number],
+): Value {
+  const size = width / heads;
+  const joint = reshape(g, linear(g, weights, `${at}.c_attn`, x), [batch, time, 3, heads, size]);
+  const parts = split(g, transpose(g, joint, [2, 0, 3, 1, 4]), 0, [1, 1, 1]);
+  const [q, k, v] = parts.map((part) => reshape(g, part, [batch * heads, time, size])) as [Value, Value, Value];
+  const scores = matmul(g, q, k, { transB: true, alpha: 1 / Math.sqrt(size) });
+  const mask = aboveDiagonal(g, full(g, [time, time], MASKED));
+  const mixed = matmul(g, softmax(g, add(g, scores, mask)), v);
+  const rows = transpose(g, reshape(g, mixed, [batch, heads, time, size]), [0, 2, 1, 3]);
+  return linear(g, weights, `${at}.c_proj`, reshape(g, rows, [batch * time, width]));
+}
+
+function hidden(g: GraphBuilder, config: Gpt2Config, weights: Parameters, tokens: Value): Value {
+  const [batch, time] = [dimension(tokens.shape, 0), dimension(tokens.shape, 1)];
+  const positions = head(g, tensor(weights, "wpe.weight"), time);
+  let x = add(g, gather(g, tensor(weights, "wte.weight"), tokens), positions);
+  x = reshape(g, x, [batch * time, config.width]);
+  for (let layer = 0; layer < config.layers; layer++) {
+    const at = `h.${layer}`;
+    const attended = attention(g, config, weights, `${at}.attn`, norm(g, config, weights, `${at}.ln_1`, x), [
+      batch,
+      time,
+    ]);
+    x = add(g, x, attended);
+    const inner = fastGelu(g, linear(g, weights, `${at}.mlp.c_fc`, norm(g, config, weights, `${at}.ln_2`, x)));
+    x = add(g, x, linear(g, weights, `${at}.mlp.c_proj`, inner));
+  }
+  return norm(g, config, weights, "ln_f", x);
+}
+
+function work({ vocabSize, layers, heads, width }: Gpt2Config, { batch, seqLen }: BatchShape): Work {
+  const tokens = batch * seqLen;
+  const block = 12 * width * width + 2 * seqLen * width;
+  return {
+    multiplyAdds: tokens * (layers * block + vocabSize * width),
+    // Per token and block: 2 residual sums, 2 normalised inputs, qkv, mixed rows and their transpose, the 4-wide inner
+    // layer before and after its GELU, and one attention row per head.
+    keptFloats: tokens * (layers * (17 * width + heads * seqLen) + 2 * width + vocabSize),
+    // The widest moments are the GELU derivative and the softmax derivative.
+    scratchFloats: tokens * Math.max(16 * width, 3 * heads * seqLen, 3 * vocabSize),
+  };
+}
+
+export const gpt2: Family<Gpt2Config> = {
+  modelType: "gpt2",
+  prefix: "transformer.",
+  // Causal masks that older checkpoints carry as buffers.
+  isRedundant: (name) => /^(transformer\.)?h\.\d+\.attn\.(masked_)?bias$/.test(name),
+  tiedTo: (name) => (name === "lm_head.weight" ? "transformer.wte.weight" : undefined),
+  parse,
+  parseHuggingFace,
+  toHuggingFace,
+  parameters,
+  hidden,
+  logits: (g, _config, weights, x) => gemm(g, x, tensor(weights, "wte.weight"), { transB: true }),
+  work,
+};

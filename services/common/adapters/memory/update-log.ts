@@ -1,0 +1,88 @@
+import { UpdateManifest } from "#proto/shoal/v1/round.js";
+import { subjects } from "../../domain/subjects.js";
+import type { CommitRecord, UpdateLog, UpdateUplink } from "../../ports/update-log.js";
+import { CodedError } from "../coded-error.js";
+import { Mailbox } from "../mailbox.js";
+import { decodeManifest, parseUpdateSubject } from "../update-subject.js";
+
+interface Message {
+  seq: number;
+  subject: string;
+  data: Uint8Array;
+}
+
+/** The reference UpdateLog: one per test, shared by the control plane and, through `uplink`, by the devices. */
+export class MemoryUpdateLog implements UpdateLog {
+  private readonly messages = new Map<number, Message>();
+  private readonly seqOfId = new Map<string, number>();
+  private readonly listeners = new Set<(message: Message) => void>();
+  private lastSeq = 0;
+  private sizeBytes = 0;
+
+  /** `maxBytes`: a full log refuses with code "LOG_FULL". */
+  constructor(private readonly maxBytes = Infinity) {}
+
+  /** The log as one device writes it. */
+  uplink(device: string): UpdateUplink {
+    return {
+      appendChunk: (round, messageId, bytes) => this.append(subjects.updateChunk(device, round), messageId, bytes),
+      appendCommit: (round, messageId, manifest) =>
+        this.append(subjects.updateCommit(device, round), messageId, UpdateManifest.encode(manifest).finish()),
+    };
+  }
+
+  /** Appends raw bytes as a device's transport would: for tests of payloads that no honest device sends. */
+  append(subject: string, messageId: string, data: Uint8Array): Promise<{ seq: number }> {
+    const known = this.seqOfId.get(messageId);
+    if (known !== undefined) return Promise.resolve({ seq: known });
+    if (this.sizeBytes + data.length > this.maxBytes)
+      return Promise.reject(new CodedError("LOG_FULL", "the update log is full; the update waits on the device"));
+    this.lastSeq += 1;
+    this.sizeBytes += data.length;
+    const message = { seq: this.lastSeq, subject, data: Uint8Array.from(data) };
+    this.messages.set(message.seq, message);
+    this.seqOfId.set(messageId, message.seq);
+    for (const listener of this.listeners) listener(message);
+    return Promise.resolve({ seq: message.seq });
+  }
+
+  commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
+    const records: CommitRecord[] = [];
+    for (const { seq, subject, data } of this.messages.values()) {
+      const parsed = parseUpdateSubject(subject);
+      if (seq <= afterSeq || parsed?.part !== "commit" || parsed.round !== round) continue;
+      records.push({ seq, device: parsed.device, round, manifest: decodeManifest(data) });
+    }
+    return Promise.resolve(records);
+  }
+
+  readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined> {
+    const message = this.messages.get(seq);
+    const parsed = message && parseUpdateSubject(message.subject);
+    if (message === undefined || parsed?.part !== "chunk") return Promise.resolve(undefined);
+    return Promise.resolve({ device: parsed.device, round: parsed.round, bytes: message.data });
+  }
+
+  async *watchCommits(signal: AbortSignal): AsyncGenerator<{ device: string; round: string; seq: number }> {
+    const mailbox = new Mailbox<{ device: string; round: string; seq: number }>(signal);
+    const listener = ({ seq, subject }: Message): void => {
+      const parsed = parseUpdateSubject(subject);
+      if (parsed?.part === "commit") mailbox.push({ device: parsed.device, round: parsed.round, seq });
+    };
+    this.listeners.add(listener);
+    try {
+      yield* mailbox;
+    } finally {
+      this.listeners.delete(listener);
+    }
+  }
+
+  purgeRound(round: string): Promise<void> {
+    for (const [seq, { subject, data }] of this.messages) {
+      if (parseUpdateSubject(subject)?.round !== round) continue;
+      this.messages.delete(seq);
+      this.sizeBytes -= data.length;
+    }
+    return Promise.resolve();
+  }
+}

@@ -1,0 +1,71 @@
+import { Device, JoinToken, Lease } from "#proto/shoal/v1/device.js";
+import { TrainingJob } from "#proto/shoal/v1/job.js";
+import { Dataset, Model } from "#proto/shoal/v1/model.js";
+import { Round, RoundResult, UpdateTally } from "#proto/shoal/v1/round.js";
+import type { Kind, ResourceOf } from "../ports/resource-store.js";
+
+interface Codec<T> {
+  toJSON(message: T): unknown;
+  fromJSON(object: unknown): T;
+}
+
+const codecs: { [K in Kind]: Codec<ResourceOf[K]> } = {
+  TrainingJob,
+  Device,
+  Lease,
+  JoinToken,
+  Round,
+  UpdateTally,
+  RoundResult,
+  Model,
+  Dataset,
+};
+
+/** Every kind a store holds. */
+export const KINDS = Object.keys(codecs) as Kind[];
+
+/** JSON text of a resource in protobuf's JSON mapping; its resourceVersion, which the store owns, is left out. */
+export function encodeResource<K extends Kind>(kind: K, resource: ResourceOf[K]): string {
+  const { metadata } = resource;
+  const bare = metadata === undefined ? resource : { ...resource, metadata: { ...metadata, resourceVersion: "" } };
+  return JSON.stringify(codecs[kind].toJSON(bare));
+}
+
+/** The inverse of encodeResource, with the version filled in. */
+export function decodeResource<K extends Kind>(kind: K, text: string, version: string): ResourceOf[K] {
+  const resource = codecs[kind].fromJSON(JSON.parse(text) as unknown);
+  if (resource.metadata !== undefined) resource.metadata.resourceVersion = version;
+  return resource;
+}
+
+/** The resource with uid, createdAtMs and generation filled where unset: what `create` writes. */
+export function withIdentity<K extends Kind>(resource: ResourceOf[K], uid: string, nowMs: number): ResourceOf[K] {
+  const { metadata } = resource;
+  if (metadata === undefined) return resource;
+  return {
+    ...resource,
+    metadata: {
+      ...metadata,
+      uid: metadata.uid === "" ? uid : metadata.uid,
+      createdAtMs: metadata.createdAtMs === 0 ? nowMs : metadata.createdAtMs,
+      generation: metadata.generation === 0 ? 1 : metadata.generation,
+    },
+  };
+}
+
+/** Name of a resource; throws code "BAD_RESOURCE" without one, which is a fault of the caller. */
+export function nameOf(resource: ResourceOf[Kind]): string {
+  const name = resource.metadata?.name ?? "";
+  if (name === "") throw Object.assign(new Error("a stored resource needs metadata.name"), { code: "BAD_RESOURCE" });
+  return name;
+}
+
+/** Whether a resource has all these labels and a name with this prefix. */
+export function isSelected(
+  resource: ResourceOf[Kind],
+  options: { labels?: Record<string, string>; prefix?: string } | undefined,
+): boolean {
+  const { metadata } = resource;
+  if (options?.prefix !== undefined && !(metadata?.name ?? "").startsWith(options.prefix)) return false;
+  return Object.entries(options?.labels ?? {}).every(([key, value]) => metadata?.labels[key] === value);
+}

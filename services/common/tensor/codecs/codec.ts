@@ -1,0 +1,23 @@
+/** Decoded values, or why the bytes are not an encoding. */
+export type Decoded = { ok: true; values: Float32Array } | { ok: false; reason: DecodeRefusal };
+
+/** "WrongLength": not the bytes of that many values. "NotFinite": a NaN or infinity inside. "BadScale": not a scale. */
+export type DecodeRefusal = "WrongLength" | "NotFinite" | "BadScale";
+
+/** How a piece of a flat vector is written on the wire. Stateless: equal input gives equal bytes. */
+export interface Codec {
+  readonly name: string;
+  /** Values in every chunk but the last; its encoding is at most MAX_CHUNK_BYTES. */
+  readonly chunkValues: number;
+  /** Whether decode(encode(x)) is x, bit for bit. */
+  readonly lossless: boolean;
+  /** Exact size of an encoding of so many values. */
+  encodedBytes(values: number): number;
+  /** Throws an InvariantError on NaN or infinite values. */
+  encode(values: Float32Array): Uint8Array;
+  /** Total on any bytes: what did not come from `encode` is refused or decodes to finite values. */
+  decode(bytes: Uint8Array, count: number): Decoded;
+}
+
+/** Largest encoded chunk in bytes: one message of the update log (MAX_PIECE_BYTES of the wire). */
+export const MAX_CHUNK_BYTES = 512 * 1024;

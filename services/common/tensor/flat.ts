@@ -1,0 +1,67 @@
+import { endianness } from "node:os";
+import { InvariantError } from "./invariant.js";
+
+/** Reverses the bytes of every 4-byte word in place, where the host is not little-endian. */
+function toWireOrder(bytes: Uint8Array): Uint8Array {
+  if (endianness() === "BE") Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).swap32();
+  return bytes;
+}
+
+/** Little-endian fp32 bytes of a vector: a copy, 4 bytes a value. */
+export function toBytes(values: Float32Array): Uint8Array {
+  return toWireOrder(new Uint8Array(values.buffer, values.byteOffset, values.byteLength).slice());
+}
+
+/** The vector in little-endian fp32 bytes: a copy. Throws an InvariantError if the length is not a multiple of 4. */
+export function fromBytes(bytes: Uint8Array): Float32Array {
+  if (bytes.byteLength % 4 !== 0) {
+    throw new InvariantError(`${bytes.byteLength} bytes are not a whole number of fp32 values`);
+  }
+  const copy = new Uint8Array(bytes.byteLength);
+  copy.set(bytes);
+  return new Float32Array(toWireOrder(copy).buffer);
+}
+
+/** Sum of squares in float64, in index order. Infinite or NaN values make the result so. */
+export function sumOfSquares(values: Float32Array | Float64Array): number {
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) {
+    const value = values[i] as number;
+    sum += value * value;
+  }
+  return sum;
+}
+
+/** Euclidean norm, accumulated in float64. */
+export function l2Norm(values: Float32Array | Float64Array): number {
+  return Math.sqrt(sumOfSquares(values));
+}
+
+/** Whether no value is NaN or infinite. */
+export function allFinite(values: Float32Array | Float64Array): boolean {
+  // x - x is 0 for a finite x and NaN for any other; NaN sticks to the sum.
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) {
+    const value = values[i] as number;
+    sum += value - value;
+  }
+  return sum === 0;
+}
+
+function requireSameLength(a: { length: number }, b: { length: number }): void {
+  if (a.length !== b.length) throw new InvariantError(`vectors of ${a.length} and ${b.length} values do not match`);
+}
+
+/** a - b as a new vector. Throws an InvariantError if the lengths differ. */
+export function subtract(a: Float32Array, b: Float32Array): Float32Array {
+  requireSameLength(a, b);
+  const difference = new Float32Array(a.length);
+  for (let i = 0; i < a.length; i++) difference[i] = (a[i] as number) - (b[i] as number);
+  return difference;
+}
+
+/** y += alpha * x in place. Throws an InvariantError if the lengths differ. */
+export function axpy(alpha: number, x: Float32Array | Float64Array, y: Float32Array | Float64Array): void {
+  requireSameLength(x, y);
+  for (let i = 0; i < x.length; i++) y[i] = (y[i] as number) + alpha * (x[i] as number);
+}

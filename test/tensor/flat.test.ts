@@ -1,0 +1,78 @@
+import test from "ava";
+import fc from "fast-check";
+import { allFinite, axpy, fromBytes, l2Norm, subtract, sumOfSquares, toBytes } from "#common/tensor/flat.js";
+import { openDigest, sha256Digest } from "#common/tensor/digest.js";
+import { InvariantError } from "#common/tensor/invariant.js";
+
+test("bytes are little-endian and round-trip bit for bit", (t) => {
+  fc.assert(
+    fc.property(fc.float32Array({ maxLength: 50 }), (values) => {
+      const bytes = toBytes(values);
+      const view = new DataView(bytes.buffer, bytes.byteOffset);
+      values.forEach((value, i) => {
+        t.is(view.getFloat32(4 * i, true), value);
+      });
+      t.deepEqual(fromBytes(bytes), values);
+    }),
+  );
+});
+
+test("bytes are copies both ways, of subarrays and unaligned views too", (t) => {
+  const whole = Float32Array.of(1, 2, 3, 4);
+  const bytes = toBytes(whole.subarray(1, 3));
+  t.is(bytes.byteLength, 8);
+  whole[1] = 9;
+  const shifted = new Uint8Array(9);
+  shifted.set(bytes, 1);
+  const back = fromBytes(shifted.subarray(1));
+  t.deepEqual(back, Float32Array.of(2, 3));
+  shifted.fill(0);
+  t.is(back[0], 2);
+  t.throws(() => fromBytes(new Uint8Array(7)), { instanceOf: InvariantError });
+});
+
+test("norms accumulate in float64", (t) => {
+  // In fp32 the sum would stick at 2^24.
+  t.is(sumOfSquares(new Float32Array(20_000_000).fill(1)), 20_000_000);
+  t.is(l2Norm(Float32Array.of(3, 4)), 5);
+  t.is(l2Norm(Float32Array.of(2 ** 127, -(2 ** 127), 2 ** 127, 2 ** 127)), 2 ** 128);
+  t.is(l2Norm(new Float32Array(0)), 0);
+  t.is(l2Norm(Float32Array.of(NaN)), NaN);
+});
+
+test("one NaN or infinity anywhere is seen", (t) => {
+  t.true(allFinite(Float32Array.of(3e38, 3e38, -3e38, 1e-45, -0)));
+  t.true(allFinite(new Float32Array(0)));
+  for (const bad of [NaN, Infinity, -Infinity]) {
+    for (let at = 0; at < 5; at++) {
+      const values = new Float32Array(5);
+      values[at] = bad;
+      t.false(allFinite(values));
+    }
+  }
+  t.false(allFinite(Float32Array.of(Infinity, -Infinity)));
+});
+
+test("axpy and subtract follow their definitions and refuse other lengths", (t) => {
+  const y = Float32Array.of(1, 2, 3);
+  axpy(2, Float32Array.of(10, 20, 30), y);
+  t.deepEqual(y, Float32Array.of(21, 42, 63));
+  const wide = Float64Array.of(0.1);
+  axpy(0.5, Float64Array.of(0.25), wide);
+  t.is(wide[0], 0.225);
+  t.deepEqual(subtract(Float32Array.of(5, 1), Float32Array.of(2, 4)), Float32Array.of(3, -3));
+  t.throws(() => axpy(1, new Float32Array(2), new Float32Array(3)), { instanceOf: InvariantError });
+  t.throws(() => subtract(new Float32Array(2), new Float32Array(3)), { instanceOf: InvariantError });
+});
+
+test("digests name the bytes, however they are cut", (t) => {
+  // FIPS 180-2, appendix B.1: SHA-256 of "abc".
+  const abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+  const bytes = new TextEncoder().encode("abc");
+  t.is(sha256Digest(bytes), abc);
+  t.is(sha256Digest(bytes.subarray(0, 1), new Uint8Array(0), bytes.subarray(1)), abc);
+  const stream = openDigest();
+  stream.add(bytes.subarray(0, 2));
+  stream.add(bytes.subarray(2));
+  t.is(stream.finish(), abc);
+});

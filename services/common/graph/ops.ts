@@ -168,9 +168,14 @@ export function addAt(g: GraphBuilder, x: Value, indices: Value, updates: Value)
   return one(g.node("ScatterElements", [x, indices, updates], [x], attributes));
 }
 
-/** table [n, d] with rows [m, d] added at int64 indices [m, 1]; an index may occur many times. */
+/**
+ * table [n, d] with rows [m, d] added at int64 indices [m, 1]; an index may occur many times. ScatterND would take rows
+ * whole, but ONNX Runtime shares its additions among threads without a lock and loses some; ScatterElements is serial.
+ */
 export function addRows(g: GraphBuilder, table: Value, indices: Value, rows: Value): Value {
-  return one(g.node("ScatterND", [table, indices, rows], [table], { reduction: { kind: "string", value: "add" } }));
+  const spread = one(g.node("Expand", [indices, g.ints(rows.shape)], [{ type: indices.type, shape: rows.shape }]));
+  const attributes = { axis: int(0), reduction: { kind: "string", value: "add" } } as const;
+  return one(g.node("ScatterElements", [table, spread, rows], [table], attributes));
 }
 
 /** Sum over `axes`; `keep` leaves them with size 1. */

@@ -1,0 +1,121 @@
+import {
+  connect,
+  credsAuthenticator,
+  Events,
+  type ConnectionOptions,
+  type JetStreamClient,
+  type JetStreamManager,
+  type NatsConnection,
+} from "nats";
+import type { Clock } from "../../ports/clock.js";
+import type { Log } from "../../ports/log.js";
+import { CodedError, codeOf, messageOf } from "../coded-error.js";
+
+export interface NatsOptions {
+  servers: string[];
+  /** Text of a creds file. */
+  creds: string;
+  /** Shown in the server's list of connections. */
+  name: string;
+  /** For users that may read their own inboxes only. */
+  inboxPrefix?: string;
+  log: Log;
+  clock: Clock;
+  /** Gives up waiting for the first connection. */
+  signal?: AbortSignal;
+}
+
+/** Codes with which waiting for the server is pointless: the credential is refused. */
+const REFUSED = new Set(["AUTHORIZATION_VIOLATION", "AUTHENTICATION_EXPIRED", "ACCOUNT_EXPIRED", "BAD_CREDS"]);
+
+/** A NATS connection that tells its users when it was re-established. */
+export class NatsLink {
+  private readonly listeners = new Set<() => void>();
+  private up = true;
+
+  private constructor(
+    readonly nc: NatsConnection,
+    readonly log: Log,
+    readonly clock: Clock,
+  ) {
+    void this.follow();
+  }
+
+  /**
+   * Connects and reconnects forever. The first connection is waited for, with a log line every few seconds; a refused
+   * credential throws (code "AUTHORIZATION_VIOLATION" or alike), as does the signal (code "ABORTED").
+   */
+  static async connect(options: NatsOptions): Promise<NatsLink> {
+    const { clock, signal, log } = options;
+    const settings: ConnectionOptions = {
+      servers: options.servers,
+      name: options.name,
+      authenticator: credsAuthenticator(new TextEncoder().encode(options.creds)),
+      maxReconnectAttempts: -1,
+      reconnectTimeWait: 500,
+      reconnectJitter: 250,
+      pingInterval: 15_000,
+      maxPingOut: 2,
+      timeout: 5000,
+      ...(options.inboxPrefix === undefined ? {} : { inboxPrefix: options.inboxPrefix }),
+    };
+    let loggedAtMs = -Infinity;
+    for (;;) {
+      if (signal?.aborted === true) throw new CodedError("ABORTED", "stopped while waiting for NATS");
+      try {
+        return new NatsLink(await connect(settings), log, clock);
+      } catch (error) {
+        if (REFUSED.has(codeOf(error) ?? ""))
+          throw new CodedError(codeOf(error) ?? "", `NATS refused the credential: ${messageOf(error)}`, {
+            cause: error,
+          });
+        if (clock.monotonicMs() - loggedAtMs >= 5000) {
+          log.warn("waiting for NATS", { servers: options.servers, error: messageOf(error) });
+          loggedAtMs = clock.monotonicMs();
+        }
+        await clock.sleep(500, signal);
+      }
+    }
+  }
+
+  /** Whether the connection stands at this moment. */
+  get connected(): boolean {
+    return this.up && !this.nc.isClosed();
+  }
+
+  jetstream(): JetStreamClient {
+    return this.nc.jetstream();
+  }
+
+  /** Does not ask the server whether JetStream is there, so it works while it starts. */
+  manager(): Promise<JetStreamManager> {
+    return this.nc.jetstreamManager({ checkAPI: false });
+  }
+
+  /** Calls the listener after every reconnect until the returned function is called. */
+  onReconnect(listener: () => void): () => void {
+    this.listeners.add(listener);
+    return () => void this.listeners.delete(listener);
+  }
+
+  /** Sends what waits, then closes; closes at once if the server is away. */
+  async close(): Promise<void> {
+    if (this.nc.isClosed()) return;
+    await (this.connected ? this.nc.drain() : this.nc.close());
+  }
+
+  private async follow(): Promise<void> {
+    for await (const status of this.nc.status()) {
+      if (status.type === Events.Disconnect) {
+        this.up = false;
+        this.log.warn("disconnected from NATS; reconnecting", { server: String(status.data) });
+      } else if (status.type === Events.Reconnect) {
+        this.up = true;
+        this.log.info("reconnected to NATS", { server: String(status.data) });
+        for (const listener of this.listeners) listener();
+      } else if (status.type === Events.Error) {
+        this.log.warn("NATS reports an error", { error: String(status.data) });
+      }
+    }
+  }
+}

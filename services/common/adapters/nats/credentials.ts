@@ -1,0 +1,214 @@
+import { decode, encodeAccount, encodeOperator, encodeUser, fmtCreds } from "@nats-io/jwt";
+import { fromSeed } from "@nats-io/nkeys";
+import type { NatsConnection } from "nats";
+import { createAccount, createOperator, createUser, fromSeed as keyPairOf } from "nkeys.js";
+import { deviceInbox, joinInbox } from "../../domain/subjects.js";
+import { CodedError } from "../coded-error.js";
+
+/** Everything that says who may connect to NATS. The seeds are secrets. */
+export interface TrustRoot {
+  operatorJwt: string;
+  operatorSeed: string;
+  systemAccount: string;
+  systemAccountJwt: string;
+  systemAccountSeed: string;
+  /** Public key of the account all of Shoal lives in. */
+  account: string;
+  /** The account's first JWT; the server holds the current one, with its revocations. */
+  accountJwt: string;
+  accountSeed: string;
+  /** Creds text of the user that may change account JWTs. */
+  systemCreds: string;
+  /** Creds text of Shoal's own services. */
+  serviceCreds: string;
+}
+
+/** A user's JWT with the seed made for it. */
+export interface IssuedUser {
+  jwt: string;
+  seed: string;
+}
+
+interface Keys {
+  publicKey: string;
+  seed: string;
+}
+
+const text = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
+const bytes = (seed: string): Uint8Array => new TextEncoder().encode(seed);
+const UNLIMITED = { subs: -1, data: -1, payload: -1 };
+
+function keysOf(pair: { getPublicKey(): string; getSeed(): Uint8Array }): Keys {
+  return { publicKey: pair.getPublicKey(), seed: text(pair.getSeed()) };
+}
+
+/** A public nkey and its seed for a device; the seed stays where it was made. */
+export function createUserKeys(): Keys {
+  return keysOf(createUser());
+}
+
+/** Whether a text is the public nkey of a user. */
+export function isUserPublicKey(key: string): boolean {
+  return /^U[A-Z2-7]{55}$/.test(key);
+}
+
+/** New keys: operator, system account, account SHOAL with JetStream, and the users of the services. */
+export async function createTrustRoot(): Promise<TrustRoot> {
+  const operator = keysOf(createOperator());
+  const system = keysOf(createAccount());
+  const account = keysOf(createAccount());
+  const operatorJwt = await encodeOperator("shoal", bytes(operator.seed), { system_account: system.publicKey });
+  const systemAccountJwt = await encodeAccount("SYS", system.publicKey, {}, { signer: bytes(operator.seed) });
+  const accountJwt = await encodeAccount(
+    "SHOAL",
+    account.publicKey,
+    { limits: { conn: -1, leaf: -1, imports: -1, exports: -1, wildcards: true, ...UNLIMITED, ...JETSTREAM } },
+    { signer: bytes(operator.seed) },
+  );
+  return {
+    operatorJwt,
+    operatorSeed: operator.seed,
+    systemAccount: system.publicKey,
+    systemAccountJwt,
+    systemAccountSeed: system.seed,
+    account: account.publicKey,
+    accountJwt,
+    accountSeed: account.seed,
+    systemCreds: formatCreds(await issueServiceUser({ accountSeed: system.seed, name: "system" })),
+    serviceCreds: formatCreds(await issueServiceUser({ accountSeed: account.seed, name: "services" })),
+  };
+}
+
+const JETSTREAM = { mem_storage: -1, disk_storage: -1, streams: -1, consumer: -1 };
+
+/** A user that may do everything in its account. */
+export async function issueServiceUser(options: { accountSeed: string; name: string }): Promise<IssuedUser> {
+  const user = createUserKeys();
+  const jwt = await encodeUser(options.name, user.publicKey, bytes(options.accountSeed), { ...UNLIMITED });
+  return { jwt, seed: user.seed };
+}
+
+/** The JWT of a device, bound to the nkey it made: it publishes and reads its own subjects only, and no JetStream API. */
+export function issueDeviceUser(options: {
+  accountSeed: string;
+  device: string;
+  publicKey: string;
+  /** Unix milliseconds; rounded up to a second. */
+  expiresAtMs: number;
+}): Promise<string> {
+  const { device } = options;
+  return encodeUser(
+    device,
+    options.publicKey,
+    bytes(options.accountSeed),
+    {
+      ...UNLIMITED,
+      pub: { allow: [`shoal.d.${device}.>`, `shoal.u.${device}.>`] },
+      sub: { allow: [`shoal.i.${device}.>`, `${deviceInbox(device)}.>`] },
+    },
+    { exp: Math.ceil(options.expiresAtMs / 1000) },
+  );
+}
+
+/** A user that can do nothing but ask to join with one token; its text travels inside the join token. */
+export async function issueBootstrapUser(options: {
+  accountSeed: string;
+  tokenId: string;
+  /** Unix milliseconds; 0 never. */
+  expiresAtMs: number;
+}): Promise<IssuedUser> {
+  const user = createUserKeys();
+  const jwt = await encodeUser(
+    `join-${options.tokenId}`,
+    user.publicKey,
+    bytes(options.accountSeed),
+    {
+      ...UNLIMITED,
+      pub: { allow: [`shoal.join.${options.tokenId}`] },
+      sub: { allow: [`${joinInbox(options.tokenId)}.>`] },
+    },
+    options.expiresAtMs === 0 ? {} : { exp: Math.ceil(options.expiresAtMs / 1000) },
+  );
+  return { jwt, seed: user.seed };
+}
+
+/** The text of a creds file. */
+export function formatCreds(user: IssuedUser): string {
+  return text(fmtCreds(user.jwt, fromSeed(bytes(user.seed))));
+}
+
+/** Public key of the user a JWT was issued to. */
+export function publicKeyOf(jwt: string): string {
+  return decode(jwt).sub;
+}
+
+/** Unix milliseconds at which a JWT expires; undefined for never. */
+export function expiryOf(jwt: string): number | undefined {
+  const { exp } = decode(jwt);
+  return exp === undefined || exp === 0 ? undefined : exp * 1000;
+}
+
+/** The part of an account's claims that revocation changes. */
+interface AccountClaims {
+  revocations?: Record<string, number>;
+}
+
+/**
+ * The account's JWT signed again with these users revoked: JWTs issued to them up to `atMs` are worth nothing.
+ * Revocations it already holds stay.
+ */
+export function revokeInAccountJwt(
+  accountJwt: string,
+  operatorSeed: string,
+  publicKeys: readonly string[],
+  atMs: number,
+): Promise<string> {
+  const claims = decode<AccountClaims>(accountJwt);
+  const at = Math.floor(atMs / 1000);
+  const revocations = { ...claims.nats.revocations, ...Object.fromEntries(publicKeys.map((key) => [key, at])) };
+  return encodeAccount(claims.name, claims.sub, { ...claims.nats, revocations }, { signer: bytes(operatorSeed) });
+}
+
+/** Users that an account's JWT revokes. */
+export function revokedIn(accountJwt: string): string[] {
+  return Object.keys(decode<AccountClaims>(accountJwt).nats.revocations ?? {});
+}
+
+interface ClaimsReply {
+  error?: { code: number; description: string };
+}
+
+/**
+ * Revokes users at the server, which closes their connections. Several replicas may revoke at once: what is pushed is
+ * looked up again until the server holds it. Throws code "REVOCATION_REFUSED" if the server does not take it.
+ *
+ * @param system a connection with the system user's creds
+ */
+export async function revokeUsers(
+  system: NatsConnection,
+  keys: { account: string; operatorSeed: string },
+  publicKeys: readonly string[],
+  atMs: number,
+): Promise<void> {
+  const lookUp = async (): Promise<string> =>
+    (await system.request(`$SYS.REQ.ACCOUNT.${keys.account}.CLAIMS.LOOKUP`, "", { timeout: 5000 })).string();
+  for (let attempt = 0; attempt < 10; attempt += 1) {
+    const current = await lookUp();
+    const revoked = new Set(revokedIn(current));
+    if (publicKeys.every((key) => revoked.has(key))) return;
+    const next = await revokeInAccountJwt(current, keys.operatorSeed, publicKeys, atMs);
+    const reply = (await system.request("$SYS.REQ.CLAIMS.UPDATE", next, { timeout: 5000 })).json<ClaimsReply>();
+    if (reply.error !== undefined)
+      throw new CodedError("REVOCATION_REFUSED", `nats-server refused the account: ${reply.error.description}`);
+  }
+  throw new CodedError("REVOCATION_REFUSED", "nats-server did not keep the revocation after 10 attempts");
+}
+
+/** Checks that a seed is one; throws code "BAD_SEED". */
+export function publicKeyOfSeed(seed: string): string {
+  try {
+    return keyPairOf(bytes(seed)).getPublicKey();
+  } catch (error) {
+    throw new CodedError("BAD_SEED", "not an nkey seed", { cause: error });
+  }
+}

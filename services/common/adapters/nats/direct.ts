@@ -1,0 +1,34 @@
+import { CodedError } from "../coded-error.js";
+import { requestError } from "./bus.js";
+import type { NatsLink } from "./connection.js";
+
+const NOT_FOUND = 404;
+const TIMEOUT_MS = 5000;
+
+/** Which message: that of a sequence, or the last of a subject. */
+export type StoredQuery = { seq: number } | { lastOf: string };
+
+/**
+ * A stored message, or undefined if there is none. Uses JetStream's direct get (the stream has allow_direct), which
+ * sends the bytes as they are; the client library has it in a private class only.
+ */
+export async function readStored(
+  link: NatsLink,
+  stream: string,
+  query: StoredQuery,
+): Promise<{ subject: string; data: Uint8Array } | undefined> {
+  const api = `$JS.API.DIRECT.GET.${stream}`;
+  const [subject, payload] = "seq" in query ? [api, JSON.stringify(query)] : [`${api}.${query.lastOf}`, ""];
+  const message = await link.nc.request(subject, payload, { timeout: TIMEOUT_MS }).catch((error: unknown) => {
+    throw requestError(error, subject, TIMEOUT_MS);
+  });
+  const code = message.headers?.code ?? 0;
+  if (code === NOT_FOUND) return undefined;
+  const stored = message.headers?.get("Nats-Subject") ?? "";
+  if (code !== 0 || stored === "")
+    throw new CodedError(
+      "READ_REFUSED",
+      `${stream} refused to be read: ${message.headers?.description ?? "no headers"}`,
+    );
+  return { subject: stored, data: message.data };
+}

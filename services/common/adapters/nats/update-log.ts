@@ -1,0 +1,98 @@
+import { headers, type NatsConnection } from "nats";
+import { UpdateManifest } from "#proto/shoal/v1/round.js";
+import { subjects } from "../../domain/subjects.js";
+import type { CommitRecord, UpdateLog, UpdateUplink } from "../../ports/update-log.js";
+import { CodedError } from "../coded-error.js";
+import { decodeManifest, parseUpdateSubject } from "../update-subject.js";
+import { requestError } from "./bus.js";
+import type { NatsLink } from "./connection.js";
+import { readStored } from "./direct.js";
+import { follow, readPast } from "./follow.js";
+import { STREAMS } from "./streams.js";
+
+/** UpdateLog on the stream UPDATES, as the control plane reads it. */
+export class NatsUpdateLog implements UpdateLog {
+  constructor(private readonly link: NatsLink) {}
+
+  async commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
+    const source = { stream: STREAMS.updates, filter: subjects.roundCommits(round), afterSeq };
+    const { messages } = await readPast(this.link, source);
+    return messages.flatMap((message) => {
+      const parsed = parseUpdateSubject(message.subject);
+      if (parsed === undefined) return [];
+      return [{ seq: message.seq, device: parsed.device, round, manifest: decodeManifest(message.data) }];
+    });
+  }
+
+  async readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined> {
+    if (!Number.isSafeInteger(seq) || seq < 1) return undefined;
+    const stored = await readStored(this.link, STREAMS.updates, { seq });
+    const parsed = stored && parseUpdateSubject(stored.subject);
+    if (stored === undefined || parsed?.part !== "chunk") return undefined;
+    return { device: parsed.device, round: parsed.round, bytes: stored.data };
+  }
+
+  async *watchCommits(signal: AbortSignal): AsyncGenerator<{ device: string; round: string; seq: number }> {
+    let headSeq: number;
+    try {
+      headSeq = (await (await this.link.manager()).streams.info(STREAMS.updates)).state.last_seq;
+    } catch {
+      // Without the head everything is a hint; repeated hints do no harm.
+      headSeq = 0;
+    }
+    const source = { stream: STREAMS.updates, filter: subjects.allCommits, afterSeq: headSeq };
+    for await (const { message, seq } of follow(this.link, source, signal)) {
+      const parsed = message && parseUpdateSubject(message.subject);
+      if (parsed !== undefined) yield { device: parsed.device, round: parsed.round, seq };
+    }
+  }
+
+  async purgeRound(round: string): Promise<void> {
+    await (await this.link.manager()).streams.purge(STREAMS.updates, { filter: subjects.roundUpdates(round) });
+  }
+}
+
+interface PubAck {
+  seq?: number;
+  error?: { code: number; err_code: number; description: string };
+}
+
+/** Stream is full ("maximum bytes exceeded", "maximum messages exceeded"), or the account's or server's storage is. */
+const FULL = new Set([10077, 10047, 10028, 10023]);
+
+/**
+ * The log as one device writes it, with no right to the JetStream API: it publishes on its own subjects and the stream's
+ * acknowledgement comes to its inbox. Throws code "LOG_FULL" when the stream refuses for want of space, "NO_RESPONDERS"
+ * or "TIMEOUT" when it is away: the device keeps its update and tries later.
+ */
+export class NatsUpdateUplink implements UpdateUplink {
+  constructor(
+    private readonly nc: NatsConnection,
+    private readonly device: string,
+    private readonly timeoutMs = 10_000,
+  ) {}
+
+  appendChunk(round: string, messageId: string, bytes: Uint8Array): Promise<{ seq: number }> {
+    return this.append(subjects.updateChunk(this.device, round), messageId, bytes);
+  }
+
+  appendCommit(round: string, messageId: string, manifest: UpdateManifest): Promise<{ seq: number }> {
+    return this.append(subjects.updateCommit(this.device, round), messageId, UpdateManifest.encode(manifest).finish());
+  }
+
+  private async append(subject: string, messageId: string, data: Uint8Array): Promise<{ seq: number }> {
+    const head = headers();
+    head.set("Nats-Msg-Id", messageId);
+    let ack: PubAck;
+    try {
+      ack = (await this.nc.request(subject, data, { headers: head, timeout: this.timeoutMs })).json<PubAck>();
+    } catch (error) {
+      throw requestError(error, subject, this.timeoutMs);
+    }
+    if (ack.seq !== undefined && ack.seq > 0 && ack.error === undefined) return { seq: ack.seq };
+    const description = ack.error?.description ?? "the acknowledgement has no sequence";
+    if (FULL.has(ack.error?.err_code ?? 0))
+      throw new CodedError("LOG_FULL", `the update log is full (${description}); the update waits on the device`);
+    throw new CodedError("LOG_REFUSED", `the update log refused: ${description}`);
+  }
+}

@@ -57,7 +57,51 @@ class BatchFeeds {
   }
 }
 
-type Buffers = Record<"weights" | "m" | "v", ort.Tensor>;
+interface Piece {
+  readonly dims: readonly number[];
+  readonly begin: number;
+  readonly end: number;
+}
+
+/** Where the graph's inputs `weights.0`, `weights.1`, ... lie in the flat vector: one after the other. */
+function weightPieces(session: ort.InferenceSession): Piece[] {
+  let end = 0;
+  const count = session.inputNames.filter((name) => name.startsWith("weights.")).length;
+  return Array.from({ length: count }, (_, i) => {
+    const dims = dimensions(session, `weights.${i}`);
+    const begin = end;
+    end += dims.reduce((product, d) => product * d, 1);
+    return { dims, begin, end };
+  });
+}
+
+/** Tensors `<name>.0`, `<name>.1`, ... that are views of one flat vector, which is not copied. */
+function views(name: string, pieces: readonly Piece[], flat: Float32Array): Record<string, ort.Tensor> {
+  const size = pieces.at(-1)?.end ?? 0;
+  if (flat.length !== size) throw new RangeError(`the graph has ${size} parameters, the vector has ${flat.length}`);
+  return Object.fromEntries(
+    pieces.map(({ dims, begin, end }, i) => [`${name}.${i}`, float(flat.subarray(begin, end), dims)]),
+  );
+}
+
+/** One set of state buffers, with the tensors that show it to the graph as its inputs and as its outputs. */
+class StateBuffers {
+  readonly state: TrainState;
+  readonly feeds: Record<string, ort.Tensor>;
+  readonly fetches: Record<string, ort.Tensor>;
+
+  constructor(pieces: readonly Piece[]) {
+    const buffer = (): Float32Array => new Float32Array(pieces.at(-1)?.end ?? 0);
+    const [weights, m, v] = [buffer(), buffer(), buffer()];
+    this.state = { weights, m, v };
+    this.feeds = { ...views("weights", pieces, weights), ...views("m", pieces, m), ...views("v", pieces, v) };
+    this.fetches = {
+      ...views("weights_out", pieces, weights),
+      ...views("m_out", pieces, m),
+      ...views("v_out", pieces, v),
+    };
+  }
+}
 
 /** Two sets of state buffers: a step reads one and writes the other, then they change places. */
 class OnnxTrainSession implements TrainSession {
@@ -68,16 +112,16 @@ class OnnxTrainSession implements TrainSession {
   readonly #step = new Float32Array(1);
   readonly #loss = new Float32Array(1);
   readonly #gradNorm = new Float32Array(1);
-  #current: Buffers;
-  #next: Buffers;
+  #current: StateBuffers;
+  #next: StateBuffers;
 
   constructor(session: ort.InferenceSession) {
     this.#session = session;
     this.#batch = new BatchFeeds(session);
-    this.parameters = dimensions(session, "weights")[0] ?? 0;
-    const buffer = (): ort.Tensor => float(new Float32Array(this.parameters), [this.parameters]);
-    this.#current = { weights: buffer(), m: buffer(), v: buffer() };
-    this.#next = { weights: buffer(), m: buffer(), v: buffer() };
+    const pieces = weightPieces(session);
+    this.parameters = pieces.at(-1)?.end ?? 0;
+    this.#current = new StateBuffers(pieces);
+    this.#next = new StateBuffers(pieces);
   }
 
   load(state: TrainState): void {
@@ -85,29 +129,25 @@ class OnnxTrainSession implements TrainSession {
       if (state[key].length !== this.parameters) {
         throw new RangeError(`the graph has ${this.parameters} parameters, ${key} has ${state[key].length}`);
       }
-      (this.#current[key].data as Float32Array).set(state[key]);
     }
+    for (const key of ["weights", "m", "v"] as const) this.#current.state[key].set(state[key]);
   }
 
   async step(batch: Batch, lr: number, step: number): Promise<{ loss: number; gradNorm: number }> {
     this.#batch.set(batch);
     this.#lr[0] = lr;
     this.#step[0] = step;
-    const feeds = { ...this.#batch.feeds, ...this.#current, lr: float(this.#lr, []), step: float(this.#step, []) };
-    await this.#session.run(feeds, {
-      loss: float(this.#loss, []),
-      grad_norm: float(this.#gradNorm, []),
-      weights_out: this.#next.weights,
-      m_out: this.#next.m,
-      v_out: this.#next.v,
-    });
+    await this.#session.run(
+      { ...this.#batch.feeds, ...this.#current.feeds, lr: float(this.#lr, []), step: float(this.#step, []) },
+      { loss: float(this.#loss, []), grad_norm: float(this.#gradNorm, []), ...this.#next.fetches },
+    );
     [this.#current, this.#next] = [this.#next, this.#current];
     return { loss: this.#loss[0] ?? NaN, gradNorm: this.#gradNorm[0] ?? NaN };
   }
 
   state(): TrainState {
-    const copy = (tensor: ort.Tensor): Float32Array => (tensor.data as Float32Array).slice();
-    return { weights: copy(this.#current.weights), m: copy(this.#current.m), v: copy(this.#current.v) };
+    const { weights, m, v } = this.#current.state;
+    return { weights: weights.slice(), m: m.slice(), v: v.slice() };
   }
 
   async dispose(): Promise<void> {
@@ -117,10 +157,11 @@ class OnnxTrainSession implements TrainSession {
 
 function evalSession(session: ort.InferenceSession): EvalSession {
   const batchFeeds = new BatchFeeds(session);
+  const pieces = weightPieces(session);
   return {
     async evaluate(weights, batch) {
       batchFeeds.set(batch);
-      const results = await session.run({ ...batchFeeds.feeds, weights: float(weights, [weights.length]) });
+      const results = await session.run({ ...batchFeeds.feeds, ...views("weights", pieces, weights) });
       return { lossSum: scalar(results, "loss_sum"), tokens: scalar(results, "token_count") };
     },
     dispose: () => session.release(),
@@ -129,6 +170,7 @@ function evalSession(session: ort.InferenceSession): EvalSession {
 
 function logitsSession(session: ort.InferenceSession): LogitsSession {
   const dims = dimensions(session, "tokens");
+  const pieces = weightPieces(session);
   const seqLen = dims[1] ?? 0;
   const window = new BigInt64Array(seqLen);
   const position = new BigInt64Array(1);
@@ -143,7 +185,7 @@ function logitsSession(session: ort.InferenceSession): LogitsSession {
       const results = await session.run({
         tokens: new ort.Tensor("int64", window, dims),
         position: new ort.Tensor("int64", position, [1]),
-        weights: float(weights, [weights.length]),
+        ...views("weights", pieces, weights),
       });
       return floats(results, "logits");
     },

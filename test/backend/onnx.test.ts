@@ -109,7 +109,7 @@ test("training learns a rule and goes on from a saved state with the same bits",
   };
   const losses: number[] = [];
   for (let step = 1; step <= 60; step++) losses.push((await whole.step(batchAt(step), 0.01, step)).loss);
-  t.true(Math.abs((losses[0] ?? 0) - Math.log(tiny.vocabSize)) < 0.2);
+  t.true(Math.abs((losses[0] ?? 0) - Math.log(tiny.vocabSize)) < 0.5);
   t.true((losses.at(-1) ?? 9) < 0.5, `last loss ${losses.at(-1)}`);
 
   const resumed = await backend.train(graph);

@@ -151,7 +151,8 @@ export function differentiate(
   const forward = [...g.nodes];
   const active = new Set(wanted.map((value) => value.name));
   for (const node of forward) {
-    if (node.inputs.some((input) => active.has(input.name))) node.outputs.forEach((output) => active.add(output.name));
+    if (!node.inputs.some((input) => active.has(input.name))) continue;
+    for (const output of node.outputs) if (!g.detached.has(output.name)) active.add(output.name);
   }
   const gradients = new Map<string, Value>();
   const accumulate = (value: Value, gradient: Value): void => {

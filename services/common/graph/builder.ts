@@ -50,6 +50,8 @@ export function sizeOf(shape: Shape): number {
  */
 export class GraphBuilder {
   readonly nodes: Node[] = [];
+  /** Names of values through which no gradient flows. */
+  readonly detached = new Set<string>();
   readonly #inputs: Value[] = [];
   readonly #outputs: { value: Value; name: string }[] = [];
   readonly #initializers: Initializer[] = [];
@@ -96,6 +98,12 @@ export class GraphBuilder {
     const outputs = results.map(({ type, shape }, i) => ({ name: `${op}_${id}_${i}`, type, shape }));
     this.nodes.push({ op, domain, inputs, outputs, attributes });
     return outputs;
+  }
+
+  /** Marks a value as a constant of the backward pass. */
+  detach(value: Value): Value {
+    this.detached.add(value.name);
+    return value;
   }
 
   /** Makes a computed value a graph output called `name`. */

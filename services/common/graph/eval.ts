@@ -3,10 +3,10 @@ import type { BatchShape } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
 import { parameterLayout } from "./layout.js";
 import { crossEntropy } from "./loss.js";
-import { unpackParameters } from "./parameters.js";
+import { inputPieces, unpackTensors } from "./parameters.js";
 
 /**
- * Held-out loss as an ONNX model. Inputs: tokens, targets int64 [b,t] (-100 is masked), weights float32 [p].
+ * Held-out loss as an ONNX model. Inputs: tokens, targets int64 [b,t] (-100 is masked), the pieces weights.i.
  * Outputs: loss_sum [] in nats and token_count [], both float32, so that batches can be summed exactly.
  */
 export function buildEvalGraph(config: ModelConfig, { batch, seqLen }: BatchShape): Uint8Array {
@@ -15,7 +15,7 @@ export function buildEvalGraph(config: ModelConfig, { batch, seqLen }: BatchShap
   const layout = parameterLayout(config);
   const tokens = g.input("tokens", "int64", [batch, seqLen]);
   const targets = g.input("targets", "int64", [batch, seqLen]);
-  const parameters = unpackParameters(g, layout, g.input("weights", "float32", [layout.total]));
+  const parameters = unpackTensors(g, layout, inputPieces(g, layout, "weights"));
   const logits = family.logits(g, config, parameters, family.hidden(g, config, parameters, tokens));
   const { lossSum, count } = crossEntropy(g, logits, targets);
   g.output("loss_sum", lossSum);

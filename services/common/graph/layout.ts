@@ -12,17 +12,28 @@ export interface TensorPlace {
   readonly decay: boolean;
 }
 
+/** A stretch of the flat vector that graphs take as one input, so that they neither cut nor join whole vectors. */
+export interface Piece {
+  /** The shape the graph sees: a decayed tensor's own, or [size]. */
+  readonly shape: Shape;
+  readonly offset: number;
+  readonly size: number;
+  readonly decay: boolean;
+  /** The tensors inside, in order: one that is decayed, or all those that are not. */
+  readonly tensors: readonly TensorPlace[];
+}
+
 export interface ParameterLayout {
   readonly tensors: readonly TensorPlace[];
   /** Elements of the flat vector. */
   readonly total: number;
-  /** Elements at its beginning to which weight decay applies. */
-  readonly decayed: number;
+  /** The same vector as graphs see it: every decayed tensor by itself, then the many small ones together. */
+  readonly pieces: readonly Piece[];
 }
 
 /**
  * Where each tensor lies in the one flat float32 vector that travels between device and server. Decayed tensors come
- * first, so that the optimizer treats two long segments; within each group the order is that of the model's modules.
+ * first, the small rest is one stretch; within each group the order is that of the model's modules.
  */
 export function parameterLayout(config: ModelConfig): ParameterLayout {
   const specs = familyOf(config)
@@ -35,6 +46,13 @@ export function parameterLayout(config: ModelConfig): ParameterLayout {
     total += spec.size;
     return { ...spec, offset };
   });
-  const decayed = tensors.reduce((sum, tensor) => sum + (tensor.decay ? tensor.size : 0), 0);
-  return { tensors, total, decayed };
+  const pieces: Piece[] = tensors
+    .filter((tensor) => tensor.decay)
+    .map(({ shape, offset, size, decay }, i) => ({ shape, offset, size, decay, tensors: tensors.slice(i, i + 1) }));
+  const rest = tensors.slice(pieces.length);
+  const offset = rest[0]?.offset ?? total;
+  if (rest.length > 0) {
+    pieces.push({ shape: [total - offset], offset, size: total - offset, decay: false, tensors: rest });
+  }
+  return { tensors, total, pieces };
 }

@@ -185,9 +185,25 @@ export function reduceSum(g: GraphBuilder, x: Value, axes: readonly number[], ke
   return one(g.node("ReduceSum", [x, g.ints(axes)], [{ type: x.type, shape }], { keepdims: flag(keep) }));
 }
 
-/** Euclidean norm of a vector [n] -> scalar. */
-export function norm(g: GraphBuilder, x: Value): Value {
-  return one(g.node("ReduceL2", [x, g.ints([0])], [{ type: x.type, shape: [] }], { keepdims: int(0) }));
+/** Sum of the squares of all elements -> scalar. */
+export function squareSum(g: GraphBuilder, x: Value): Value {
+  const axes = g.ints(x.shape.map((_, i) => i));
+  return one(g.node("ReduceSumSquare", [x, axes], [{ type: x.type, shape: [] }], { keepdims: int(0) }));
+}
+
+function extreme(g: GraphBuilder, op: "ReduceMin" | "ReduceMax", x: Value): Value {
+  const axes = g.ints(x.shape.map((_, i) => i));
+  return one(g.node(op, [x, axes], [{ type: x.type, shape: [] }], { keepdims: int(0) }));
+}
+
+/** Largest minus smallest element -> scalar. */
+export function range(g: GraphBuilder, x: Value): Value {
+  return sub(g, extreme(g, "ReduceMax", x), extreme(g, "ReduceMin", x));
+}
+
+/** Sum of values of equal shape. */
+export function sum(g: GraphBuilder, values: readonly Value[]): Value {
+  return one(g.node("Sum", values, [one(values)]));
 }
 
 /** A float32 tensor of one value, made when the session loads, so that the graph's file stays small. */

@@ -1,20 +1,38 @@
 import type { GraphBuilder, Value } from "./builder.js";
-import type { ParameterLayout } from "./layout.js";
-import { reshape, split } from "./ops.js";
+import type { ParameterLayout, Piece } from "./layout.js";
+import { concat, split } from "./ops.js";
 
-/** Cuts the flat vector [total] into the model's tensors, by name. */
-export function unpackParameters(g: GraphBuilder, layout: ParameterLayout, flat: Value): Map<string, Value> {
-  const parts = split(
-    g,
-    flat,
-    0,
-    layout.tensors.map((tensor) => tensor.size),
-  );
-  return new Map(
-    layout.tensors.map((tensor, i) => {
-      const part = parts[i];
-      if (part === undefined) throw new Error(`no part for ${tensor.name}`);
-      return [tensor.name, tensor.shape.length === 1 ? part : reshape(g, part, tensor.shape)];
-    }),
-  );
+/**
+ * Declares a flat vector as graph inputs `<name>.0`, `<name>.1`, ...: consecutive pieces of it, which a runtime feeds as
+ * views of one buffer.
+ */
+export function inputPieces(g: GraphBuilder, layout: ParameterLayout, name: string): Value[] {
+  return layout.pieces.map((piece, i) => g.input(`${name}.${i}`, "float32", piece.shape));
+}
+
+/** The model's tensors by name, out of the pieces of the weights. */
+export function unpackTensors(g: GraphBuilder, layout: ParameterLayout, pieces: readonly Value[]): Map<string, Value> {
+  const tensors = new Map<string, Value>();
+  layout.pieces.forEach((piece, i) => {
+    const value = pieces[i];
+    if (value === undefined) throw new Error(`no value for piece ${i}`);
+    const sizes = piece.tensors.map((tensor) => tensor.size);
+    const parts = sizes.length === 1 ? [value] : split(g, value, 0, sizes);
+    piece.tensors.forEach((tensor, k) => {
+      const part = parts[k];
+      if (part !== undefined) tensors.set(tensor.name, part);
+    });
+  });
+  return tensors;
+}
+
+/** The way back: one piece out of the values of its tensors, by name. */
+export function packPiece(g: GraphBuilder, piece: Piece, values: ReadonlyMap<string, Value>): Value {
+  const parts = piece.tensors.map((tensor) => {
+    const value = values.get(tensor.name);
+    if (value === undefined) throw new Error(`no value for ${tensor.name}`);
+    return value;
+  });
+  const [first] = parts;
+  return parts.length === 1 && first !== undefined ? first : concat(g, parts, 0);
 }

@@ -1,0 +1,176 @@
+import { z } from "zod";
+import { API_VERSION } from "./resources.js";
+
+/** What a manifest that leaves a field out gets. The one place for it. */
+export const JOB_DEFAULTS = {
+  rounds: 10,
+  seed: 1,
+  roundDeadlineMs: 0,
+  suspended: false,
+  model: { family: "gpt2" },
+  tokenizer: { kind: "bytes" },
+  /** Sequences are as long as the model's context, but no longer than this. */
+  data: { purpose: "research", seqLen: 64, heldOutFraction: 0.1, minTokens: 0 },
+  /** Target 0 aims at every device that may take part. */
+  cohort: { min: 1, target: 0, overCommit: 1 },
+  local: { steps: 50, stepPolicy: "proportional", minSteps: 1, batchSize: 8 },
+  optimizer: {
+    name: "adamw",
+    learningRate: 1e-3,
+    beta1: 0.9,
+    beta2: 0.99,
+    eps: 1e-8,
+    weightDecay: 0.1,
+    clipNorm: 1,
+    keepState: true,
+  },
+  /** Warm-up is this long, but no longer than a tenth of the job. */
+  schedule: { name: "cosine", warmupSteps: 50, minRatio: 0.1 },
+  strategy: { name: "diloco", outerLearningRate: 0.7, outerMomentum: 0.9, weighting: "tokens", maxUpdateNorm: 0 },
+  codec: { name: "int8", errorFeedback: true },
+  evaluation: { everyRounds: 1, finalRound: true },
+} as const;
+
+const D = JOB_DEFAULTS;
+/** A round's name is the job's with "-" and up to six digits, within 63 characters. */
+export const MAX_JOB_NAME = 56;
+/** Longest lists and texts: a manifest is at most 1 MiB, but a label is not a place for documents. */
+const MAX_LABEL = 63;
+const DAY_MS = 86_400_000;
+
+const whole = (min: number, max: number): z.ZodNumber => {
+  const error = `must be a whole number from ${min} to ${max}`;
+  return z.number({ error }).int(error).min(min, error).max(max, error);
+};
+const between = (min: number, max: number): z.ZodNumber => {
+  const error = `must be a number from ${min} to ${max}`;
+  return z.number({ error }).min(min, error).max(max, error);
+};
+const above = (min: number, max: number): z.ZodNumber => {
+  const error = `must be a number above ${min} and at most ${max}`;
+  return z.number({ error }).gt(min, error).max(max, error);
+};
+const truth = z.boolean({ error: "must be true or false" });
+const text = (max: number): z.ZodString =>
+  z.string({ error: "must be text" }).max(max, `must be at most ${max} characters`);
+const label = text(MAX_LABEL).min(1, "must not be empty");
+const labels = z.record(label, text(MAX_LABEL), { error: "must be a map of text to text" });
+const dnsLabel = (max: number): z.ZodString => {
+  const error = `must be 1 to ${max} lower-case letters, digits and inner "-"`;
+  return z
+    .string({ error })
+    .max(max, error)
+    .regex(/^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/, error);
+};
+const object = <S extends z.core.$ZodShape>(shape: S): z.ZodObject<S, z.core.$strict> =>
+  z.strictObject(shape, { error: (issue) => (issue.code === "invalid_type" ? "must be a map of fields" : undefined) });
+
+const metadata = (maxName: number) =>
+  object({
+    name: dnsLabel(maxName),
+    labels: labels.default({}),
+    annotations: z.record(label, text(4096), { error: "must be a map of text to text" }).default({}),
+  });
+
+const digest = z
+  .string({ error: "must be text" })
+  .regex(/^sha256:[0-9a-f]{64}$/, 'must be "sha256:" and 64 hexadecimal digits');
+
+const tokenizer = object({
+  kind: z.enum(["bytes", "chars", "huggingface"]).default(D.tokenizer.kind),
+  chars: text(65_536).default(""),
+  blob: object({ digest, sizeBytes: whole(1, 268_435_456) }).optional(),
+});
+
+const optimizer = object({
+  name: z.enum(["adamw"]).default(D.optimizer.name),
+  learningRate: above(0, 10).default(D.optimizer.learningRate),
+  beta1: between(0, 0.99999).default(D.optimizer.beta1),
+  beta2: between(0, 0.9999999).default(D.optimizer.beta2),
+  eps: above(0, 1).default(D.optimizer.eps),
+  weightDecay: between(0, 10).default(D.optimizer.weightDecay),
+  clipNorm: between(0, 1e6).default(D.optimizer.clipNorm),
+  schedule: object({
+    name: z.enum(["constant", "linear", "cosine"]).default(D.schedule.name),
+    warmupSteps: whole(0, 10_000_000).optional(),
+    minRatio: between(0, 1).default(D.schedule.minRatio),
+  }).prefault({}),
+  keepState: truth.default(D.optimizer.keepState),
+});
+
+const spec = object({
+  model: object({
+    base: dnsLabel(63).optional(),
+    family: text(MAX_LABEL).min(1, "must not be empty").optional(),
+    config: z.record(z.string(), z.json(), { error: "must be a map of the family's fields" }).optional(),
+    tokenizer: tokenizer.optional(),
+  }),
+  data: object({
+    dataset: dnsLabel(63),
+    purpose: label.default(D.data.purpose),
+    seqLen: whole(2, 16_384).optional(),
+    heldOutFraction: between(0, 0.5).default(D.data.heldOutFraction),
+    minTokens: whole(0, 1e12).default(D.data.minTokens),
+  }),
+  rounds: whole(1, 100_000).default(D.rounds),
+  cohort: object({
+    min: whole(1, 100_000).default(D.cohort.min),
+    target: whole(0, 100_000).default(D.cohort.target),
+    overCommit: between(1, 3).default(D.cohort.overCommit),
+    selector: labels.default({}),
+  }).prefault({}),
+  local: object({
+    steps: whole(1, 1_000_000).default(D.local.steps),
+    stepPolicy: z.enum(["fixed", "proportional"]).default(D.local.stepPolicy),
+    minSteps: whole(1, 1_000_000).default(D.local.minSteps),
+    batchSize: whole(1, 4096).default(D.local.batchSize),
+    optimizer: optimizer.prefault({}),
+  }).prefault({}),
+  strategy: object({
+    name: z.enum(["fedavg", "diloco"]).default(D.strategy.name),
+    outerLearningRate: above(0, 10).default(D.strategy.outerLearningRate),
+    outerMomentum: between(0, 0.9999).default(D.strategy.outerMomentum),
+    weighting: z.enum(["tokens", "equal"]).default(D.strategy.weighting),
+    maxUpdateNorm: between(0, 1e12).default(D.strategy.maxUpdateNorm),
+  }).prefault({}),
+  codec: object({
+    name: z.enum(["fp32", "int8"]).default(D.codec.name),
+    errorFeedback: truth.default(D.codec.errorFeedback),
+  }).prefault({}),
+  evaluation: object({
+    everyRounds: whole(0, 100_000).default(D.evaluation.everyRounds),
+    finalRound: truth.default(D.evaluation.finalRound),
+  }).prefault({}),
+  roundDeadlineMs: whole(0, 30 * DAY_MS).default(D.roundDeadlineMs),
+  seed: whole(0, 4_294_967_295).default(D.seed),
+  suspended: truth.default(D.suspended),
+});
+
+const apiVersion = z.literal(API_VERSION);
+
+/** A TrainingJob manifest: shapes and ranges of single fields. What must fit together is checked in manifest.ts. */
+export const jobSchema = object({
+  apiVersion,
+  kind: z.literal("TrainingJob"),
+  metadata: metadata(MAX_JOB_NAME),
+  spec,
+});
+
+/** A Dataset manifest: the passport of data that stays on the devices. */
+export const datasetSchema = object({
+  apiVersion,
+  kind: z.literal("Dataset"),
+  metadata: metadata(63),
+  spec: object({
+    description: text(4096).default(""),
+    steward: text(256).default(""),
+    purposes: z
+      .array(label, { error: "must be a list of purposes" })
+      .max(64, "must be at most 64 purposes")
+      .default([]),
+    minCohort: whole(0, 100_000).default(0),
+    licence: text(256).default(""),
+  }).prefault({}),
+});
+
+export type JobManifest = z.output<typeof jobSchema>;

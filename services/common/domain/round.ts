@@ -1,0 +1,218 @@
+import type { Exclusion, Round, RoundStatus, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
+import { type Observation, setCondition } from "./condition.js";
+
+/** Phases of a round. "Completed" and "Failed" are final. */
+export type RoundPhase = "Planning" | "Training" | "Aggregating" | "Completed" | "Failed";
+
+/** What the world says of a round, gathered by the caller. */
+export interface RoundFacts {
+  /** The aggregator's judgement so far. */
+  tally: UpdateTally | undefined;
+  /** Commits in the log that are not judged yet. */
+  unjudged: number;
+  /** Devices that refused, failed, vanished or are being drained, with the reasons. */
+  lost: ReadonlyMap<string, readonly string[]>;
+  /** Devices whose lease has run out: waited for until the deadline, since they may be back any moment, not after it. */
+  silent: ReadonlySet<string>;
+  /** Whether the RoundResult exists. */
+  hasResult: boolean;
+  /** Whether the job was cancelled, failed or deleted. */
+  jobStopped: boolean;
+}
+
+/** The next status, or none and the time at which to look again if nothing happens before. */
+export type Advance = { changed: true; status: RoundStatus } | { changed: false; wakeAtMs: number | undefined };
+
+/** While commits are unjudged the aggregator's next tally wakes the round; this is only in case that event is lost. */
+const JUDGEMENT_POLL_MS = 2_000;
+
+/** An empty status: the round is to be planned. */
+export function newRoundStatus(): RoundStatus {
+  return {
+    phase: "Planning",
+    conditions: [],
+    assignments: [],
+    exclusions: [],
+    plannedAtMs: 0,
+    deadlineAtMs: 0,
+    target: 0,
+    quorum: 0,
+    attempt: 0,
+    foldSet: [],
+    withdrawn: [],
+  };
+}
+
+/** Accepted commits in log order, one per device: the first. */
+export function acceptedVerdicts(tally: UpdateTally | undefined): Verdict[] {
+  const seen = new Set<string>();
+  return [...(tally?.verdicts ?? [])]
+    .sort((a, b) => a.commitSeq - b.commitSeq)
+    .filter((verdict) => {
+      const device = verdict.manifest?.device;
+      if (!verdict.accepted || device === undefined || seen.has(device)) return false;
+      seen.add(device);
+      return true;
+    });
+}
+
+/** Devices none of whose commits was accepted, and why the last one was not. */
+export function refusedUpdates(tally: UpdateTally | undefined): Map<string, string> {
+  const refused = new Map<string, string>();
+  for (const { manifest, accepted, reason, message } of tally?.verdicts ?? []) {
+    if (manifest !== undefined && !accepted)
+      refused.set(manifest.device, `its update was refused (${reason}): ${message}`);
+  }
+  for (const { manifest } of acceptedVerdicts(tally)) refused.delete(manifest?.device ?? "");
+  return refused;
+}
+
+/** Where everybody invited to the round stands. */
+export interface Standing {
+  accepted: Verdict[];
+  /** Invited devices that may still commit. */
+  outstanding: string[];
+  /** Invited devices that are not waited for, by name, with the reasons. */
+  withdrawn: Exclusion[];
+}
+
+/** Where everybody invited stands. A judged commit outweighs a withdrawal: work that is durable counts. */
+export function standingOf(status: RoundStatus, facts: Pick<RoundFacts, "tally" | "lost">): Standing {
+  const accepted = acceptedVerdicts(facts.tally);
+  const hasAccepted = new Set(accepted.map((verdict) => verdict.manifest?.device));
+  const refused = refusedUpdates(facts.tally);
+  const reasons = new Map<string, readonly string[]>(status.withdrawn.map(({ device, reasons }) => [device, reasons]));
+  const outstanding: string[] = [];
+  const withdrawn: Exclusion[] = [];
+  for (const { device } of status.assignments) {
+    if (hasAccepted.has(device)) continue;
+    const refusal = refused.get(device);
+    const why = refusal === undefined ? (reasons.get(device) ?? facts.lost.get(device)) : [refusal];
+    if (why === undefined) outstanding.push(device);
+    else withdrawn.push({ device, reasons: [...why] });
+  }
+  withdrawn.sort(byDevice);
+  return { accepted, outstanding, withdrawn };
+}
+
+const sameExclusions = (a: readonly Exclusion[], b: readonly Exclusion[]): boolean =>
+  a.length === b.length &&
+  a.every((one, i) => one.device === b[i]?.device && one.reasons.join("\n") === b[i].reasons.join("\n"));
+
+const byDevice = (a: Exclusion, b: Exclusion): number => (a.device < b.device ? -1 : 1);
+
+/** Those that a new plan replaces: the withdrawn, and the silent among those still waited for. */
+function givenUp({ outstanding, withdrawn }: Standing, silent: ReadonlySet<string>): Exclusion[] {
+  const reasons = ["had fallen silent when the round was planned again"];
+  const gone = outstanding.filter((device) => silent.has(device)).map((device) => ({ device, reasons }));
+  return [...withdrawn, ...gone].sort(byDevice);
+}
+
+type Decision = "wait" | "fold" | "replan" | "fail";
+
+/** The decision of the Training phase; see `advance`. */
+function decide(status: RoundStatus, facts: RoundFacts, standing: Standing, nowMs: number): Decision {
+  const accepted = standing.accepted.length;
+  // A durable commit is never dropped for want of a judgement: whatever is decided, it is decided knowing all of them.
+  if (facts.unjudged > 0) return "wait";
+  const hasQuorum = accepted >= status.quorum;
+  if (facts.jobStopped) return hasQuorum ? "fold" : "fail";
+  if (hasQuorum && accepted >= status.target) return "fold";
+  if (standing.outstanding.length === 0 || nowMs >= status.deadlineAtMs) return hasQuorum ? "fold" : "replan";
+  return accepted + standing.outstanding.length < status.quorum ? "replan" : "wait";
+}
+
+/** The fold set is frozen here, once: the aggregator folds these commits in this order and no other. */
+function fold(status: RoundStatus, { accepted, outstanding, withdrawn }: Standing): RoundStatus {
+  const late = outstanding.map((device) => ({ device, reasons: ["had not committed when the round was folded"] }));
+  return {
+    ...status,
+    phase: "Aggregating",
+    foldSet: accepted.map(({ commitSeq, manifest }) => ({ device: manifest?.device ?? "", commitSeq })),
+    withdrawn: [...withdrawn, ...late].sort(byDevice),
+  };
+}
+
+/**
+ * The life of a round, as a pure and total function. Replaying the same facts gives the same status, so any replica may
+ * do any step, twice or after a crash (as in etcd's raft, the core does no IO and reads no clock).
+ *
+ * ```
+ *              planRound, by compare-and-set
+ *   Planning ─────────────────────────────────▶ Training
+ *    │  ▲                                        │  │  │
+ *    │  │  deadline, or nobody left to wait for, │  │  │ every commit in the log is judged, and: target reached, or
+ *    │  └────────── without a quorum ────────────┘  │  │ deadline or nobody left to wait for, with a quorum
+ *    │               (attempt + 1)                  │  ▼
+ *    │ job stopped            job stopped, no quorum│ Aggregating ──▶ Completed
+ *    ▼                                              ▼      RoundResult exists
+ *   Failed ◀────────────────────────────────────────┘
+ * ```
+ */
+export function advance(round: Round, facts: RoundFacts, nowMs: number): Advance {
+  const status = round.status ?? newRoundStatus();
+  const observed = (next: RoundStatus, seen: Omit<Observation, "generation">): Advance => {
+    const generation = round.metadata?.generation ?? 1;
+    return {
+      changed: true,
+      status: { ...next, conditions: setCondition(next.conditions, { ...seen, generation }, nowMs) },
+    };
+  };
+  switch (status.phase) {
+    case "Planning":
+      return advancePlanning(status, facts, nowMs, observed);
+    case "Training":
+      return advanceTraining(status, facts, nowMs, observed);
+    case "Aggregating":
+      if (!facts.hasResult) return { changed: false, wakeAtMs: undefined };
+      return observed(
+        { ...status, phase: "Completed" },
+        { type: "Completed", status: true, reason: "Folded", message: `${status.foldSet.length} updates were folded` },
+      );
+    default:
+      return { changed: false, wakeAtMs: undefined };
+  }
+}
+
+const failure = (message: string): Omit<Observation, "generation"> => ({
+  type: "Completed",
+  status: false,
+  reason: "JobStopped",
+  message,
+});
+
+type Observed = (next: RoundStatus, seen: Omit<Observation, "generation">) => Advance;
+
+/** A withdrawn device may come back and commit what it had spooled while replacements are still looked for. */
+function advancePlanning(status: RoundStatus, facts: RoundFacts, nowMs: number, observed: Observed): Advance {
+  if (facts.unjudged > 0) return { changed: false, wakeAtMs: nowMs + JUDGEMENT_POLL_MS };
+  const standing = standingOf(status, facts);
+  if (status.quorum > 0 && standing.accepted.length >= status.quorum) {
+    const message = `${standing.accepted.length} accepted, ${status.quorum} needed`;
+    return observed(fold(status, standing), { type: "Quorum", status: true, reason: "Reached", message });
+  }
+  if (!facts.jobStopped) return { changed: false, wakeAtMs: undefined };
+  return observed({ ...status, phase: "Failed" }, failure("the job was stopped while the round was being planned"));
+}
+
+function advanceTraining(status: RoundStatus, facts: RoundFacts, nowMs: number, observed: Observed): Advance {
+  const standing = standingOf(status, facts);
+  const isOver = nowMs >= status.deadlineAtMs;
+  const count = `${standing.accepted.length} accepted, ${status.quorum} needed`;
+  switch (decide(status, facts, standing, nowMs)) {
+    case "fold":
+      return observed(fold(status, standing), { type: "Quorum", status: true, reason: "Reached", message: count });
+    case "fail":
+      return observed({ ...status, phase: "Failed" }, failure(`the job was stopped without a quorum: ${count}`));
+    case "replan":
+      return observed(
+        { ...status, phase: "Planning", attempt: status.attempt + 1, withdrawn: givenUp(standing, facts.silent) },
+        { type: "Planned", status: false, reason: isOver ? "DeadlinePassed" : "DevicesLost", message: count },
+      );
+    case "wait":
+      if (!sameExclusions(status.withdrawn, standing.withdrawn)) {
+        return { changed: true, status: { ...status, withdrawn: standing.withdrawn } };
+      }
+      return { changed: false, wakeAtMs: facts.unjudged > 0 ? nowMs + JUDGEMENT_POLL_MS : status.deadlineAtMs };
+  }
+}

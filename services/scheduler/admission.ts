@@ -1,0 +1,120 @@
+import type { TrainingJob } from "#proto/shoal/v1/job.js";
+import type { Model } from "#proto/shoal/v1/model.js";
+import { API_VERSION, newMeta } from "#common/domain/resources.js";
+import { deriveSeed } from "#common/domain/seed.js";
+import { toHuggingFaceConfig } from "#common/graph/config.js";
+import { initWeights } from "#common/graph/init.js";
+import type { BlobStore } from "#common/ports/blob-store.js";
+import type { ResourceStore } from "#common/ports/resource-store.js";
+import { toBytes } from "#common/tensor/flat.js";
+import { configOf, readConfig } from "./model-reading.js";
+
+/** Which job, of all that ever had its name, a model belongs to. */
+const JOB_UID = "shoal.dev/job-uid";
+
+/** The model to start from; or why there is none, and whether that may change without a new manifest. */
+export type Admission = { ok: true; model: Model } | { ok: false; final: boolean; reason: string; message: string };
+
+const later = (reason: string, message: string): Admission => ({ ok: false, final: false, reason, message });
+const never = (reason: string, message: string): Admission => ({ ok: false, final: true, reason, message });
+
+interface World {
+  store: ResourceStore;
+  blobs: BlobStore;
+}
+
+function modelMeta(job: TrainingJob): Model["metadata"] {
+  const name = job.metadata?.name ?? "";
+  return { ...newMeta(name, { job: name }), annotations: { [JOB_UID]: job.metadata?.uid ?? "" } };
+}
+
+async function admitBase(job: TrainingJob, base: string, { store, blobs }: World): Promise<Admission> {
+  const found = await store.get("Model", base);
+  if (found?.weights === undefined) {
+    return later("BaseMissing", `waiting for the model "${base}": import it, or name another as spec.model.base`);
+  }
+  if ((await blobs.stat(found.weights.digest)) === undefined) {
+    return later("BaseMissing", `the weights of the model "${base}" are not stored any more: import it again`);
+  }
+  const config = configOf(found);
+  const seqLen = job.spec?.data?.seqLen ?? 0;
+  if (seqLen > config.contextLength) {
+    const message = `spec.data.seqLen ${seqLen} is above the context length ${config.contextLength} of the model "${base}": apply the job under another name with a smaller one`;
+    return never("SequenceTooLong", message);
+  }
+  const origin = { job: job.metadata?.name ?? "", round: 0 };
+  return { ok: true, model: { ...found, metadata: modelMeta(job), origin } };
+}
+
+async function admitNew(job: TrainingJob, { blobs }: World): Promise<Admission> {
+  const { family = "", config = {}, tokenizer } = job.spec?.model ?? {};
+  const parsed = readConfig(family, config);
+  if (!parsed.ok) {
+    const why = parsed.violations
+      .map(({ field, description }) => `spec.model.config.${field} ${description}`)
+      .join("; ");
+    return never("ModelInvalid", why);
+  }
+  const weights = initWeights(parsed.config, deriveSeed(job.spec?.seed ?? 0, "weights"));
+  return {
+    ok: true,
+    model: {
+      apiVersion: API_VERSION,
+      kind: "Model",
+      metadata: modelMeta(job),
+      family,
+      config: toHuggingFaceConfig(parsed.config),
+      tokenizer,
+      weights: await blobs.put(toBytes(weights)),
+      parameters: weights.length,
+      origin: { job: job.metadata?.name ?? "", round: 0 },
+    },
+  };
+}
+
+/**
+ * Whether a job can begin, and with which model. Fresh weights come from the job's seed alone, so two replicas that
+ * admit the same job store the same bytes.
+ */
+export async function admit(job: TrainingJob, world: World): Promise<Admission> {
+  const { store, blobs } = world;
+  const name = job.metadata?.name ?? "";
+  const taken = await store.get("Model", name);
+  if (taken !== undefined && taken.origin?.job !== name) {
+    return later(
+      "ModelNameTaken",
+      `a model named "${name}" exists that this job did not make: delete it, or apply the job under another name`,
+    );
+  }
+  const { dataset = "", purpose = "" } = job.spec?.data ?? {};
+  const allowed = (await store.get("Dataset", dataset))?.spec?.purposes ?? [];
+  if (allowed.length > 0 && !allowed.includes(purpose)) {
+    return later(
+      "PurposeRefused",
+      `the dataset "${dataset}" is not for the purpose "${purpose}", only for ${allowed.join(", ")}: ask its steward`,
+    );
+  }
+  const vocabulary = job.spec?.model?.tokenizer?.blob;
+  if (vocabulary !== undefined && (await blobs.stat(vocabulary.digest)) === undefined) {
+    return later("TokenizerMissing", `waiting for the tokenizer ${vocabulary.digest}: upload its tokenizer.json`);
+  }
+  const base = job.spec?.model?.base ?? "";
+  return base === "" ? admitNew(job, world) : admitBase(job, base, world);
+}
+
+/**
+ * Makes the Model named like the job hold these weights, unless it holds those of a later round of the same job already.
+ * Idempotent; a lost race is returned as false.
+ */
+export async function publishModel(job: TrainingJob, model: Model, store: ResourceStore): Promise<boolean> {
+  const name = job.metadata?.name ?? "";
+  const stored = await store.get("Model", name);
+  if (stored === undefined) return (await store.create("Model", model)).ok;
+  const isSameJob = stored.metadata?.annotations[JOB_UID] === job.metadata?.uid;
+  const isNewer = (model.origin?.round ?? 0) > (stored.origin?.round ?? 0);
+  if (isSameJob && !isNewer) return true;
+  if (stored.metadata === undefined || model.metadata === undefined) return false;
+  const { annotations, labels } = model.metadata;
+  const metadata = { ...stored.metadata, annotations, labels };
+  return (await store.update("Model", { ...model, metadata })).ok;
+}

@@ -1,0 +1,155 @@
+import type { Device, Lease } from "#proto/shoal/v1/device.js";
+import type { TrainingJob } from "#proto/shoal/v1/job.js";
+import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
+import { refusedUpdates, type RoundFacts } from "#common/domain/round.js";
+import { roundName } from "#common/domain/resources.js";
+import type { ResourceStore } from "#common/ports/resource-store.js";
+import type { UpdateLog } from "#common/ports/update-log.js";
+import type { Candidate, Snapshot } from "./eligibility.js";
+import { configOf } from "./model-reading.js";
+
+/** Earlier rounds whose timings predict the next. */
+const HISTORY_ROUNDS = 5;
+/** A device is given up during a round when its lease has been over this long while others were renewed. */
+const VANISHED_AFTER_MS = 30_000;
+
+const FINAL = new Set(["Completed", "Failed"]);
+const STOPPED = new Set(["Cancelled", "Failed"]);
+
+const named = <T extends { metadata: { name: string } | undefined }>(items: readonly T[]): Map<string, T> =>
+  new Map(items.map((item) => [item.metadata?.name ?? "", item]));
+
+/** Whether a job takes no more rounds. A job that is gone is stopped; a completed one has no open round. */
+export function isStopped(job: TrainingJob | undefined): boolean {
+  return job === undefined || STOPPED.has(job.status?.phase ?? "");
+}
+
+/** Which device works for which open round of another job. */
+async function busyDevices(store: ResourceStore, job: string): Promise<Map<string, string>> {
+  const busy = new Map<string, string>();
+  const { items } = await store.list("TrainingJob");
+  for (const other of items) {
+    const name = other.metadata?.name ?? "";
+    const number = other.status?.currentRound ?? 0;
+    if (name === job || number === 0) continue;
+    const round = await store.get("Round", roundName(name, number));
+    if (round?.status?.phase !== "Training") continue;
+    const gone = new Set(round.status.withdrawn.map(({ device }) => device));
+    const judged = await store.get("UpdateTally", roundName(name, number));
+    for (const { manifest } of judged?.verdicts ?? []) gone.add(manifest?.device ?? "");
+    for (const { device } of round.status.assignments) if (!gone.has(device)) busy.set(device, roundName(name, number));
+  }
+  return busy;
+}
+
+/** Milliseconds per local step of every device in the last rounds of the job, oldest first. */
+async function stepTimes(store: ResourceStore, job: string, number: number): Promise<Map<string, number[]>> {
+  const times = new Map<string, number[]>();
+  for (let n = Math.max(1, number - HISTORY_ROUNDS); n < number; n++) {
+    const result = await store.get("RoundResult", roundName(job, n));
+    for (const { manifest } of result?.folded ?? []) {
+      if (manifest === undefined || manifest.localSteps <= 0 || manifest.trainMs <= 0) continue;
+      const known = times.get(manifest.device) ?? [];
+      known.push(manifest.trainMs / manifest.localSteps);
+      times.set(manifest.device, known);
+    }
+  }
+  return times;
+}
+
+/** Freezes all that planning depends on; undefined while the job's Model is missing. */
+export async function takeSnapshot(
+  store: ResourceStore,
+  job: TrainingJob,
+  round: Round,
+  tally: UpdateTally | undefined,
+  nowMs: number,
+): Promise<Snapshot | undefined> {
+  const name = job.metadata?.name ?? "";
+  const model = await store.get("Model", job.status?.model ?? "");
+  if (model === undefined) return undefined;
+  const [devices, leases, dataset, busy, times] = await Promise.all([
+    store.list("Device"),
+    store.list("Lease"),
+    store.get("Dataset", job.spec?.data?.dataset ?? ""),
+    busyDevices(store, name),
+    stepTimes(store, name, round.spec?.number ?? 0),
+  ]);
+  const leaseOf = named(leases.items);
+  const refused = refusedUpdates(tally);
+  const candidates = devices.items.map((device): Candidate => {
+    const key = device.metadata?.name ?? "";
+    return {
+      device,
+      lease: leaseOf.get(key),
+      busyWith: busy.get(key),
+      refusedUpdate: refused.get(key),
+      msPerStep: times.get(key) ?? [],
+    };
+  });
+  return { nowMs, candidates, dataset, config: configOf(model) };
+}
+
+/** Why a device of the round will not commit; undefined if it may. */
+function lossOf(
+  round: string,
+  device: Device | undefined,
+  lease: Lease | undefined,
+  aliveMs: number,
+): string[] | undefined {
+  if (device === undefined) return ["was removed from the fleet"];
+  if (device.spec?.draining === true) return ["is being drained by an operator"];
+  const report = (device.status?.assignments ?? []).find((one) => one.round === round);
+  if (report?.phase === "Refused" || report?.phase === "Failed") {
+    const why = report.reasons.join("; ") || "it gave no reason";
+    return [`${report.phase.toLowerCase()}: ${why}`];
+  }
+  if (lease !== undefined && aliveMs - lease.expiresAtMs > VANISHED_AFTER_MS) {
+    return [`vanished: silent since ${new Date(lease.renewedAtMs).toISOString()}`];
+  }
+  return undefined;
+}
+
+/** Gathers what `advance` decides on. */
+export async function gatherFacts(
+  store: ResourceStore,
+  updates: UpdateLog,
+  job: TrainingJob | undefined,
+  round: Round,
+  nowMs: number,
+): Promise<RoundFacts> {
+  const name = round.metadata?.name ?? "";
+  const [tally, result, devices, leases] = await Promise.all([
+    store.get("UpdateTally", name),
+    store.get("RoundResult", name),
+    store.list("Device"),
+    store.list("Lease"),
+  ]);
+  // After the tally: a commit in between then counts as unjudged, never as absent.
+  const unjudged = await updates.commits(name, tally?.lastSeq ?? 0);
+  const deviceOf = named(devices.items);
+  const leaseOf = named(leases.items);
+  // Silence is measured against the last sign of life of any device: when the registry is down, nobody vanishes.
+  const aliveMs = Math.max(0, ...leases.items.map((lease) => lease.renewedAtMs));
+  const lost = new Map<string, string[]>();
+  const silent = new Set<string>();
+  for (const { device } of round.status?.assignments ?? []) {
+    const lease = leaseOf.get(device);
+    const why = lossOf(name, deviceOf.get(device), lease, aliveMs);
+    if (why !== undefined) lost.set(device, why);
+    if (lease === undefined || lease.expiresAtMs <= nowMs) silent.add(device);
+  }
+  return {
+    tally,
+    unjudged: unjudged.length,
+    lost,
+    silent,
+    hasResult: result !== undefined,
+    jobStopped: isStopped(job),
+  };
+}
+
+/** Whether nothing can happen to the round any more. */
+export function isFinal(round: Round): boolean {
+  return FINAL.has(round.status?.phase ?? "");
+}

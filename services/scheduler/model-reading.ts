@@ -1,0 +1,32 @@
+import type { ReadModel } from "#common/domain/manifest.js";
+import type { Model } from "#proto/shoal/v1/model.js";
+import { type ModelConfig, parseModelConfig } from "#common/graph/config.js";
+
+type Fields = Readonly<Record<string, unknown>>;
+
+/** A config in the family's Hugging Face field names; the family may be named beside it or as model_type in it. */
+export function readConfig(family: string, config: Fields): ReturnType<typeof parseModelConfig> {
+  const inner = config["model_type"];
+  if (inner !== undefined && inner !== family) {
+    const description = `is not the family "${family}"; name the same in both, or leave model_type out`;
+    return { ok: false, violations: [{ field: "model_type", value: inner, description }] };
+  }
+  return parseModelConfig({ ...config, model_type: family });
+}
+
+/** The graph room's judgement, in the terms of the manifest's rules. */
+export const readModel: ReadModel = (family, config) => {
+  const parsed = readConfig(family, config);
+  if (!parsed.ok) return parsed;
+  return { ok: true, vocabSize: parsed.config.vocabSize, contextLength: parsed.config.contextLength };
+};
+
+/** The config of a stored model. Throws code "MODEL_INVALID" if it cannot be built, which admission rules out. */
+export function configOf(model: Model): ModelConfig {
+  const parsed = readConfig(model.family, model.config ?? {});
+  if (parsed.ok) return parsed.config;
+  const why = parsed.violations.map(({ field, description }) => `${field} ${description}`).join("; ");
+  throw Object.assign(new Error(`model ${model.metadata?.name ?? ""} cannot be built: ${why}`), {
+    code: "MODEL_INVALID",
+  });
+}

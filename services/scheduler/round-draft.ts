@@ -1,0 +1,73 @@
+import type { TrainingJob } from "#proto/shoal/v1/job.js";
+import type { BlobRef } from "#proto/shoal/v1/meta.js";
+import type { Model } from "#proto/shoal/v1/model.js";
+import type { Round, RoundTask } from "#proto/shoal/v1/round.js";
+import { newRoundStatus } from "#common/domain/round.js";
+import { API_VERSION, newMeta, roundName } from "#common/domain/resources.js";
+import { deriveSeed } from "#common/domain/seed.js";
+
+/** What comes after the rounds that are durable: a training round, the evaluation-only round at the end, or nothing. */
+export function nextRound(job: TrainingJob): { number: number; evaluationOnly: boolean } | undefined {
+  const { rounds = 0, evaluation } = job.spec ?? {};
+  const number = (job.status?.completedRounds ?? 0) + 1;
+  if (number <= rounds) return { number, evaluationOnly: false };
+  return evaluation?.finalRound === true ? { number, evaluationOnly: true } : undefined;
+}
+
+/** Whether the starting weights of a round are evaluated: of the first, and of every `everyRounds`-th after it. */
+export function isEvaluated(job: TrainingJob, number: number, evaluationOnly: boolean): boolean {
+  const every = job.spec?.evaluation?.everyRounds ?? 0;
+  return evaluationOnly || (every > 0 && (number - 1) % every === 0);
+}
+
+/**
+ * A round to be created. It follows from the job and its newest weights alone, so that whichever replica creates it, after
+ * whichever crash, creates the same one. Devices are not chosen here.
+ * @param evalGraph needed if the round is evaluated
+ */
+export function draftRound(
+  job: TrainingJob,
+  model: Pick<Model, "family" | "tokenizer">,
+  { number, evaluationOnly }: { number: number; evaluationOnly: boolean },
+  evalGraph: BlobRef | undefined,
+): Round {
+  const { spec, status } = job;
+  const name = job.metadata?.name ?? "";
+  const steps = spec?.local?.steps ?? 0;
+  const task: RoundTask = {
+    job: name,
+    round: roundName(name, number),
+    number,
+    purpose: spec?.data?.purpose ?? "",
+    modelFamily: model.family,
+    cohortSize: 0,
+    dataset: spec?.data?.dataset ?? "",
+    tokenizer: model.tokenizer,
+    heldOutFraction: spec?.data?.heldOutFraction ?? 0,
+    seqLen: spec?.data?.seqLen ?? 0,
+    weights: status?.weights,
+    parameters: status?.parameters ?? 0,
+    optimizer: spec?.local?.optimizer,
+    totalSteps: (spec?.rounds ?? 0) * steps,
+    stepOffset: (number - 1) * steps,
+    referenceSteps: evaluationOnly ? 0 : steps,
+    codec: spec?.codec,
+    evaluate: isEvaluated(job, number, evaluationOnly),
+    evalGraph,
+    evalBatchSize: spec?.local?.batchSize ?? 0,
+  };
+  return {
+    apiVersion: API_VERSION,
+    kind: "Round",
+    metadata: newMeta(task.round, { job: name }),
+    spec: {
+      job: name,
+      number,
+      evaluationOnly,
+      seed: deriveSeed(spec?.seed ?? 0, "round", number),
+      task,
+      outerState: status?.outerState,
+    },
+    status: newRoundStatus(),
+  };
+}

@@ -1,0 +1,207 @@
+import type { Assignment, UpdateManifest, Verdict } from "#proto/shoal/v1/round.js";
+import { chunkCount, updateBytes } from "#common/tensor/chunk.js";
+import type { Codec } from "#common/tensor/codec.js";
+
+/** Why a commit does not count. */
+export type RefusalReason =
+  | "Late"
+  | "NotAssigned"
+  | "Duplicate"
+  | "WrongRound"
+  | "WrongBase"
+  | "WrongShape"
+  | "WrongDigest"
+  | "NotFinite"
+  | "NormExceeded"
+  | "BadPayload";
+
+export interface Refusal {
+  reason: RefusalReason;
+  message: string;
+}
+
+/** A commit as the log holds it; device and round come from the authenticated subject. */
+export interface Commit {
+  seq: number;
+  device: string;
+  round: string;
+  manifest: UpdateManifest | undefined;
+}
+
+/** What a commit of a round is held against. */
+export interface AcceptContext {
+  round: string;
+  /** False once the round has left Training: whatever comes then is late. */
+  open: boolean;
+  evaluationOnly: boolean;
+  assignments: readonly Assignment[];
+  /** Devices of which an update was accepted already. */
+  acceptedDevices: ReadonlySet<string>;
+  /** Values of the model. */
+  parameters: number;
+  codec: Codec;
+  /** Digest of the weights the round starts from. */
+  baseDigest: string;
+  /** Tokens per sequence, which bounds the tokens a device may claim. */
+  seqLen: number;
+  /** Updates with a greater L2 norm are refused; 0 sets only NORM_CEILING. */
+  maxUpdateNorm: number;
+}
+
+/** What reading the chunks of a commit has shown. */
+export type PayloadFacts = { ok: true; digest: string; norm: number } | { ok: false; refusal: Refusal };
+
+/** No honest update is this long, and below it no fold can overflow fp32 weights. */
+export const NORM_CEILING = 2 ** 100;
+
+const SHOWN_LENGTH = 80;
+const shown = (text: string): string => (text.length > SHOWN_LENGTH ? `${text.slice(0, SHOWN_LENGTH)}...` : text);
+const isCount = (value: number): boolean => Number.isSafeInteger(value) && value >= 0;
+const refuse = (reason: RefusalReason, message: string): Refusal => ({ reason, message });
+
+/** Whether this device's commit must bring an update, and not an evaluation alone. */
+export function expectsPayload(context: Pick<AcceptContext, "evaluationOnly">, assignment: Assignment): boolean {
+  return !context.evaluationOnly && assignment.localSteps > 0;
+}
+
+function judgeNumbers(manifest: UpdateManifest): Refusal | undefined {
+  const losses = { trainLoss: manifest.trainLoss, evalLossSum: manifest.evalLossSum };
+  for (const [name, value] of Object.entries(losses)) {
+    if (!Number.isFinite(value)) return refuse("NotFinite", `${name} is ${value}`);
+    if (value < 0) return refuse("BadPayload", `${name} is ${value}, below zero`);
+  }
+  const { values, sizeBytes, tokens, localSteps, evalTokens, bytesDown, fetchMs, trainMs } = manifest;
+  const counts = { values, sizeBytes, tokens, localSteps, evalTokens, bytesDown, fetchMs, trainMs };
+  for (const [name, value] of Object.entries(counts)) {
+    if (!isCount(value)) return refuse("BadPayload", `${name} is ${value}, not a whole number from 0`);
+  }
+  return undefined;
+}
+
+function judgeShape(commit: Commit, manifest: UpdateManifest, context: AcceptContext): Refusal | undefined {
+  const { codec, parameters } = context;
+  if (manifest.values !== parameters) {
+    return refuse("WrongShape", `${manifest.values} values where the model has ${parameters}`);
+  }
+  if (manifest.codec !== codec.name) {
+    return refuse("WrongShape", `codec "${shown(manifest.codec)}" where the round uses "${codec.name}"`);
+  }
+  const chunks = chunkCount(parameters, codec);
+  if (manifest.chunkSeqs.length !== chunks) {
+    return refuse("WrongShape", `${manifest.chunkSeqs.length} chunks where ${chunks} are due`);
+  }
+  const bytes = updateBytes(parameters, codec);
+  if (manifest.sizeBytes !== bytes) return refuse("WrongShape", `${manifest.sizeBytes} bytes where ${bytes} are due`);
+  const stray = manifest.chunkSeqs.find((seq) => !(isCount(seq) && seq >= 1 && seq < commit.seq));
+  return stray === undefined
+    ? undefined
+    : refuse("BadPayload", `chunk sequence ${stray} does not lie before the commit ${commit.seq}`);
+}
+
+function judgeWork(manifest: UpdateManifest, assignment: Assignment, seqLen: number): Refusal | undefined {
+  if (manifest.localSteps < 1 || manifest.localSteps > assignment.localSteps) {
+    return refuse("BadPayload", `${manifest.localSteps} local steps where 1 to ${assignment.localSteps} were assigned`);
+  }
+  const most = manifest.localSteps * assignment.batchSize * seqLen;
+  if (manifest.tokens < 1 || manifest.tokens > most) {
+    return refuse("BadPayload", `${manifest.tokens} tokens where 1 to ${most} fit the local steps`);
+  }
+  return undefined;
+}
+
+function judgeEvaluation(manifest: UpdateManifest): Refusal | undefined {
+  const { values, sizeBytes, tokens, localSteps } = manifest;
+  if (values === 0 && sizeBytes === 0 && tokens === 0 && localSteps === 0 && manifest.chunkSeqs.length === 0) {
+    return undefined;
+  }
+  return refuse("WrongShape", "an update where only an evaluation was assigned");
+}
+
+/**
+ * All that can be said of a commit without reading its chunks: so nothing a manifest claims can make the reader
+ * fetch more than one honest update.
+ * @returns why it is refused; undefined if its chunks decide.
+ */
+export function screen(commit: Commit, context: AcceptContext): Refusal | undefined {
+  const { manifest } = commit;
+  if (!context.open) return refuse("Late", "the round no longer waits for updates");
+  if (manifest === undefined) return refuse("BadPayload", "the commit is not a manifest");
+  if (commit.round !== context.round || manifest.round !== context.round) {
+    return refuse("WrongRound", `the manifest is of round "${shown(manifest.round)}"`);
+  }
+  if (manifest.device !== commit.device) {
+    return refuse("BadPayload", `the manifest names the device "${shown(manifest.device)}"`);
+  }
+  const assignment = context.assignments.find((each) => each.device === commit.device);
+  if (assignment === undefined) return refuse("NotAssigned", "the device has no assignment in this round");
+  if (context.acceptedDevices.has(commit.device)) {
+    return refuse("Duplicate", "an update of this device counts already");
+  }
+  if (manifest.baseDigest !== context.baseDigest) {
+    return refuse("WrongBase", `it starts from the weights "${shown(manifest.baseDigest)}"`);
+  }
+  const numbers = judgeNumbers(manifest);
+  if (numbers !== undefined) return numbers;
+  if (!expectsPayload(context, assignment)) return judgeEvaluation(manifest);
+  return judgeShape(commit, manifest, context) ?? judgeWork(manifest, assignment, context.seqLen);
+}
+
+function judgePayload(digest: string, facts: PayloadFacts, maxUpdateNorm: number): Refusal | undefined {
+  if (!facts.ok) return facts.refusal;
+  if (facts.digest !== digest) return refuse("WrongDigest", `the chunks are ${facts.digest}`);
+  if (!Number.isFinite(facts.norm)) return refuse("NotFinite", `the norm is ${facts.norm}`);
+  const limit = maxUpdateNorm > 0 ? Math.min(maxUpdateNorm, NORM_CEILING) : NORM_CEILING;
+  return facts.norm > limit ? refuse("NormExceeded", `the norm is ${facts.norm}, above ${limit}`) : undefined;
+}
+
+/** The verdict on a refused commit. It keeps nothing of the manifest, whose size the device chooses. */
+function refusedVerdict(commit: Commit, refusal: Refusal): Verdict {
+  return {
+    commitSeq: commit.seq,
+    accepted: false,
+    reason: refusal.reason,
+    message: `${commit.device}: ${refusal.message}`,
+    norm: 0,
+    manifest: emptyManifest(commit),
+  };
+}
+
+function emptyManifest({ device, round }: Commit): UpdateManifest {
+  return {
+    device,
+    round,
+    codec: "",
+    values: 0,
+    sizeBytes: 0,
+    digest: "",
+    chunkSeqs: [],
+    tokens: 0,
+    localSteps: 0,
+    trainLoss: 0,
+    evalLossSum: 0,
+    evalTokens: 0,
+    bytesDown: 0,
+    fetchMs: 0,
+    trainMs: 0,
+    baseDigest: "",
+  };
+}
+
+/**
+ * The verdict on one commit. Pure and total: two replicas with the same context judge alike.
+ * @param payload what its chunks hold; undefined where the manifest alone refuses it or no update is due.
+ */
+export function accept(commit: Commit, context: AcceptContext, payload: PayloadFacts | undefined): Verdict {
+  const refusal = screen(commit, context);
+  const { manifest } = commit;
+  if (refusal !== undefined || manifest === undefined) {
+    return refusedVerdict(commit, refusal ?? refuse("BadPayload", "the commit is not a manifest"));
+  }
+  if (manifest.values > 0) {
+    const unread = refuse("BadPayload", "its chunks were not read");
+    const judged = payload === undefined ? unread : judgePayload(manifest.digest, payload, context.maxUpdateNorm);
+    if (judged !== undefined) return refusedVerdict(commit, judged);
+  }
+  const norm = payload?.ok === true ? payload.norm : 0;
+  return { commitSeq: commit.seq, accepted: true, reason: "", message: "", norm, manifest };
+}

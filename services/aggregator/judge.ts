@@ -1,0 +1,90 @@
+import type { TrainingJobSpec } from "#proto/shoal/v1/job.js";
+import type { Round, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
+import type { ResourceStore } from "#common/ports/resource-store.js";
+import type { UpdateLog } from "#common/ports/update-log.js";
+import { accept, screen, type AcceptContext, type Commit } from "./accept.js";
+import { codecOf, taskOf } from "./fold-round.js";
+import { readPayload } from "./payload.js";
+import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
+
+/** What judging reads and writes. */
+export interface JudgePorts {
+  store: ResourceStore;
+  log: UpdateLog;
+}
+
+/** Refusals that are written together; an accepted update is written at once, because the round waits for it. */
+const REFUSALS_PER_WRITE = 64;
+
+function contextOf(round: Round, name: string, job: TrainingJobSpec, tally: UpdateTally): AcceptContext | undefined {
+  if (round.spec === undefined) return undefined;
+  const task = taskOf(round.spec);
+  return {
+    round: name,
+    open: round.status?.phase === "Training",
+    evaluationOnly: round.spec.evaluationOnly,
+    assignments: round.status?.assignments ?? [],
+    acceptedDevices: acceptedDevices(tally),
+    parameters: task.parameters,
+    codec: codecOf(task),
+    baseDigest: task.weights?.digest ?? "",
+    seqLen: task.seqLen,
+    maxUpdateNorm: job.strategy?.maxUpdateNorm ?? 0,
+  };
+}
+
+async function judgeOne(log: UpdateLog, commit: Commit, context: AcceptContext): Promise<Verdict> {
+  const { manifest } = commit;
+  const due = manifest !== undefined && manifest.values > 0 && screen(commit, context) === undefined;
+  return accept(commit, context, due ? await readPayload(log, manifest, context.codec) : undefined);
+}
+
+/** Judges commits in log order up to and with the first one that counts, or as many refusals as go into one write. */
+async function judgeBatch(
+  log: UpdateLog,
+  commits: readonly Commit[],
+  context: AcceptContext,
+  tally: UpdateTally,
+): Promise<{ tally: UpdateTally; verdicts: Verdict[] }> {
+  const verdicts: Verdict[] = [];
+  let next = tally;
+  for (const commit of commits.slice(0, REFUSALS_PER_WRITE)) {
+    const verdict = await judgeOne(log, commit, context);
+    next = withVerdict(next, verdict);
+    verdicts.push(verdict);
+    if (verdict.accepted) break;
+  }
+  return { tally: next, verdicts };
+}
+
+/**
+ * Gives every commit of a round that has none yet its verdict, in log order, by compare-and-set on the round's tally.
+ * Two replicas that race judge alike, and one of them writes; the loser goes on from what was written.
+ * @param onVerdicts called with verdicts once they are durable.
+ * @returns the tally; undefined if nothing was ever committed.
+ */
+export async function judgeCommits(
+  { store, log }: JudgePorts,
+  name: string,
+  job: TrainingJobSpec,
+  onVerdicts: (verdicts: readonly Verdict[]) => void,
+): Promise<UpdateTally | undefined> {
+  let commits: Commit[] = [];
+  for (;;) {
+    const stored = await store.get("UpdateTally", name);
+    // Read for every write: what comes after the round has closed is late.
+    const round = await store.get("Round", name);
+    if (round?.spec === undefined) return stored;
+    const tally = stored ?? emptyTally(name, round.spec.job);
+    commits = commits.filter((commit) => commit.seq > tally.lastSeq);
+    if (commits.length === 0) commits = await log.commits(name, tally.lastSeq);
+    const context = contextOf(round, name, job, tally);
+    if (commits.length === 0 || context === undefined) return stored;
+    const judged = await judgeBatch(log, commits, context, tally);
+    const written =
+      stored === undefined
+        ? await store.create("UpdateTally", judged.tally)
+        : await store.update("UpdateTally", judged.tally);
+    if (written.ok) onVerdicts(judged.verdicts);
+  }
+}

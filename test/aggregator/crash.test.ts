@@ -1,0 +1,163 @@
+import test from "ava";
+import { createRng, type Rng } from "#common/domain/rng.js";
+import { reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
+import { replayRound } from "#services/aggregator/replay.js";
+import {
+  commit,
+  createWorld,
+  DEVICES,
+  draw,
+  freeze,
+  reconcile,
+  resultOf,
+  tallyOf,
+  upload,
+  type World,
+} from "./world.js";
+
+type Around = (call: () => Promise<unknown>) => Promise<unknown>;
+
+/** The same object with every method that returns a promise run through `around`. */
+function wrap<T extends object>(target: T, around: Around): T {
+  return new Proxy(target, {
+    get(object, key) {
+      const member: unknown = Reflect.get(object, key);
+      if (typeof member !== "function") return member;
+      return (...args: unknown[]) => around(() => Reflect.apply(member, object, args) as Promise<unknown>);
+    },
+  });
+}
+
+const wrapped = (ports: AggregatorPorts, around: Around): AggregatorPorts => ({
+  ...ports,
+  store: wrap(ports.store, around),
+  blobs: wrap(ports.blobs, around),
+  log: wrap(ports.log, around),
+});
+
+/** A crash at call number `at`: before it takes effect, or after, when the caller never learns of it. */
+function crashAt(at: number, after: boolean): { around: Around; crashed: () => boolean } {
+  let calls = 0;
+  return {
+    crashed: () => calls >= at,
+    around: async (call) => {
+      calls += 1;
+      if (calls < at) return call();
+      if (calls === at && after) await call();
+      throw new Error("killed");
+    },
+  };
+}
+
+const honest = async (world: World): Promise<void> => {
+  for (const [i, device] of DEVICES.entries()) {
+    const manifest = await upload(world, device, draw(600, i), 10 - i);
+    await commit(world, manifest);
+    if (i === 1) await commit(world, manifest);
+  }
+};
+
+async function undisturbed(): Promise<{ weights: string; outer: string }> {
+  const world = await createWorld({ codec: "int8" });
+  await honest(world);
+  await reconcile(world);
+  await freeze(world);
+  await reconcile(world);
+  const result = await resultOf(world);
+  return { weights: result?.weights?.digest ?? "", outer: result?.outerState?.digest ?? "" };
+}
+
+for (const after of [false, true]) {
+  test(`killed ${after ? "after" : "before"} any call, the round comes to the same bits, every commit judged once`, async (t) => {
+    const expected = await undisturbed();
+    let kills = 0;
+    let survivors = 0;
+    for (let at = 1; survivors < 2; at++) {
+      survivors = 0;
+      const world = await createWorld({ codec: "int8", retainRounds: 2 });
+      await honest(world);
+      for (const stage of ["judge", "fold"]) {
+        if (stage === "fold") await freeze(world);
+        const crash = crashAt(at, after);
+        try {
+          await reconcileRound(wrapped(world.ports, crash.around), "tiny-1");
+        } catch {
+          t.true(crash.crashed());
+        }
+        if (crash.crashed()) kills += 1;
+        else survivors += 1;
+        await reconcile(world);
+      }
+      const result = await resultOf(world);
+      t.deepEqual({ weights: result?.weights?.digest, outer: result?.outerState?.digest }, expected, `call ${at}`);
+      t.deepEqual(
+        (await tallyOf(world)).verdicts.map((each) => each.reason),
+        ["", "", "Duplicate", ""],
+      );
+      t.deepEqual(
+        result?.folded.map((each) => each.manifest?.device),
+        DEVICES,
+      );
+      t.is(result?.refused.length, 1);
+    }
+    t.true(kills >= 20, `${kills} kills`);
+  });
+}
+
+/** Lets a few turns of the event loop pass before each call, as many as the seed says. */
+const jitter =
+  (rng: Rng): Around =>
+  async (call) => {
+    for (let turns = rng.int(4); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve));
+    return call();
+  };
+
+test("two replicas interleaved at random agree on verdicts and on one result", async (t) => {
+  const expected = await undisturbed();
+  for (let seed = 0; seed < 40; seed++) {
+    const world = await createWorld({ codec: "int8" });
+    const rng = createRng(seed);
+    const replicas = [wrapped(world.ports, jitter(rng)), wrapped(world.ports, jitter(rng))];
+    const both = (): Promise<unknown> => Promise.all(replicas.map((ports) => reconcileRound(ports, "tiny-1")));
+    const judging = both();
+    await honest(world);
+    await judging;
+    await both();
+    await freeze(world);
+    await both();
+    const result = await resultOf(world);
+    t.deepEqual({ weights: result?.weights?.digest, outer: result?.outerState?.digest }, expected, `seed ${seed}`);
+    t.deepEqual(
+      (await tallyOf(world)).verdicts.map((each) => each.reason),
+      ["", "", "Duplicate", ""],
+    );
+    t.is(world.metrics.value("shoal_updates_judged_total", { verdict: "Accepted" }), 3);
+    t.is(world.metrics.observations("shoal_fold_seconds").length, 1);
+  }
+});
+
+test("the fold set's order decides the bits, the order of arrival does not", async (t) => {
+  const digests = new Set<string>();
+  for (const arrival of [
+    ["ann", "bob", "cyd"],
+    ["cyd", "ann", "bob"],
+    ["bob", "cyd", "ann"],
+  ]) {
+    const world = await createWorld();
+    for (const device of arrival) {
+      const i = DEVICES.indexOf(device);
+      await commit(world, await upload(world, device, draw(600, i), 10 - i));
+    }
+    await reconcile(world);
+    await freeze(world, DEVICES);
+    await reconcile(world);
+    const replayed = await replayRound(world.ports, "tiny-1");
+    const result = await resultOf(world);
+    t.deepEqual(replayed, {
+      weightsDigest: result?.weights?.digest ?? "",
+      outerDigest: result?.outerState?.digest ?? "",
+    });
+    digests.add(replayed.weightsDigest);
+  }
+  t.is(digests.size, 1);
+});

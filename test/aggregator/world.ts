@@ -1,0 +1,208 @@
+import { TrainingJob } from "#proto/shoal/v1/job.js";
+import { Round, UpdateManifest, type RoundResult, type UpdateTally } from "#proto/shoal/v1/round.js";
+import { ManualClock } from "#common/adapters/memory/clock.js";
+import { MemoryBlobStore } from "#common/adapters/memory/blob-store.js";
+import { MemoryLog } from "#common/adapters/memory/log.js";
+import { MemoryMetrics } from "#common/adapters/memory/metrics.js";
+import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
+import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
+import { API_VERSION, newMeta } from "#common/domain/resources.js";
+import { createRng } from "#common/domain/rng.js";
+import { encodeUpdate } from "#common/tensor/chunk.js";
+import { codecByName, type Codec } from "#common/tensor/codec.js";
+import { sha256Digest } from "#common/tensor/digest.js";
+import { toBytes } from "#common/tensor/flat.js";
+import { reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
+import { aggregatorMeters } from "#services/aggregator/meters.js";
+
+export const JOB = "tiny";
+export const DEVICES = ["ann", "bob", "cyd"];
+const BATCH = 4;
+const SEQ_LEN = 16;
+const STEPS = 10;
+
+/** Normally distributed values from a seed. */
+export function draw(length: number, seed: number, size = 0.01): Float32Array {
+  const rng = createRng(seed);
+  return Float32Array.from({ length }, () => size * rng.normal());
+}
+
+export interface WorldOptions {
+  parameters?: number;
+  codec?: string;
+  strategy?: string;
+  weighting?: string;
+  maxUpdateNorm?: number;
+  evaluationOnly?: boolean;
+  retainRounds?: number;
+  /** Devices that only evaluate in a training round. */
+  evaluators?: string[];
+}
+
+export interface World {
+  ports: AggregatorPorts;
+  store: MemoryResourceStore;
+  blobs: MemoryBlobStore;
+  log: MemoryUpdateLog;
+  metrics: MemoryMetrics;
+  codec: Codec;
+  base: Float32Array;
+  baseDigest: string;
+}
+
+/** A job and its first round in phase Training, on memory adapters. */
+export async function createWorld(options: WorldOptions = {}): Promise<World> {
+  const clock = new ManualClock();
+  const store = new MemoryResourceStore(clock);
+  const blobs = new MemoryBlobStore();
+  const log = new MemoryUpdateLog();
+  const metrics = new MemoryMetrics();
+  const base = draw(options.parameters ?? 600, 99, 1);
+  const weights = await blobs.put(toBytes(base));
+  await store.create(
+    "TrainingJob",
+    TrainingJob.fromPartial({
+      apiVersion: API_VERSION,
+      kind: "TrainingJob",
+      metadata: newMeta(JOB),
+      spec: {
+        rounds: 3,
+        strategy: {
+          name: options.strategy ?? "diloco",
+          outerLearningRate: 0.7,
+          outerMomentum: 0.9,
+          weighting: options.weighting ?? "tokens",
+          maxUpdateNorm: options.maxUpdateNorm ?? 0,
+        },
+      },
+      status: { phase: "Running", currentRound: 1 },
+    }),
+  );
+  const codec = codecByName(options.codec ?? "fp32") as Codec;
+  const ports: AggregatorPorts = {
+    store,
+    blobs,
+    log,
+    clock,
+    journal: new MemoryLog(),
+    meters: aggregatorMeters(metrics),
+    retainRounds: options.retainRounds ?? 0,
+  };
+  const world = { ports, store, blobs, log, metrics, codec, base, baseDigest: weights.digest };
+  await openRound(world, 1, options);
+  return world;
+}
+
+/** Creates round `number` in phase Training; it starts from the world's base. */
+export async function openRound(world: World, number: number, options: WorldOptions = {}): Promise<void> {
+  const weights = { digest: world.baseDigest, sizeBytes: 4 * world.base.length };
+  await world.store.create(
+    "Round",
+    Round.fromPartial({
+      apiVersion: API_VERSION,
+      kind: "Round",
+      metadata: newMeta(`${JOB}-${number}`),
+      spec: {
+        job: JOB,
+        number,
+        evaluationOnly: options.evaluationOnly ?? false,
+        task: {
+          job: JOB,
+          round: `${JOB}-${number}`,
+          number,
+          seqLen: SEQ_LEN,
+          parameters: world.base.length,
+          weights,
+          codec: { name: world.codec.name },
+          evaluate: true,
+        },
+        outerState: { digest: "", sizeBytes: 0 },
+      },
+      status: {
+        phase: "Training",
+        assignments: DEVICES.map((device) => ({
+          device,
+          localSteps: options.evaluationOnly === true || options.evaluators?.includes(device) === true ? 0 : STEPS,
+          batchSize: BATCH,
+        })),
+      },
+    }),
+  );
+}
+
+/** An honest manifest without payload: an evaluation. */
+export function evaluation(world: World, device: string, number = 1): UpdateManifest {
+  return UpdateManifest.fromPartial({
+    device,
+    round: `${JOB}-${number}`,
+    codec: world.codec.name,
+    evalLossSum: 250,
+    evalTokens: 100,
+    bytesDown: 4000,
+    baseDigest: world.baseDigest,
+  });
+}
+
+/** Appends the chunks of an update and returns the honest manifest that would commit it. */
+export async function upload(
+  world: World,
+  device: string,
+  delta: Float32Array,
+  localSteps = STEPS,
+  number = 1,
+): Promise<UpdateManifest> {
+  const round = `${JOB}-${number}`;
+  const chunks = encodeUpdate(delta, world.codec);
+  const seqs: number[] = [];
+  for (const [i, chunk] of chunks.entries()) {
+    const id = `${device}/${round}/${i}/${sha256Digest(chunk)}`;
+    seqs.push((await world.log.uplink(device).appendChunk(round, id, chunk)).seq);
+  }
+  return {
+    ...evaluation(world, device, number),
+    values: delta.length,
+    sizeBytes: chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0),
+    digest: sha256Digest(...chunks),
+    chunkSeqs: seqs,
+    tokens: localSteps * BATCH * SEQ_LEN,
+    localSteps,
+    trainLoss: 2 + localSteps / 100,
+  };
+}
+
+let commitCount = 0;
+
+/** Appends a commit as the device named in the subject. */
+export async function commit(world: World, manifest: UpdateManifest, device = manifest.device): Promise<number> {
+  commitCount += 1;
+  const round = `${JOB}-1`;
+  return (await world.log.uplink(device).appendCommit(round, `commit-${commitCount}`, manifest)).seq;
+}
+
+export async function tallyOf(world: World, number = 1): Promise<UpdateTally> {
+  return (await world.store.get("UpdateTally", `${JOB}-${number}`)) as UpdateTally;
+}
+
+export async function resultOf(world: World, number = 1): Promise<RoundResult | undefined> {
+  return world.store.get("RoundResult", `${JOB}-${number}`);
+}
+
+/** What the scheduler does when a round has its quorum: freezes the accepted commits, in log order or as given. */
+export async function freeze(world: World, foldDevices?: readonly string[]): Promise<void> {
+  const round = (await world.store.get("Round", `${JOB}-1`)) as Round;
+  const accepted = (await world.store.get("UpdateTally", `${JOB}-1`))?.verdicts.filter((each) => each.accepted) ?? [];
+  const entries = accepted.map((each) => ({ device: each.manifest?.device ?? "", commitSeq: each.commitSeq }));
+  const foldSet = foldDevices?.flatMap((device) => entries.filter((entry) => entry.device === device)) ?? entries;
+  await world.store.update(
+    "Round",
+    Round.fromPartial({ ...round, status: { ...round.status, phase: "Aggregating", foldSet } }),
+  );
+}
+
+/** Sets the phase of a round as the scheduler would. */
+export async function setPhase(world: World, phase: string, number = 1): Promise<void> {
+  const round = (await world.store.get("Round", `${JOB}-${number}`)) as Round;
+  await world.store.update("Round", Round.fromPartial({ ...round, status: { ...round.status, phase } }));
+}
+
+export const reconcile = (world: World, number = 1): Promise<void> => reconcileRound(world.ports, `${JOB}-${number}`);

@@ -1,0 +1,168 @@
+#!/usr/bin/env node
+import { realpathSync } from "node:fs";
+import { hostname } from "node:os";
+import { fileURLToPath } from "node:url";
+import { CodedError, codeOf, messageOf } from "#common/adapters/coded-error.js";
+import { JsonLog } from "#common/adapters/json-log.js";
+import { SystemClock } from "#common/adapters/memory/clock.js";
+import { DataPolicy } from "#proto/shoal/v1/device.js";
+import type { JoinBundle } from "#proto/shoal/v1/device_wire.js";
+import { parseArguments, USAGE } from "./arguments.js";
+import { openOnnxBackend } from "./backend/onnx.js";
+import { isWritable, nodeDisk } from "./disk.js";
+import { checkOptions, nameFromHost, type AgentOptions, type OptionProblem } from "./options.js";
+import { parsePolicy } from "./policy-file.js";
+import { assembleAgent, measureFacts, type Base } from "./runtime/assemble.js";
+import { claimFolder } from "./runtime/claim.js";
+import { AgentLoop, type Exit } from "./runtime/loop.js";
+import { establishIdentity } from "./runtime/membership.js";
+import { TextLog } from "./runtime/text-log.js";
+import { EXIT_REJECTED } from "./step.js";
+import { storeIdentity, type Identity } from "./transport/identity.js";
+import { parseJoinToken } from "./transport/join-token.js";
+import { connectControlPlane } from "./transport/nats-control-plane.js";
+
+export type { AgentOptions } from "./options.js";
+
+/** Exit code of wrong options (EX_USAGE). */
+export const EXIT_USAGE = 64;
+const EXIT_FAILED = 1;
+const REJECTED = new Set(["CREDENTIAL_REFUSED", "JOIN_REFUSED"]);
+
+interface Inputs {
+  policy: DataPolicy;
+  bundle: JoinBundle | undefined;
+  problems: OptionProblem[];
+}
+
+async function readPolicy(path: string): Promise<{ policy: DataPolicy } | { problem: OptionProblem }> {
+  const bytes = await nodeDisk.read(path);
+  if (bytes === undefined) return { problem: `--policy "${path}": the file does not exist; correct the path` };
+  const parsed = parsePolicy(new TextDecoder().decode(bytes));
+  return parsed.ok ? { policy: parsed.policy } : { problem: `--policy "${path}": ${parsed.problems.join("; ")}` };
+}
+
+/** Reads what the options point at, before anything is started. */
+async function readInputs(options: AgentOptions): Promise<Inputs> {
+  const inputs: Inputs = { policy: DataPolicy.fromPartial({}), bundle: undefined, problems: checkOptions(options) };
+  if (inputs.problems.length > 0) return inputs;
+  if (options.joinToken !== undefined) {
+    const token = parseJoinToken(options.joinToken);
+    if (token.ok) inputs.bundle = token.bundle;
+    else inputs.problems.push(`--join: the value (not shown, it is a secret) ${token.problem}`);
+  }
+  if (options.policyFile !== undefined) {
+    const read = await readPolicy(options.policyFile);
+    if ("policy" in read) inputs.policy = read.policy;
+    else inputs.problems.push(read.problem);
+  }
+  try {
+    await nodeDisk.makeFolder(options.stateDir);
+    if (!(await isWritable(options.stateDir))) throw new CodedError("EACCES", "it may not be written to");
+  } catch (error) {
+    inputs.problems.push(
+      `--state-dir "${options.stateDir}": ${messageOf(error)}; name a folder the agent may write to`,
+    );
+  }
+  return inputs;
+}
+
+async function runConnected(base: Base, bundle: JoinBundle | undefined, signal: AbortSignal): Promise<Exit> {
+  const { options, disk, clock, log } = base;
+  const facts = await measureFacts(base);
+  log.info("calibrated", { gflops: Math.round(facts.gflops * 10) / 10, memoryBytes: facts.memoryBytes });
+  const name = options.name ?? nameFromHost(hostname());
+  const labels = { ...options.labels };
+  const context = { disk, stateDir: options.stateDir, clock, log, signal };
+  const identity = await establishIdentity({ ...context, bundle, name, labels, facts });
+  try {
+    return await runDevice(base, identity, facts, signal);
+  } catch (error) {
+    if (codeOf(error) === "CREDENTIAL_REFUSED")
+      await storeIdentity(disk, options.stateDir, { ...identity, rejected: true });
+    throw error;
+  }
+}
+
+async function runDevice(
+  base: Base,
+  identity: Identity,
+  facts: Awaited<ReturnType<typeof measureFacts>>,
+  signal: AbortSignal,
+): Promise<Exit> {
+  const log = base.log.with({ device: identity.device });
+  const plane = await connectControlPlane(identity, { clock: base.clock, log, signal });
+  try {
+    const parts = await assembleAgent({ ...base, log }, facts, identity, plane);
+    log.info("connected");
+    try {
+      const exit = await new AgentLoop(parts).run(signal);
+      if (exit.code === EXIT_REJECTED) throw new CodedError("CREDENTIAL_REFUSED", exit.message);
+      return exit;
+    } finally {
+      await parts.sessions.close();
+    }
+  } finally {
+    await plane.close();
+  }
+}
+
+/** Aborts on SIGTERM and SIGINT until it is released. */
+function signalsOfProcess(): { signal: AbortSignal; release: () => void } {
+  const controller = new AbortController();
+  const stop = (): void => controller.abort();
+  process.once("SIGTERM", stop).once("SIGINT", stop);
+  return { signal: controller.signal, release: () => void process.off("SIGTERM", stop).off("SIGINT", stop) };
+}
+
+function exitOf(error: unknown): Exit {
+  const code = codeOf(error) ?? "";
+  if (code === "ABORTED") return { code: 0, message: "stopped" };
+  if (code === "NO_TOKEN") return { code: EXIT_USAGE, message: messageOf(error) };
+  return { code: REJECTED.has(code) ? EXIT_REJECTED : EXIT_FAILED, message: messageOf(error) };
+}
+
+/**
+ * Runs an agent until SIGTERM, SIGINT or the signal, and returns its exit code: 0 stopped, 1 failed, 64 wrong options,
+ * 77 the control plane does not accept this device. What it was doing goes on at the next start.
+ */
+export async function runAgent(options: AgentOptions, signal?: AbortSignal): Promise<number> {
+  const { policy, bundle, problems } = await readInputs(options);
+  if (problems.length > 0) {
+    for (const line of problems) process.stderr.write(`${line}\n`);
+    return EXIT_USAGE;
+  }
+  const log = options.jsonLog === true ? new JsonLog() : new TextLog();
+  const claim = await claimFolder(nodeDisk, options.stateDir);
+  if (!claim.ok) {
+    process.stderr.write(`--state-dir "${options.stateDir}": ${claim.problem}\n`);
+    return EXIT_USAGE;
+  }
+  const own = signal === undefined ? signalsOfProcess() : undefined;
+  const stop = signal ?? own?.signal ?? new AbortController().signal;
+  let exit: Exit;
+  try {
+    const backend = await openOnnxBackend({ threads: options.threads ?? 1 });
+    const base = { options, disk: nodeDisk, clock: new SystemClock(), log, backend, policy };
+    exit = await runConnected(base, bundle, stop);
+  } catch (error) {
+    exit = exitOf(error);
+  } finally {
+    own?.release();
+    await claim.release();
+  }
+  if (exit.code === 0) log.info("agent stopped");
+  else log.error("agent stopped", { reason: exit.message, exitCode: exit.code });
+  return exit.code;
+}
+
+async function main(): Promise<number> {
+  const parsed = parseArguments(process.argv.slice(2), process.env["SHOAL_JOIN_TOKEN"]);
+  if (parsed.ok) return runAgent(parsed.options);
+  for (const line of parsed.problems) process.stderr.write(`${line}\n`);
+  process.stderr.write(USAGE);
+  return EXIT_USAGE;
+}
+
+const entry = process.argv[1];
+if (entry !== undefined && realpathSync(entry) === fileURLToPath(import.meta.url)) process.exitCode = await main();

@@ -1,0 +1,257 @@
+import { CodedError, codeOf } from "#common/adapters/coded-error.js";
+import type { Log } from "#common/ports/log.js";
+import type { UpdateUplink } from "#common/ports/update-log.js";
+import { sha256Digest } from "#common/tensor/digest.js";
+import { writeAtomically, type Disk } from "../disk.js";
+import { CommittedRounds } from "./committed.js";
+import {
+  decodeAcks,
+  decodeEntry,
+  encodeAck,
+  encodeCommitSent,
+  encodeEntry,
+  type SpoolEntry,
+  type UpdateDraft,
+} from "./draft.js";
+import { decodeInnerState, encodeInnerState, type InnerState } from "./inner-state.js";
+
+const ENTRY = "entry.json";
+const PAYLOAD = "payload";
+const INNER = "inner";
+const ACKS = "acks";
+
+export interface OutboxOptions {
+  readonly disk: Disk;
+  /** Folder of its own. */
+  readonly folder: string;
+  readonly log: Log;
+}
+
+/** How an upload tells what it does. `commitSending` may be answered by an abort of the signal. */
+export interface UploadHooks {
+  readonly signal: AbortSignal;
+  chunkSent(bytes: number): void;
+  commitSending(): void;
+}
+
+/**
+ * Updates on disk until the log has them, the inner state that goes with them, and markers of the rounds committed.
+ *
+ * Layout: `spool/<round>/{entry.json,payload,inner,acks}`, `inner/<job>`, `committed/<round>`. A crash at any point leaves
+ * either no update (it is trained again from the old inner state) or a whole one (it is uploaded; messages keep their
+ * ids). After the commit's acknowledgement: marker, inner state, removal; whatever a crash leaves of these three is done
+ * at the next opening.
+ */
+export class Outbox {
+  readonly #disk: Disk;
+  readonly #folder: string;
+  readonly #log: Log;
+  readonly #committed: CommittedRounds;
+
+  private constructor({ disk, folder, log }: OutboxOptions, committed: CommittedRounds) {
+    this.#disk = disk;
+    this.#folder = folder;
+    this.#log = log;
+    this.#committed = committed;
+  }
+
+  /** Opens the folder, sets damaged entries aside and finishes what a crash interrupted. */
+  static async open(options: OutboxOptions): Promise<Outbox> {
+    const { disk, folder } = options;
+    for (const part of ["spool", "inner", "committed", "damaged"]) await disk.makeFolder(`${folder}/${part}`);
+    await disk.sync(folder);
+    const outbox = new Outbox(options, await CommittedRounds.open(disk, `${folder}/committed`));
+    await outbox.#recover();
+    return outbox;
+  }
+
+  /** Rounds with a durable committed marker. */
+  get committed(): string[] {
+    return this.#committed.rounds;
+  }
+
+  /** Rounds committed in the UTC day of this time. */
+  committedOn(nowMs: number): number {
+    return this.#committed.countOn(nowMs);
+  }
+
+  /** Updates that wait for upload, oldest round name first. */
+  async spooled(): Promise<{ round: string; commitSent: boolean }[]> {
+    const rounds = (await this.#disk.list(`${this.#folder}/spool`)).filter((name) => !name.startsWith("."));
+    const spooled: { round: string; commitSent: boolean }[] = [];
+    for (const round of rounds) {
+      const { commitSent } = decodeAcks(await this.#disk.read(`${this.#entry(round)}/${ACKS}`));
+      spooled.push({ round, commitSent });
+    }
+    return spooled;
+  }
+
+  /** What the job left after its last committed round; undefined if nothing, or if it is damaged. */
+  async innerState(job: string): Promise<InnerState | undefined> {
+    const bytes = await this.#disk.read(`${this.#folder}/inner/${job}`);
+    if (bytes === undefined) return undefined;
+    const state = decodeInnerState(bytes);
+    if (state === undefined) {
+      this.#log.error("the kept optimizer state is damaged; the job goes on from a fresh one", { job });
+      await this.#setAside(`${this.#folder}/inner/${job}`, `inner-${job}`);
+    }
+    return state;
+  }
+
+  /**
+   * Makes an update durable. Throws code "SpoolFull" if it does not fit on the disk; nothing of it remains then.
+   *
+   * @param inner promoted when the commit is acknowledged; undefined keeps what the job has
+   */
+  async put(draft: UpdateDraft, inner: InnerState | undefined, nonce: string): Promise<void> {
+    const { round } = draft.manifest;
+    const temporary = `${this.#folder}/spool/.${round}`;
+    const entry: SpoolEntry = {
+      job: draft.job,
+      manifest: draft.manifest,
+      chunkBytes: draft.chunks.map((chunk) => chunk.length),
+      nonce,
+    };
+    try {
+      await this.#disk.remove(temporary);
+      await this.#disk.makeFolder(temporary);
+      await this.#writeFile(temporary, PAYLOAD, draft.chunks);
+      if (inner !== undefined) await this.#writeFile(temporary, INNER, encodeInnerState(inner));
+      await this.#writeFile(temporary, ENTRY, [encodeEntry(entry)]);
+      await this.#disk.sync(temporary);
+      await this.discard(round);
+      await this.#disk.rename(temporary, this.#entry(round));
+      await this.#disk.sync(`${this.#folder}/spool`);
+    } catch (error) {
+      await this.#disk.remove(temporary).catch(() => undefined);
+      throw asSpoolError(error, this.#folder);
+    }
+  }
+
+  async #writeFile(folder: string, name: string, parts: readonly Uint8Array[]): Promise<void> {
+    await this.#disk.write(`${folder}/${name}`, parts);
+    await this.#disk.sync(`${folder}/${name}`);
+  }
+
+  /**
+   * Sends what the log has not acknowledged, then the commit, then tidies up. Returns false if the signal aborted it
+   * before the commit was sent. Throws code "SPOOL_CORRUPT" if the entry had to be set aside; the uplink's failures
+   * pass through, and the same call goes on where it stopped.
+   */
+  async upload(round: string, uplink: UpdateUplink, nowMs: () => number, hooks: UploadHooks): Promise<boolean> {
+    const entry = await this.#loadEntry(round);
+    const acksPath = `${this.#entry(round)}/${ACKS}`;
+    const acks = decodeAcks(await this.#disk.read(acksPath));
+    // Rewritten whole: half a line of a crash must not become part of the next one.
+    const lines = acks.chunkSeqs.map(encodeAck);
+    if (acks.commitSent) lines.push(encodeCommitSent());
+    await writeAtomically(this.#disk, this.#entry(round), ACKS, lines);
+    const chunkSeqs = [...acks.chunkSeqs];
+    let offset = 0;
+    for (const [i, size] of entry.chunkBytes.entries()) {
+      if (i >= chunkSeqs.length) {
+        if (hooks.signal.aborted) return false;
+        const bytes = await this.#disk.readRange(`${this.#entry(round)}/${PAYLOAD}`, offset, size);
+        const { seq } = await uplink.appendChunk(round, `${entry.nonce}-${i}`, bytes);
+        await this.#disk.append(acksPath, encodeAck(seq));
+        await this.#disk.sync(acksPath);
+        chunkSeqs.push(seq);
+        hooks.chunkSent(size);
+      }
+      offset += size;
+    }
+    hooks.commitSending();
+    if (hooks.signal.aborted) return false;
+    if (!acks.commitSent) {
+      await this.#disk.append(acksPath, encodeCommitSent());
+      await this.#disk.sync(acksPath);
+    }
+    await uplink.appendCommit(round, `${entry.nonce}-commit`, { ...entry.manifest, chunkSeqs });
+    await this.#committed.add(round, entry.job, nowMs());
+    await this.#finish(round, entry.job);
+    return true;
+  }
+
+  /** Drops an update that nobody wants. */
+  async discard(round: string): Promise<void> {
+    // First out of sight, so that a crash never leaves half an entry under its name.
+    const gone = `${this.#folder}/spool/.gone-${round}`;
+    if ((await this.#disk.list(this.#entry(round))).length === 0) return;
+    await this.#disk.remove(gone);
+    await this.#disk.rename(this.#entry(round), gone);
+    await this.#disk.sync(`${this.#folder}/spool`);
+    await this.#disk.remove(gone);
+  }
+
+  /** After the marker: the inner state becomes the job's, the entry goes. Can be done again from any point. */
+  async #finish(round: string, job: string): Promise<void> {
+    const inner = `${this.#entry(round)}/${INNER}`;
+    if ((await this.#disk.stat(inner)) !== undefined) {
+      await this.#disk.rename(inner, `${this.#folder}/inner/${job}`);
+      // The new name first: if only the old one were forgotten, the state would be lost.
+      await this.#disk.sync(`${this.#folder}/inner`);
+      await this.#disk.sync(this.#entry(round));
+    }
+    await this.discard(round);
+  }
+
+  #entry(round: string): string {
+    return `${this.#folder}/spool/${round}`;
+  }
+
+  async #recover(): Promise<void> {
+    for (const name of await this.#disk.list(`${this.#folder}/spool`)) {
+      const path = `${this.#folder}/spool/${name}`;
+      if (name.startsWith(".")) {
+        await this.#disk.remove(path);
+        continue;
+      }
+      const committed = this.#committed.jobOf(name);
+      if (committed !== undefined) await this.#finish(name, committed);
+      else await this.#loadEntry(name).catch(() => undefined);
+    }
+  }
+
+  /** Reads and verifies an entry; a damaged one is set aside and reported by code "SPOOL_CORRUPT". */
+  async #loadEntry(round: string): Promise<SpoolEntry> {
+    const path = this.#entry(round);
+    const bytes = await this.#disk.read(`${path}/${ENTRY}`);
+    const entry = bytes && decodeEntry(bytes);
+    const problem = entry === undefined ? "its description is damaged" : await this.#payloadProblem(path, entry);
+    if (entry !== undefined && entry.manifest.round !== round) return this.#corrupt(round, "it is of another round");
+    if (entry === undefined || problem !== undefined) return this.#corrupt(round, problem ?? "");
+    return entry;
+  }
+
+  async #payloadProblem(path: string, entry: SpoolEntry): Promise<string | undefined> {
+    const payload = await this.#disk.read(`${path}/${PAYLOAD}`);
+    if (payload === undefined) return "its payload is missing";
+    const expected = entry.chunkBytes.reduce((sum, size) => sum + size, 0);
+    if (payload.length !== expected) return `its payload has ${payload.length} bytes of ${expected}`;
+    return sha256Digest(payload) === entry.manifest.digest ? undefined : "its payload does not match its digest";
+  }
+
+  async #corrupt(round: string, problem: string): Promise<never> {
+    await this.#setAside(this.#entry(round), `spool-${round}`);
+    this.#log.error("a spooled update is damaged and set aside", {
+      round,
+      problem,
+      kept: `${this.#folder}/damaged/spool-${round}`,
+    });
+    throw new CodedError("SPOOL_CORRUPT", `the spooled update of ${round} is damaged: ${problem}`);
+  }
+
+  /** Keeps a damaged file or folder for a person to look at; the one before it of the same name goes. */
+  async #setAside(path: string, name: string): Promise<void> {
+    await this.#disk.remove(`${this.#folder}/damaged/${name}`);
+    await this.#disk.rename(path, `${this.#folder}/damaged/${name}`);
+  }
+}
+
+/** A full disk gets a reason and a remedy; anything else passes through. */
+function asSpoolError(error: unknown, folder: string): unknown {
+  const code = codeOf(error);
+  if (code !== "ENOSPC" && code !== "EDQUOT") return error;
+  const message = `the disk under ${folder} is full; free space there or give the agent another --state-dir`;
+  return new CodedError("SpoolFull", message, { cause: error });
+}

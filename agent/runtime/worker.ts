@@ -1,0 +1,197 @@
+import { CodedError, codeOf, messageOf } from "#common/adapters/coded-error.js";
+import { fromBytes } from "#common/tensor/flat.js";
+import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
+import type { BlobRef } from "#proto/shoal/v1/meta.js";
+import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
+import type { Shard } from "../data/split.js";
+import { fetchBlob } from "../fetch.js";
+import { guardTask, type Guarded } from "../guard.js";
+import { roundOf, type AgentEvent, type Effect, type Retry } from "../state.js";
+import { runLocalRound } from "../train/local-round.js";
+import { createThrottle } from "../train/throttle.js";
+import { encodeOutcome } from "../train/update.js";
+import { LinkSpeed } from "./link-speed.js";
+import type { AgentParts } from "./parts.js";
+
+export type WorkEffect = Extract<Effect, { type: "fetch" | "read" | "train" | "upload" | "discard" }>;
+
+/** What the steps of one round hand on in memory. */
+interface Material {
+  round: string;
+  weights?: Float32Array;
+  trainGraph?: Uint8Array | undefined;
+  evalGraph?: Uint8Array | undefined;
+  tokenizer?: Uint8Array | undefined;
+  shard?: Shard;
+  bytesDown: number;
+  fetchMs: number;
+}
+
+type Emit = (event: AgentEvent) => void;
+
+const isSet = (ref: BlobRef | undefined): ref is BlobRef => ref !== undefined && ref.digest !== "";
+
+/** Failures that a person has to look at, tried again in a while. */
+const LATER = new Set(["SpoolFull", "CacheFull", "ENOSPC", "EDQUOT", "EACCES", "EROFS"]);
+/** Failures that trying again cannot mend. */
+const NEVER = new Set(["SPOOL_CORRUPT", "BAD_DIGEST"]);
+
+/** Carries out one work effect at a time. */
+export class Worker {
+  readonly #parts: AgentParts;
+  readonly up = new LinkSpeed();
+  readonly down = new LinkSpeed();
+  #material: Material = { round: "", bytesDown: 0, fetchMs: 0 };
+
+  constructor(parts: AgentParts) {
+    this.#parts = parts;
+  }
+
+  /** Judges a task by the device's policy at this moment. */
+  guard(task: AssignedTask): Guarded {
+    const { policy, datasets, outbox, clock } = this.#parts;
+    const nowMs = clock.nowMs();
+    return guardTask(policy, datasets.names, task, { roundsToday: outbox.committedOn(nowMs), nowMs });
+  }
+
+  /** Does the work and says how it ended. Never throws. */
+  async run(effect: WorkEffect, signal: AbortSignal, emit: Emit): Promise<AgentEvent> {
+    try {
+      return await this.#perform(effect, signal, emit);
+    } catch (error) {
+      if (signal.aborted) return { type: "aborted", work: effect.work };
+      return this.#failure(effect, error);
+    }
+  }
+
+  #failure({ type, work }: WorkEffect, error: unknown): AgentEvent {
+    const code = codeOf(error) ?? "";
+    const passing = type !== "train" && type !== "read";
+    let retry: Retry = passing ? "soon" : "never";
+    if (LATER.has(code)) retry = "later";
+    if (NEVER.has(code)) retry = "never";
+    const reason = code === "" ? "TrainingFailed" : code;
+    return { type: "failed", work, reason, message: messageOf(error), retry };
+  }
+
+  #perform(effect: WorkEffect, signal: AbortSignal, emit: Emit): Promise<AgentEvent> {
+    switch (effect.type) {
+      case "fetch":
+        return this.#fetch(effect.work, effect.task, signal);
+      case "read":
+        return this.#read(effect.work, effect.task);
+      case "train":
+        return this.#train(effect.work, effect.task, signal, emit);
+      case "upload":
+        return this.#upload(effect.work, effect.round, signal, emit);
+      case "discard":
+        return this.#discard(effect.work, effect.round);
+    }
+  }
+
+  async #fetch(work: number, assigned: AssignedTask, signal: AbortSignal): Promise<AgentEvent> {
+    const { task, assignment } = complete(assigned);
+    const round = task.round;
+    // A retry of the same round adds to what it has cost so far.
+    if (this.#material.round !== round) this.#material = { round, bytesDown: 0, fetchMs: 0 };
+    const material = this.#material;
+    const startMs = this.#parts.clock.monotonicMs();
+    const before = material.bytesDown;
+    const get = async (ref: BlobRef | undefined): Promise<Uint8Array | undefined> =>
+      isSet(ref) ? this.#blob(ref, material, signal) : undefined;
+    try {
+      const weights = await get(task.weights);
+      if (weights === undefined) throw new CodedError("BAD_DIGEST", "the task names no weights");
+      material.weights = fromBytes(weights);
+      material.trainGraph = assignment.localSteps > 0 ? await get(assignment.trainGraph) : undefined;
+      material.evalGraph = task.evaluate ? await get(task.evalGraph) : undefined;
+      material.tokenizer = task.tokenizer?.kind === "huggingface" ? await get(task.tokenizer.blob) : undefined;
+    } finally {
+      const tookMs = this.#parts.clock.monotonicMs() - startMs;
+      material.fetchMs += tookMs;
+      this.down.add(material.bytesDown - before, tookMs);
+    }
+    return signal.aborted ? { type: "aborted", work } : { type: "fetched", work };
+  }
+
+  #blob(ref: BlobRef, material: Material, signal: AbortSignal): Promise<Uint8Array> {
+    const { cache, plane } = this.#parts;
+    const source = async (digest: string, offset: number, length: number): Promise<Uint8Array> => {
+      const bytes = await plane.blobRange(digest, offset, length);
+      material.bytesDown += bytes.length;
+      return bytes;
+    };
+    return fetchBlob(ref, cache, source, signal);
+  }
+
+  async #read(work: number, assigned: AssignedTask): Promise<AgentEvent> {
+    const { task } = complete(assigned);
+    // Asked again: hours may have passed since the assignment came.
+    const guarded = this.guard(assigned);
+    if (!guarded.allowed) return { type: "refused", work, reasons: guarded.reasons };
+    const read = await this.#parts.datasets.read(guarded.permit, {
+      tokenizer: task.tokenizer,
+      tokenizerBlob: this.#material.tokenizer,
+      heldOutFraction: task.heldOutFraction,
+    });
+    if (!read.ok) return { type: "failed", work, reason: "NoData", message: read.problem, retry: "never" };
+    this.#material.shard = read.shard;
+    return { type: "read", work };
+  }
+
+  async #train(work: number, assigned: AssignedTask, signal: AbortSignal, emit: Emit): Promise<AgentEvent> {
+    const { task, assignment } = complete(assigned);
+    const { clock, sessions, outbox, throttle } = this.#parts;
+    const { weights, shard, trainGraph, evalGraph, bytesDown, fetchMs } = this.#material;
+    if (weights === undefined || shard === undefined) throw new Error("training began before its material was fetched");
+    const inner = await outbox.innerState(task.job);
+    const result = await runLocalRound(
+      { task, assignment, weights, shard, trainGraph, evalGraph, inner },
+      {
+        sessions,
+        clock,
+        signal,
+        throttle: createThrottle(throttle, clock, signal),
+        onStep: (step, loss) => emit({ type: "trainingProgress", work, step, loss }),
+      },
+    );
+    if (result.status === "aborted") return { type: "aborted", work };
+    if (result.status === "failed") {
+      return { type: "failed", work, reason: result.reason, message: result.message, retry: "never" };
+    }
+    const encoded = encodeOutcome(task, assignment, result.outcome, inner, { bytesDown, fetchMs });
+    if (!encoded.ok) return { type: "failed", work, reason: "BadTask", message: encoded.message, retry: "never" };
+    if (signal.aborted) return { type: "aborted", work };
+    await outbox.put(encoded.draft, encoded.inner, this.#parts.nonce());
+    this.#material = { round: "", bytesDown: 0, fetchMs: 0 };
+    return { type: "trained", work };
+  }
+
+  async #upload(work: number, round: string, signal: AbortSignal, emit: Emit): Promise<AgentEvent> {
+    const { outbox, plane, clock } = this.#parts;
+    const startMs = clock.monotonicMs();
+    let bytesUp = 0;
+    const committed = await outbox.upload(round, plane.uplink, () => clock.nowMs(), {
+      signal,
+      chunkSent: (bytes) => {
+        bytesUp += bytes;
+        emit({ type: "uploadProgress", work });
+      },
+      commitSending: () => emit({ type: "commitSending", work }),
+    });
+    this.up.add(bytesUp, clock.monotonicMs() - startMs);
+    return { type: committed ? "committed" : "aborted", work };
+  }
+
+  async #discard(work: number, round: string): Promise<AgentEvent> {
+    await this.#parts.outbox.discard(round);
+    return { type: "discarded", work };
+  }
+}
+
+/** The guard let no incomplete task pass. */
+function complete(assigned: AssignedTask): { task: RoundTask; assignment: Assignment } {
+  const { task, assignment } = assigned;
+  if (task === undefined || assignment === undefined) throw new Error(`the task ${roundOf(assigned)} is incomplete`);
+  return { task, assignment };
+}

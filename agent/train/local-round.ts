@@ -1,0 +1,147 @@
+import { createRng } from "#common/domain/rng.js";
+import { learningRateAt } from "#common/domain/schedule.js";
+import type { Clock } from "#common/ports/clock.js";
+import { allFinite, subtract } from "#common/tensor/flat.js";
+import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
+import { sampleBatch, tokensNeeded } from "../data/batches.js";
+import type { Shard } from "../data/split.js";
+import type { InnerState } from "../outbox/inner-state.js";
+import { evaluateHeldOut, type Evaluation } from "./evaluation.js";
+import type { Sessions } from "./sessions.js";
+import type { Throttle } from "./throttle.js";
+
+/** All that a local round needs, in memory. */
+export interface RoundInput {
+  readonly task: RoundTask;
+  readonly assignment: Assignment;
+  /** The round's starting weights [parameters]. */
+  readonly weights: Float32Array;
+  /** Undefined if the assignment has no local steps. */
+  readonly trainGraph: Uint8Array | undefined;
+  /** Undefined if the task does not evaluate. */
+  readonly evalGraph: Uint8Array | undefined;
+  readonly shard: Shard;
+  /** What the job's last round left here. */
+  readonly inner: InnerState | undefined;
+}
+
+export interface RoundTools {
+  readonly sessions: Sessions;
+  readonly throttle: Throttle;
+  readonly clock: Clock;
+  readonly signal: AbortSignal;
+  /** Called after each step with the number of steps done. */
+  onStep(step: number, loss: number): void;
+}
+
+export interface LocalOutcome {
+  /** Local minus starting weights [parameters]; undefined for an evaluation. */
+  readonly delta: Float32Array | undefined;
+  /** Tokens trained on. */
+  readonly tokens: number;
+  /** Mean over the steps, nats per token; 0 for an evaluation. */
+  readonly trainLoss: number;
+  readonly trainMs: number;
+  readonly evaluation: Evaluation;
+  /** Steps and moments to keep; undefined for an evaluation. */
+  readonly next: Pick<InnerState, "steps" | "moments"> | undefined;
+}
+
+export type LocalResult =
+  | { status: "done"; outcome: LocalOutcome }
+  | { status: "aborted" }
+  | { status: "failed"; reason: "TooLittleData" | "Diverged" | "BadTask"; message: string };
+
+/** The kept moments, if the job keeps them and they fit the model. */
+function startingState(input: RoundInput): { steps: number; m: Float32Array; v: Float32Array } {
+  const { task, weights, inner } = input;
+  const moments = inner?.moments;
+  if (task.optimizer?.keepState === true && moments?.m.length === weights.length) {
+    return { steps: inner?.steps ?? 0, ...moments };
+  }
+  return { steps: 0, m: new Float32Array(weights.length), v: new Float32Array(weights.length) };
+}
+
+interface Trained {
+  steps: number;
+  m: Float32Array;
+  v: Float32Array;
+  weights: Float32Array;
+  lossSum: number;
+}
+
+async function trainSteps(input: RoundInput, graph: Uint8Array, tools: RoundTools): Promise<Trained | LocalResult> {
+  const { task, assignment, shard } = input;
+  const { optimizer } = task;
+  if (optimizer === undefined) return { status: "failed", reason: "BadTask", message: "the task names no optimizer" };
+  const session = await tools.sessions.train(graph);
+  const { steps: before, m, v } = startingState(input);
+  session.load({ weights: input.weights, m, v });
+  const rng = createRng(assignment.seed);
+  const stride = task.referenceSteps / assignment.localSteps;
+  let lossSum = 0;
+  for (let i = 0; i < assignment.localSteps; i++) {
+    if (tools.signal.aborted) return { status: "aborted" };
+    const batch = sampleBatch(shard.train, assignment.batchSize, task.seqLen, rng);
+    const lr = learningRateAt(optimizer, task.totalSteps, task.stepOffset + i * stride);
+    const { loss } = await tools.throttle.run(() => session.step(batch, lr, before + i + 1));
+    if (!Number.isFinite(loss)) return diverged("loss", i + 1);
+    lossSum += loss;
+    tools.onStep(i + 1, loss);
+  }
+  return { steps: before + assignment.localSteps, lossSum, ...session.state() };
+}
+
+function diverged(what: "loss" | "update", step: number): LocalResult {
+  const message = `the ${what} is not finite after ${step} local steps; lower local.optimizer.learningRate`;
+  return { status: "failed", reason: "Diverged", message };
+}
+
+function dataProblem({ task, assignment, shard }: RoundInput): LocalResult | undefined {
+  const [has, needs] = [shard.train.length, tokensNeeded(task.seqLen)];
+  if (assignment.localSteps === 0 || has >= needs) return undefined;
+  const message = `dataset ${task.dataset} has ${has} training tokens here and one sequence needs ${needs}; add text`;
+  return { status: "failed", reason: "TooLittleData", message };
+}
+
+/**
+ * One device's part of a round: evaluates the starting weights on what it holds out, takes local AdamW steps (the inner
+ * optimizer of DiLoCo, Douillard 2023) on random windows of the rest, and makes the delta. The same input gives the
+ * same bits. Step i of n runs at reference step `stepOffset + i * referenceSteps / n` of the schedule.
+ */
+export async function runLocalRound(input: RoundInput, tools: RoundTools): Promise<LocalResult> {
+  const { task, assignment, weights } = input;
+  const problem = dataProblem(input);
+  if (problem !== undefined) return problem;
+  let evaluation: Evaluation | undefined = { lossSum: 0, tokens: 0 };
+  if (input.evalGraph !== undefined) {
+    const session = await tools.sessions.eval(input.evalGraph);
+    const shape = { batchSize: task.evalBatchSize, seqLen: task.seqLen };
+    evaluation = await evaluateHeldOut(session, weights, input.shard.heldOut, shape, tools.throttle, tools.signal);
+    if (evaluation === undefined) return { status: "aborted" };
+  }
+  if (assignment.localSteps === 0) {
+    const nothing = { delta: undefined, tokens: 0, trainLoss: 0, trainMs: 0, next: undefined };
+    return { status: "done", outcome: { ...nothing, evaluation } };
+  }
+  if (input.trainGraph === undefined) {
+    return { status: "failed", reason: "BadTask", message: "the assignment names no training graph" };
+  }
+  const startMs = tools.clock.monotonicMs();
+  const trained = await trainSteps(input, input.trainGraph, tools);
+  if ("status" in trained) return trained;
+  const delta = subtract(trained.weights, weights);
+  if (!allFinite(delta)) return diverged("update", assignment.localSteps);
+  const moments = task.optimizer?.keepState === true ? { m: trained.m, v: trained.v } : undefined;
+  return {
+    status: "done",
+    outcome: {
+      delta,
+      tokens: assignment.localSteps * assignment.batchSize * task.seqLen,
+      trainLoss: trained.lossSum / assignment.localSteps,
+      trainMs: tools.clock.monotonicMs() - startMs,
+      evaluation,
+      next: { steps: trained.steps, moments },
+    },
+  };
+}

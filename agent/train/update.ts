@@ -1,0 +1,66 @@
+import { codecByName, codecNames } from "#common/tensor/codec.js";
+import { encodeWithFeedback, encodeUpdate } from "#common/tensor/chunk.js";
+import { sha256Digest } from "#common/tensor/digest.js";
+import { UpdateManifest, type Assignment, type RoundTask } from "#proto/shoal/v1/round.js";
+import type { UpdateDraft } from "../outbox/draft.js";
+import type { InnerState } from "../outbox/inner-state.js";
+import type { LocalOutcome } from "./local-round.js";
+
+export type Encoded = { ok: true; draft: UpdateDraft; inner: InnerState | undefined } | { ok: false; message: string };
+
+/** What fetching cost. */
+export interface FetchCost {
+  readonly bytesDown: number;
+  readonly fetchMs: number;
+}
+
+/**
+ * Turns a local outcome into chunks with their manifest, and the state the job keeps once they are committed. The
+ * residual of earlier rounds goes in if the job feeds errors back; one that does not fit the model is dropped.
+ */
+export function encodeOutcome(
+  task: RoundTask,
+  assignment: Assignment,
+  outcome: LocalOutcome,
+  kept: InnerState | undefined,
+  cost: FetchCost,
+): Encoded {
+  const { delta, evaluation, next } = outcome;
+  const codec = codecByName(task.codec?.name ?? "");
+  if (codec === undefined) {
+    const known = codecNames.join(", ");
+    return { ok: false, message: `codec "${task.codec?.name ?? ""}" is not known to this agent; it knows ${known}` };
+  }
+  // A lossless codec leaves nothing to carry on.
+  const feedback = task.codec?.errorFeedback === true && !codec.lossless;
+  let chunks: Uint8Array[] = [];
+  let residual: Float32Array | undefined;
+  if (delta !== undefined && feedback) {
+    const old = kept?.residual?.length === delta.length ? kept.residual : undefined;
+    ({ chunks, residual } = encodeWithFeedback(delta, old, codec));
+  } else if (delta !== undefined) {
+    chunks = encodeUpdate(delta, codec);
+  }
+  const manifest = UpdateManifest.fromPartial({
+    device: assignment.device,
+    round: task.round,
+    codec: codec.name,
+    values: delta?.length ?? 0,
+    sizeBytes: chunks.reduce((sum, chunk) => sum + chunk.length, 0),
+    digest: sha256Digest(...chunks),
+    tokens: outcome.tokens,
+    localSteps: assignment.localSteps,
+    trainLoss: outcome.trainLoss,
+    evalLossSum: evaluation.lossSum,
+    evalTokens: evaluation.tokens,
+    bytesDown: cost.bytesDown,
+    fetchMs: Math.round(cost.fetchMs),
+    trainMs: Math.round(outcome.trainMs),
+    baseDigest: task.weights?.digest ?? "",
+  });
+  return {
+    ok: true,
+    draft: { job: task.job, manifest, chunks },
+    inner: next && { ...next, residual },
+  };
+}

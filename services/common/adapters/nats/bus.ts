@@ -54,8 +54,9 @@ export class NatsBus implements Bus {
 /** A failed request in the words of the Bus port. */
 export function requestError(error: unknown, subject: string, timeoutMs: number): Error {
   const code = codeOf(error);
-  if (code === String(ErrorCode.NoResponders)) return new CodedError("NO_RESPONDERS", `nobody answers on ${subject}`);
-  if (code === String(ErrorCode.Timeout))
+  if (code === ErrorCode.NoResponders.toString())
+    return new CodedError("NO_RESPONDERS", `nobody answers on ${subject}`);
+  if (code === ErrorCode.Timeout.toString())
     return new CodedError("TIMEOUT", `no answer on ${subject} in ${timeoutMs} ms`);
   return error instanceof Error ? error : new Error(String(error));
 }

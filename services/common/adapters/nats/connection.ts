@@ -108,14 +108,18 @@ export class NatsLink {
     for await (const status of this.nc.status()) {
       if (status.type === Events.Disconnect) {
         this.up = false;
-        this.log.warn("disconnected from NATS; reconnecting", { server: String(status.data) });
+        this.log.warn("disconnected from NATS; reconnecting", { server: describe(status.data) });
       } else if (status.type === Events.Reconnect) {
         this.up = true;
-        this.log.info("reconnected to NATS", { server: String(status.data) });
+        this.log.info("reconnected to NATS", { server: describe(status.data) });
         for (const listener of this.listeners) listener();
       } else if (status.type === Events.Error) {
-        this.log.warn("NATS reports an error", { error: String(status.data) });
+        this.log.warn("NATS reports an error", { error: describe(status.data) });
       }
     }
   }
+}
+
+function describe(data: unknown): string {
+  return typeof data === "string" ? data : JSON.stringify(data);
 }

@@ -1,10 +1,19 @@
-import { consumerOpts, type ConsumerInfo, type JetStreamSubscription, type JsMsg } from "nats";
+import { AckPolicy, createInbox, DeliverPolicy, nanos, ReplayPolicy, type Msg } from "nats";
 import { CodedError, messageOf } from "../coded-error.js";
 import { Mailbox } from "../mailbox.js";
 import type { NatsLink } from "./connection.js";
 
 /** A message of a stream, or the sign that everything up to `seq` has been delivered. */
-export type Followed = { message: JsMsg; seq: number } | { message: undefined; seq: number };
+export type Followed = { message: StoredMessage; seq: number } | { message: undefined; seq: number };
+
+/** A message as the stream stores it. */
+export interface StoredMessage {
+  subject: string;
+  data: Uint8Array;
+  seq: number;
+  /** KV's mark of a removal, e.g. "DEL"; empty for others. */
+  operation: string;
+}
 
 interface Source {
   stream: string;
@@ -14,6 +23,9 @@ interface Source {
 }
 
 const RETRY_MS = 500;
+const HEARTBEAT_MS = 5000;
+/** Status of heartbeats and flow control requests. */
+const CONTROL = 100;
 
 /**
  * The messages of a stream on a subject, in order and each once, then new ones until the signal aborts; once, when the
@@ -42,67 +54,144 @@ export async function* follow(link: NatsLink, source: Source, signal: AbortSigna
   }
 }
 
-/** One consumer's worth of messages; ends on reconnect, throws when the consumer fails. */
+/** One consumer's worth of messages; ends on reconnect or when messages are missing, throws when none can be made. */
 async function* attempt(
   link: NatsLink,
   source: Source,
   caughtUp: boolean,
   signal: AbortSignal,
 ): AsyncGenerator<Followed> {
-  const over = new AbortController();
-  const stop = (): void => over.abort();
-  const mailbox = new Mailbox<Followed>(over.signal);
-  let failure: Error | undefined;
-  let told = caughtUp;
-  let last = source.afterSeq;
-  const tell = (seq: number): void => {
-    if (told) return;
-    told = true;
-    mailbox.push({ message: undefined, seq });
-  };
+  const manager = await link.manager();
+  const headSeq = caughtUp ? 0 : (await manager.streams.info(source.stream)).state.last_seq;
+  const delivery = new Delivery(link, Math.max(source.afterSeq, headSeq), caughtUp);
+  const stop = (): void => delivery.stop();
   signal.addEventListener("abort", stop);
   const forget = link.onReconnect(stop);
-  let subscription: JetStreamSubscription | undefined;
+  const subscription = link.nc.subscribe(delivery.inbox, {
+    callback: (error, message) => delivery.take(error, message),
+  });
+  let name: string | undefined;
   let timer: NodeJS.Timeout | undefined;
   try {
-    const headSeq = caughtUp ? 0 : (await (await link.manager()).streams.info(source.stream)).state.last_seq;
-    const floorSeq = Math.max(source.afterSeq, headSeq);
-    const options = consumerOpts()
-      .bindStream(source.stream)
-      .orderedConsumer()
-      .startSequence(source.afterSeq + 1);
-    options.callback((error, message) => {
-      if (error !== null || message === null) {
-        failure = error ?? new Error("the consumer ended");
-        stop();
-        return;
-      }
-      last = message.seq;
-      mailbox.push({ message, seq: message.seq });
-      if (message.info.pending === 0) tell(Math.max(floorSeq, last));
+    const consumer = await manager.consumers.add(source.stream, {
+      filter_subject: source.filter,
+      ...pushTo(delivery.inbox),
+      deliver_policy: DeliverPolicy.StartSequence,
+      opt_start_seq: source.afterSeq + 1,
+      ack_policy: AckPolicy.None,
+      replay_policy: ReplayPolicy.Instant,
+      max_deliver: 1,
+      mem_storage: true,
+      num_replicas: 1,
+      flow_control: true,
+      idle_heartbeat: nanos(HEARTBEAT_MS),
     });
-    subscription = await link.jetstream().subscribe(source.filter, options);
-    const created = (subscription as unknown as { info: { last: ConsumerInfo } }).info.last;
-    if (created.num_pending === 0 && created.delivered.consumer_seq === 0) tell(floorSeq);
-    // What was pending may be purged before it is delivered: then no message says that it was the last.
+    name = consumer.name;
+    if (consumer.num_pending === 0 && consumer.delivered.consumer_seq === 0) delivery.tellCaughtUp();
     timer = setInterval(() => {
-      if (told) return;
-      const before = last;
-      subscription
-        ?.consumerInfo()
-        .then((info) => {
-          if (info.num_pending === 0 && before === last) tell(Math.max(floorSeq, last));
-        })
-        .catch(() => undefined);
+      delivery.checkHeartbeat();
+      // What was pending may be purged before it is delivered: then no message says that it was the last.
+      void delivery.checkPending(async () => (await manager.consumers.info(source.stream, consumer.name)).num_pending);
     }, 1000);
-    yield* mailbox;
-    if (failure !== undefined) throw failure;
+    if (!signal.aborted) yield* delivery.mailbox;
   } finally {
     clearInterval(timer);
     forget();
     signal.removeEventListener("abort", stop);
-    if (subscription !== undefined && !link.nc.isClosed()) subscription.destroy().catch(() => undefined);
+    subscription.unsubscribe();
+    // The server drops a consumer nobody listens to; this only makes it sooner.
+    if (name !== undefined && link.connected) void manager.consumers.delete(source.stream, name).catch(() => false);
   }
+}
+
+/** The client library would have pull consumers only; a server that pushes needs no request per batch. */
+function pushTo(inbox: string): { deliver_subject: string } {
+  return { deliver_subject: inbox };
+}
+
+/** Takes what a push consumer sends: checks its order, answers flow control, and notes when the past is over. */
+class Delivery {
+  readonly inbox: string;
+  readonly mailbox: Mailbox<Followed>;
+  private readonly over = new AbortController();
+  private lastDelivery = 0;
+  private lastSeq: number;
+  private heardAtMs: number;
+
+  constructor(
+    private readonly link: NatsLink,
+    private readonly floorSeq: number,
+    private caughtUp: boolean,
+  ) {
+    this.inbox = createInbox();
+    this.mailbox = new Mailbox(this.over.signal);
+    this.lastSeq = floorSeq;
+    this.heardAtMs = link.clock.monotonicMs();
+  }
+
+  stop(): void {
+    this.over.abort();
+  }
+
+  take(error: Error | null, message: Msg): void {
+    if (this.over.signal.aborted) return;
+    this.heardAtMs = this.link.clock.monotonicMs();
+    if (error !== null) this.stop();
+    else if (message.headers?.code === CONTROL) this.control(message);
+    else this.deliver(message);
+  }
+
+  /** Says once that everything up to the head of the stream has come. */
+  tellCaughtUp(): void {
+    if (this.caughtUp) return;
+    this.caughtUp = true;
+    this.mailbox.push({ message: undefined, seq: Math.max(this.floorSeq, this.lastSeq) });
+  }
+
+  checkHeartbeat(): void {
+    if (this.link.clock.monotonicMs() - this.heardAtMs > 2.5 * HEARTBEAT_MS) this.stop();
+  }
+
+  async checkPending(pending: () => Promise<number>): Promise<void> {
+    if (this.caughtUp) return;
+    const before = this.lastDelivery;
+    const left = await pending().catch(() => undefined);
+    if (left === 0 && before === this.lastDelivery) this.tellCaughtUp();
+  }
+
+  private deliver(message: Msg): void {
+    const place = parseAckSubject(message.reply ?? "");
+    if (place?.delivery !== this.lastDelivery + 1) {
+      this.stop();
+      return;
+    }
+    const { seq } = place;
+    this.lastDelivery = place.delivery;
+    this.lastSeq = seq;
+    const operation = message.headers?.get("KV-Operation") ?? "";
+    this.mailbox.push({ message: { subject: message.subject, data: message.data, seq, operation }, seq });
+    if (place.pending === 0) this.tellCaughtUp();
+  }
+
+  private control(message: Msg): void {
+    if (message.reply !== undefined && message.reply !== "") message.respond();
+    const stalled = message.headers?.get("Nats-Consumer-Stalled") ?? "";
+    if (stalled !== "") this.link.nc.publish(stalled);
+    const last = message.headers?.get("Nats-Last-Consumer") ?? "";
+    if (last !== "" && Number(last) !== this.lastDelivery) this.stop();
+  }
+}
+
+/**
+ * Where a message stands, from its reply subject: `$JS.ACK.<stream>.<consumer>.<tries>.<seq>.<delivery>.<time>.<pending>`,
+ * with domain and account after ACK on newer servers.
+ */
+function parseAckSubject(reply: string): { seq: number; delivery: number; pending: number } | undefined {
+  const tokens = reply.split(".");
+  const at = tokens.length > 9 ? 7 : 5;
+  const [seq, delivery, pending] = [tokens[at], tokens[at + 1], tokens[at + 3]].map(Number);
+  if (tokens[1] !== "ACK" || seq === undefined || delivery === undefined || pending === undefined) return undefined;
+  return Number.isSafeInteger(seq + delivery + pending) ? { seq, delivery, pending } : undefined;
 }
 
 /** Messages that are there now, in order. Throws code "TIMEOUT" when they cannot be read in time. */
@@ -110,8 +199,8 @@ export async function readPast(
   link: NatsLink,
   source: Source,
   timeoutMs = 15_000,
-): Promise<{ messages: JsMsg[]; headSeq: number }> {
-  const messages: JsMsg[] = [];
+): Promise<{ messages: StoredMessage[]; headSeq: number }> {
+  const messages: StoredMessage[] = [];
   const timeout = AbortSignal.timeout(timeoutMs);
   for await (const followed of follow(link, source, timeout)) {
     if (followed.message === undefined) return { messages, headSeq: followed.seq };

@@ -1,9 +1,9 @@
 import { randomUUID } from "node:crypto";
-import { NatsError, type JsMsg, type KV } from "nats";
+import { NatsError, type KV } from "nats";
 import type { Kind, ResourceOf, ResourceStore, StoreEvent, WatchOptions, Written } from "../../ports/resource-store.js";
 import { decodeResource, encodeResource, isSelected, nameOf, withIdentity } from "../resource-codecs.js";
 import type { NatsLink } from "./connection.js";
-import { follow, readPast } from "./follow.js";
+import { follow, readPast, type StoredMessage } from "./follow.js";
 import { BUCKET, STREAMS } from "./streams.js";
 
 const WRONG_LAST_SEQUENCE = 10071;
@@ -119,15 +119,14 @@ function isLostRace(error: unknown): boolean {
   return error instanceof NatsError && error.api_error?.err_code === WRONG_LAST_SEQUENCE;
 }
 
-function isDelete(message: JsMsg): boolean {
-  const operation = message.headers?.get("KV-Operation") ?? "";
+function isDelete({ operation }: StoredMessage): boolean {
   return operation === "DEL" || operation === "PURGE";
 }
 
-function nameIn(message: JsMsg): string {
+function nameIn(message: StoredMessage): string {
   return message.subject.slice(message.subject.lastIndexOf(".") + 1);
 }
 
-function decodeMessage<K extends Kind>(kind: K, message: JsMsg): ResourceOf[K] {
-  return decodeResource(kind, message.string(), String(message.seq));
+function decodeMessage<K extends Kind>(kind: K, message: StoredMessage): ResourceOf[K] {
+  return decodeResource(kind, new TextDecoder().decode(message.data), String(message.seq));
 }

@@ -13,11 +13,10 @@ export interface Cost {
 const FLOAT_BYTES = 4;
 /** AdamW and clipping, per parameter. */
 const OPTIMIZER_FLOPS = 16;
-/**
- * Flat vectors alive at the step's end: weights, m and v going in and coming out, the weights as tensors, the gradient
- * in pieces and joined, and two intermediate results of the optimizer.
- */
-const VECTORS = 11;
+/** Flat vectors alive: weights, m and v coming in and going out, the gradient, and what the optimizer works on. */
+const VECTORS = 10;
+/** What the native runtime's allocator takes over what is alive, measured on models of 0.8 to 11 M parameters. */
+const ALLOCATOR = 1.3;
 
 /** What one training step costs, for planning. Exact for parameters and products, an estimate for memory. */
 export function estimateCost(config: ModelConfig, shape: BatchShape): Cost {
@@ -26,6 +25,6 @@ export function estimateCost(config: ModelConfig, shape: BatchShape): Cost {
   return {
     parameters,
     flopsPerStep: 6 * work.multiplyAdds + OPTIMIZER_FLOPS * parameters,
-    peakBytes: FLOAT_BYTES * (VECTORS * parameters + work.keptFloats + work.scratchFloats),
+    peakBytes: FLOAT_BYTES * Math.ceil(VECTORS * parameters + ALLOCATOR * (work.keptFloats + work.scratchFloats)),
   };
 }

@@ -1,0 +1,88 @@
+import type { BlobRef } from "#proto/shoal/v1/meta.js";
+import type { Device } from "#proto/shoal/v1/device.js";
+import type { AssignedTask, BlobRangeRequest, Refusal } from "#proto/shoal/v1/device_wire.js";
+import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
+
+const nameOf = (round: Round): string => round.metadata?.name ?? "";
+
+/**
+ * Whether devices may work on a round. One that is planned again for replacements still takes the work of those it has,
+ * so nobody drops his task for the moment that the planning lasts.
+ */
+export function isOpen(round: Round): boolean {
+  const phase = round.status?.phase;
+  return phase === "Training" || (phase === "Planning" && (round.status?.assignments.length ?? 0) > 0);
+}
+
+/** Names of the devices that a round still waits for: assigned, not withdrawn, nothing committed. */
+export function awaitedDevices(round: Round, tally: UpdateTally | undefined): string[] {
+  const status = round.status;
+  if (status === undefined || !isOpen(round)) return [];
+  const withdrawn = new Set(status.withdrawn.map((exclusion) => exclusion.device));
+  const committed = new Set(tally?.verdicts.map((verdict) => verdict.manifest?.device));
+  return status.assignments
+    .map((assignment) => assignment.device)
+    .filter((device) => !withdrawn.has(device) && !committed.has(device));
+}
+
+/**
+ * Open assignments of a device, oldest first: open rounds that wait for it. None if it drains.
+ * @param tallies by name of the round
+ */
+export function openTasks(
+  device: Device | undefined,
+  rounds: Iterable<Round>,
+  tallies: ReadonlyMap<string, UpdateTally>,
+): AssignedTask[] {
+  const name = device?.metadata?.name;
+  if (name === undefined || device?.spec?.draining === true) return [];
+  const open = [...rounds].filter((round) => awaitedDevices(round, tallies.get(nameOf(round))).includes(name));
+  open.sort((a, b) => (a.status?.plannedAtMs ?? 0) - (b.status?.plannedAtMs ?? 0) || (nameOf(a) < nameOf(b) ? -1 : 1));
+  return open.map((round) => ({
+    task: round.spec?.task,
+    assignment: round.status?.assignments.find((assignment) => assignment.device === name),
+    deadlineAtMs: round.status?.deadlineAtMs ?? 0,
+  }));
+}
+
+/** Devices to nudge when a round changes: those whose assignment opened, changed or was withdrawn. */
+export function devicesToNudge(before: Round | undefined, after: Round | undefined): string[] {
+  const was = new Set(before === undefined ? [] : awaitedDevices(before, undefined));
+  const is = new Set(after === undefined ? [] : awaitedDevices(after, undefined));
+  const opened = [...is].filter((device) => !was.has(device));
+  const closed = [...was].filter((device) => !is.has(device));
+  const planned = before?.status?.plannedAtMs !== after?.status?.plannedAtMs;
+  return planned ? [...new Set([...is, ...closed])] : [...opened, ...closed];
+}
+
+/** The blobs that a device needs for its open assignments. */
+export function readableBlobs(tasks: readonly AssignedTask[]): Map<string, BlobRef> {
+  const refs = tasks.flatMap(({ task, assignment }) => [
+    task?.weights,
+    task?.evalGraph,
+    task?.tokenizer?.blob,
+    assignment?.trainGraph,
+  ]);
+  return new Map(refs.flatMap((ref) => (ref === undefined || ref.digest === "" ? [] : [[ref.digest, ref]])));
+}
+
+export type RangeVerdict =
+  { ok: true; blob: BlobRef; offset: number; length: number } | { ok: false; refusal: Refusal };
+
+/** Whether a device may read a range now. The length is cut to `maxLength` bytes; reading at the end gives no bytes. */
+export function decideRange(
+  request: BlobRangeRequest,
+  tasks: readonly AssignedTask[],
+  maxLength: number,
+): RangeVerdict {
+  const refuse = (reason: string, message: string): RangeVerdict => ({ ok: false, refusal: { reason, message } });
+  const { digest, offset, length } = request;
+  if (!Number.isSafeInteger(offset) || offset < 0) return refuse("BadRange", "offset must be 0 or more");
+  if (!Number.isSafeInteger(length) || length <= 0) return refuse("BadRange", "length must be 1 or more");
+  const blob = readableBlobs(tasks).get(digest);
+  if (blob === undefined) {
+    return refuse("NotAssigned", "no open assignment of this device names this blob: drop the task, heartbeat again");
+  }
+  if (offset > blob.sizeBytes) return refuse("BadRange", `offset is beyond the ${blob.sizeBytes} bytes of the blob`);
+  return { ok: true, blob, offset, length: Math.min(length, maxLength, blob.sizeBytes - offset) };
+}

@@ -1,0 +1,173 @@
+import { deviceOf, MAX_PIECE_BYTES, subjects } from "#common/domain/subjects.js";
+import type { BlobStore } from "#common/ports/blob-store.js";
+import type { Bus, BusMessage } from "#common/ports/bus.js";
+import type { Metrics } from "#common/ports/metrics.js";
+import type { Device } from "#proto/shoal/v1/device.js";
+import {
+  BlobRangeReply,
+  BlobRangeRequest,
+  HeartbeatReply,
+  HeartbeatRequest,
+  JoinReply,
+  JoinRequest,
+  type Refusal,
+} from "#proto/shoal/v1/device_wire.js";
+import type { AssignmentIndex } from "./assignment-index.js";
+import { decideRange } from "./assignments.js";
+import { CREDENTIAL_MS } from "./credentials.js";
+import { changeDevice } from "./device-changes.js";
+import { applyHeartbeat } from "./heartbeat.js";
+import { join, type JoinPorts } from "./join.js";
+
+export interface DevicePlanePorts extends JoinPorts {
+  readonly bus: Bus;
+  readonly blobs: BlobStore;
+  readonly metrics: Metrics;
+  readonly index: AssignmentIndex;
+  readonly heartbeatMs: number;
+  readonly leaseMs: number;
+}
+
+/** All replicas share the devices' requests. */
+const QUEUE = "registry";
+/** A device may know its assignment from another replica a moment before this one does. */
+const INDEX_LAG = { waits: 4, waitMs: 250 } as const;
+
+/** Refusals that tell an agent what to do next. */
+const REFUSALS = {
+  badRequest: { reason: "BadRequest", message: "the request cannot be read: update the agent" },
+  unknownDevice: {
+    reason: "UnknownDevice",
+    message: "this device is not part of the fleet any more: join again with a new token",
+  },
+  blobAbsent: { reason: "BlobAbsent", message: "the blob is not stored (yet): try again" },
+  contended: { reason: "Busy", message: "the device is being changed: the next heartbeat will do" },
+} as const satisfies Record<string, Refusal>;
+
+function decode<T>(type: { decode(bytes: Uint8Array): T }, bytes: Uint8Array): T | undefined {
+  try {
+    return type.decode(bytes);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Answers what devices ask on the bus: to join, heartbeats, ranges of blobs. Stateless but for the index. */
+export class DevicePlane {
+  private readonly answered;
+  private readonly blobBytes;
+
+  constructor(private readonly ports: DevicePlanePorts) {
+    const { metrics } = ports;
+    const help = "Requests of devices, by what they asked and the reason of a refusal.";
+    this.answered = metrics.counter("shoal_registry_device_requests_total", help, ["request", "refusal"]);
+    this.blobBytes = metrics.counter("shoal_registry_blob_bytes_total", "Bytes of blobs sent to devices.");
+  }
+
+  /** Subscribes until the signal aborts. Call it when the index is synced: before, assignments would seem withdrawn. */
+  serve(signal: AbortSignal): void {
+    const options = { queue: QUEUE, signal };
+    this.ports.bus.subscribe(subjects.joinAll, options, (message) => this.onJoin(message));
+    this.ports.bus.subscribe(subjects.heartbeatAll, options, (message) => this.onHeartbeat(message));
+    this.ports.bus.subscribe(subjects.blobAll, options, (message) => this.onBlobRange(message, signal));
+  }
+
+  private count(request: string, refusal: Refusal | undefined): void {
+    this.answered.add(1, { request, refusal: refusal?.reason ?? "" });
+  }
+
+  private async onJoin(message: BusMessage): Promise<void> {
+    const request = decode(JoinRequest, message.data);
+    const tokenId = message.subject.split(".")[2] ?? "";
+    const reply =
+      request === undefined
+        ? JoinReply.fromPartial({ refusal: REFUSALS.badRequest })
+        : await join(this.ports, tokenId, request);
+    this.count("join", reply.refusal);
+    message.respond(JoinReply.encode(reply).finish());
+  }
+
+  private async onHeartbeat(message: BusMessage): Promise<void> {
+    const request = decode(HeartbeatRequest, message.data);
+    const refusal = (why: Refusal): HeartbeatReply => ({
+      refusal: why,
+      tasks: [],
+      nextHeartbeatMs: this.ports.heartbeatMs,
+      atMs: this.ports.clock.nowMs(),
+      jwt: "",
+    });
+    const reply =
+      request === undefined
+        ? refusal(REFUSALS.badRequest)
+        : await this.beat(deviceOf(message.subject) ?? "", request, refusal);
+    this.count("heartbeat", reply.refusal);
+    message.respond(HeartbeatReply.encode(reply).finish());
+  }
+
+  private async beat(
+    name: string,
+    request: HeartbeatRequest,
+    refusal: (why: Refusal) => HeartbeatReply,
+  ): Promise<HeartbeatReply> {
+    const { store, clock, credentials, heartbeatMs } = this.ports;
+    const lease = await store.get("Lease", name);
+    const nowMs = clock.nowMs();
+    let dueLease: typeof lease;
+    const changed = await changeDevice(store, name, (device) => {
+      const changes = applyHeartbeat(device, lease, request, nowMs, this.ports.leaseMs);
+      dueLease = changes.lease;
+      return changes.device;
+    });
+    if (!changed.ok) return refusal(changed.reason === "NotFound" ? REFUSALS.unknownDevice : REFUSALS.contended);
+    if (dueLease !== undefined) {
+      // A lost race means that another replica has just renewed it.
+      await (lease === undefined ? store.create("Lease", dueLease) : store.update("Lease", dueLease));
+    }
+    const publicKey = changed.device.spec?.publicKey ?? "";
+    const renew = request.renewCredential && publicKey !== "";
+    return {
+      refusal: undefined,
+      tasks: this.ports.index.tasks(changed.device),
+      nextHeartbeatMs: heartbeatMs,
+      atMs: clock.nowMs(),
+      jwt: renew ? await credentials.issueDevice(name, publicKey, nowMs + CREDENTIAL_MS) : "",
+    };
+  }
+
+  private async onBlobRange(message: BusMessage, signal: AbortSignal): Promise<void> {
+    const request = decode(BlobRangeRequest, message.data);
+    const name = deviceOf(message.subject) ?? "";
+    const reply =
+      request === undefined
+        ? BlobRangeReply.fromPartial({ refusal: REFUSALS.badRequest })
+        : await this.readRange(name, request, signal);
+    this.count("blob", reply.refusal);
+    this.blobBytes.add(reply.data.length);
+    message.respond(BlobRangeReply.encode(reply).finish());
+  }
+
+  private async readRange(name: string, request: BlobRangeRequest, signal: AbortSignal): Promise<BlobRangeReply> {
+    const refuse = (refusal: Refusal): BlobRangeReply => BlobRangeReply.fromPartial({ refusal });
+    const device = await this.ports.store.get("Device", name);
+    if (device === undefined) return refuse(REFUSALS.unknownDevice);
+    const verdict = await this.judgeRange(device, request, signal);
+    if (!verdict.ok) return refuse(verdict.refusal);
+    const { blob, offset, length } = verdict;
+    const data = length === 0 ? new Uint8Array() : await this.ports.blobs.getRange(blob.digest, offset, length);
+    if (data === undefined) return refuse(REFUSALS.blobAbsent);
+    return { refusal: undefined, blob, data: Buffer.from(data.buffer, data.byteOffset, data.byteLength) };
+  }
+
+  private async judgeRange(
+    device: Device,
+    request: BlobRangeRequest,
+    signal: AbortSignal,
+  ): Promise<ReturnType<typeof decideRange>> {
+    for (let waited = 0; ; waited++) {
+      const verdict = decideRange(request, this.ports.index.tasks(device), MAX_PIECE_BYTES);
+      const mayLag = !verdict.ok && verdict.refusal.reason === "NotAssigned";
+      if (!mayLag || waited === INDEX_LAG.waits || signal.aborted) return verdict;
+      await this.ports.clock.sleep(INDEX_LAG.waitMs, signal);
+    }
+  }
+}

@@ -1,0 +1,201 @@
+import { parseDocument } from "yaml";
+import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
+import { decodeDataset } from "#common/domain/manifest.js";
+import { cutPage, parsePage } from "#common/domain/pages.js";
+import { API_VERSION, newMeta } from "#common/domain/resources.js";
+import { exportCheckpoint } from "#common/graph/checkpoint.js";
+import { parseModelConfig } from "#common/graph/config.js";
+import type { BlobStore } from "#common/ports/blob-store.js";
+import type { Kind, ResourceOf, ResourceStore } from "#common/ports/resource-store.js";
+import type { Log } from "#common/ports/log.js";
+import { fromBytes, toBytes } from "#common/tensor/flat.js";
+import type { TokenizerSpec } from "#proto/shoal/v1/job.js";
+import type { Dataset, Model } from "#proto/shoal/v1/model.js";
+import type {
+  ApplyDatasetRequest,
+  ApplyDatasetResponse,
+  ExportRequest,
+  ExportResponse,
+  GetModelRequest,
+  GetModelResponse,
+  ImportRequest,
+  ImportResponse,
+  ListDatasetsRequest,
+  ListDatasetsResponse,
+  ListModelsRequest,
+  ListModelsResponse,
+} from "#proto/shoal/v1/model_service.js";
+import { type ImportedModel, ImportReader } from "./model-import.js";
+
+export interface ModelPorts {
+  readonly store: ResourceStore;
+  readonly blobs: BlobStore;
+  readonly log: Log;
+}
+
+const PAGES = { max: 1000, fallback: 100 };
+const MAX_ATTEMPTS = 16;
+const MAX_MANIFEST_CHARS = 256 * 1024;
+/** Bytes of a file in one message of an export. */
+const PIECE_BYTES = 512 * 1024;
+
+const nameOf = (resource: { metadata?: { name: string } | undefined }): string => resource.metadata?.name ?? "";
+
+/** ModelService without gRPC: models come in and go out as Hugging Face folders; datasets get passports. */
+export class ModelApi {
+  constructor(private readonly ports: ModelPorts) {}
+
+  /** Takes the messages of an import one by one and stores the model; the first wrong message ends it. */
+  async import(requests: AsyncIterable<ImportRequest>): Promise<Answer<ImportResponse>> {
+    const reader = new ImportReader();
+    for await (const request of requests) {
+      const hadName = reader.name !== "";
+      const violation = reader.accept(request);
+      if (violation !== undefined) return invalid(violation);
+      // Told before the weights are sent, not after.
+      if (!hadName && (await this.ports.store.get("Model", reader.name)) !== undefined) return nameTaken(reader.name);
+    }
+    const verdict = reader.finish();
+    if (!verdict.ok) return invalid(...verdict.violations);
+    const model = await this.toModel(verdict.model);
+    const created = await this.ports.store.create("Model", model);
+    if (!created.ok) return nameTaken(verdict.model.name);
+    this.ports.log.info("a model was imported", { model: verdict.model.name, parameters: model.parameters });
+    return answer({ model: created.resource });
+  }
+
+  private async toModel(imported: ImportedModel): Promise<Model> {
+    const { blobs } = this.ports;
+    const tokenizer: TokenizerSpec =
+      imported.tokenizer.kind === "bytes"
+        ? { kind: "bytes", chars: "", blob: undefined }
+        : { kind: "huggingface", chars: "", blob: await blobs.put(imported.tokenizer.json) };
+    return {
+      apiVersion: API_VERSION,
+      kind: "Model",
+      metadata: newMeta(imported.name),
+      family: imported.config.family,
+      config: imported.huggingFaceConfig,
+      tokenizer,
+      weights: await blobs.put(toBytes(imported.weights)),
+      parameters: imported.weights.length,
+      origin: { job: "", round: 0 },
+    };
+  }
+
+  /** The model's files, piece by piece, in the order config, weights, tokenizer. */
+  async export({ name }: ExportRequest): Promise<Answer<Iterable<ExportResponse>>> {
+    const model = await this.ports.store.get("Model", name);
+    if (model === undefined) return noModel(name);
+    const config = parseModelConfig(model.config);
+    if (!config.ok) return refuse("FAILED_PRECONDITION", `the configuration of "${name}" cannot be built any more`);
+    const weights = await this.ports.blobs.get(model.weights?.digest ?? "");
+    if (weights === undefined) return refuse("FAILED_PRECONDITION", `the weights of "${name}" are not stored any more`);
+    const tokenizer = await this.tokenizerFile(model.tokenizer);
+    if (tokenizer === undefined) {
+      return refuse("FAILED_PRECONDITION", `the tokenizer of "${name}" is not stored any more`);
+    }
+    const files = Object.entries(exportCheckpoint(config.config, fromBytes(weights)));
+    return answer(toPieces([...files, tokenizer]));
+  }
+
+  /** tokenizer.json, or for byte and character tokenizers a small file that describes them. */
+  private async tokenizerFile(spec: TokenizerSpec | undefined): Promise<[string, Uint8Array] | undefined> {
+    if (spec?.kind === "huggingface") {
+      const json = await this.ports.blobs.get(spec.blob?.digest ?? "");
+      return json && ["tokenizer.json", json];
+    }
+    const description = spec?.kind === "chars" ? { kind: "chars", chars: spec.chars } : { kind: "bytes" };
+    return ["shoal_tokenizer.json", new TextEncoder().encode(`${JSON.stringify(description, null, 2)}\n`)];
+  }
+
+  async listModels(request: ListModelsRequest): Promise<Answer<ListModelsResponse>> {
+    const page = await this.page("Model", request.pageSize, request.pageToken);
+    return page.ok ? answer({ models: page.value.items, nextPageToken: page.value.nextPageToken }) : page;
+  }
+
+  async getModel({ name }: GetModelRequest): Promise<Answer<GetModelResponse>> {
+    const model = await this.ports.store.get("Model", name);
+    return model === undefined ? noModel(name) : answer({ model });
+  }
+
+  async listDatasets(request: ListDatasetsRequest): Promise<Answer<ListDatasetsResponse>> {
+    const page = await this.page("Dataset", request.pageSize, request.pageToken);
+    return page.ok ? answer({ datasets: page.value.items, nextPageToken: page.value.nextPageToken }) : page;
+  }
+
+  /** Creates or replaces a passport; the same manifest again changes nothing. */
+  async applyDataset({ manifest }: ApplyDatasetRequest): Promise<Answer<ApplyDatasetResponse>> {
+    const document = parseManifest(manifest);
+    if (!document.ok) return document;
+    const decoded = decodeDataset(document.value);
+    if (!decoded.ok) return invalid(...decoded.violations);
+    const wanted = decoded.value;
+    const name = nameOf(wanted);
+    for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
+      const stored = await this.ports.store.get("Dataset", name);
+      const next = stored === undefined ? withMeta(wanted) : replaced(stored, wanted);
+      if (next === undefined) return answer({ dataset: stored });
+      const { store } = this.ports;
+      const written = await (stored === undefined ? store.create("Dataset", next) : store.update("Dataset", next));
+      if (written.ok) return answer({ dataset: written.resource });
+    }
+    return refuse("ABORTED", `the dataset "${name}" is being changed by others: try again`);
+  }
+
+  private async page<K extends Kind>(
+    kind: K,
+    pageSize: number,
+    pageToken: string,
+  ): Promise<Answer<{ items: ResourceOf[K][]; nextPageToken: string }>> {
+    const parsed = parsePage(pageSize, pageToken, kind, PAGES);
+    if (!parsed.ok) return invalid(...parsed.violations);
+    const { items } = await this.ports.store.list(kind);
+    return answer(cutPage(items, nameOf, parsed.page, kind));
+  }
+}
+
+const noModel = (name: string): Answer<never> =>
+  refuse("NOT_FOUND", `no model is named "${name.slice(0, 64)}": list models to see their names`);
+const nameTaken = (name: string): Answer<never> =>
+  refuse("ALREADY_EXISTS", `a model named "${name}" exists: import it under another name`);
+
+/** Both parsers, YAML's and JSON's, are one: JSON is YAML. */
+function parseManifest(manifest: string): Answer<unknown> {
+  const wrong = (description: string): Answer<never> => invalid({ field: "manifest", value: "", description });
+  if (manifest.length > MAX_MANIFEST_CHARS) return wrong(`must have at most ${MAX_MANIFEST_CHARS} characters`);
+  const document = parseDocument(manifest);
+  const [error] = document.errors;
+  if (error !== undefined) return wrong(`is neither YAML nor JSON: ${error.message.split("\n")[0] ?? ""}`);
+  try {
+    return answer(document.toJS({ maxAliasCount: 100 }) as unknown);
+  } catch {
+    return wrong("expands its aliases too often: write them out");
+  }
+}
+
+function withMeta(dataset: Dataset): Dataset {
+  const { name = "", labels = {}, annotations = {} } = dataset.metadata ?? {};
+  return { ...dataset, metadata: { ...newMeta(name, labels), annotations } };
+}
+
+/** The stored dataset with the wanted content; undefined if it has it. */
+function replaced(stored: Dataset, wanted: Dataset): Dataset | undefined {
+  const { labels = {}, annotations = {} } = wanted.metadata ?? {};
+  const meta = stored.metadata ?? newMeta(nameOf(wanted));
+  const sameSpec = JSON.stringify(stored.spec) === JSON.stringify(wanted.spec);
+  const sameMeta = JSON.stringify([meta.labels, meta.annotations]) === JSON.stringify([labels, annotations]);
+  if (sameSpec && sameMeta) return undefined;
+  const generation = sameSpec ? meta.generation : meta.generation + 1;
+  return { ...stored, spec: wanted.spec, metadata: { ...meta, labels, annotations, generation } };
+}
+
+function* toPieces(files: readonly (readonly [string, Uint8Array])[]): Generator<ExportResponse> {
+  for (const [fileName, bytes] of files) {
+    for (let offset = 0; offset < bytes.length; offset += PIECE_BYTES) {
+      const part = bytes.subarray(offset, offset + PIECE_BYTES);
+      const data = Buffer.from(part.buffer, part.byteOffset, part.byteLength);
+      yield { piece: { fileName, fileSizeBytes: bytes.length, data } };
+    }
+  }
+}

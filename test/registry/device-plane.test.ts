@@ -1,0 +1,289 @@
+import test from "ava";
+import { createUser } from "nkeys.js";
+import { MemoryBlobStore } from "#common/adapters/memory/blob-store.js";
+import { MemoryBus } from "#common/adapters/memory/bus.js";
+import { ManualClock, settle } from "#common/adapters/memory/clock.js";
+import { MemoryLog } from "#common/adapters/memory/log.js";
+import { MemoryMetrics } from "#common/adapters/memory/metrics.js";
+import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
+import { newMeta } from "#common/domain/resources.js";
+import { subjects } from "#common/domain/subjects.js";
+import { type DeepPartial, JoinBundle } from "#proto/shoal/v1/device_wire.js";
+import {
+  BlobRangeReply,
+  BlobRangeRequest,
+  HeartbeatReply,
+  HeartbeatRequest,
+  JoinReply,
+  JoinRequest,
+} from "#proto/shoal/v1/device_wire.js";
+import { Round, UpdateTally } from "#proto/shoal/v1/round.js";
+import { AssignmentIndex } from "#services/registry/assignment-index.js";
+import type { CredentialIssuer } from "#services/registry/credentials.js";
+import { DevicePlane } from "#services/registry/device-plane.js";
+import { FleetApi, TOKEN_PREFIX } from "#services/registry/fleet-api.js";
+
+/** Credentials that can be read in a test. */
+class PlainCredentials implements CredentialIssuer {
+  readonly revoked: string[] = [];
+
+  issueDevice(device: string, publicKey: string, expiresAtMs: number): Promise<string> {
+    return Promise.resolve(["device", device, publicKey, expiresAtMs].join());
+  }
+
+  issueBootstrap(tokenId: string): Promise<{ jwt: string; seed: string }> {
+    return Promise.resolve({ jwt: `join,${tokenId}`, seed: "SU" });
+  }
+
+  revoke(publicKey: string): Promise<void> {
+    this.revoked.push(publicKey);
+    return Promise.resolve();
+  }
+}
+
+async function registry(replicas = 1) {
+  const clock = new ManualClock();
+  const store = new MemoryResourceStore(clock);
+  const log = new MemoryLog();
+  const bus = new MemoryBus(log, clock);
+  const blobs = new MemoryBlobStore();
+  const metrics = new MemoryMetrics();
+  const credentials = new PlainCredentials();
+  const nudged: string[] = [];
+  const ended = new AbortController();
+  const common = { clock, store, log, bus, blobs, metrics, credentials, publicServers: ["nats://hub:4222"] };
+  bus.subscribe("shoal.i.*.nudge", { signal: ended.signal }, ({ subject }) => {
+    nudged.push(subject);
+  });
+  for (let i = 0; i < replicas; i++) {
+    const index = new AssignmentIndex(store, (devices) => {
+      for (const device of devices) bus.publish(subjects.nudge(device), new Uint8Array());
+    });
+    const plane = new DevicePlane({ ...common, index, heartbeatMs: 5000, leaseMs: 15_000 });
+    void index.follow(ended.signal, () => plane.serve(ended.signal));
+  }
+  await settle();
+  const fleet = new FleetApi({ ...common, randomBytes: (count) => new Uint8Array(count).fill(7) });
+  return { ...common, fleet, nudged, end: () => ended.abort() };
+}
+type Registry = Awaited<ReturnType<typeof registry>>;
+
+async function ask<T>(
+  { bus, clock }: Registry,
+  subject: string,
+  data: Uint8Array,
+  type: { decode(bytes: Uint8Array): T },
+): Promise<T> {
+  const reply = bus.request(subject, data, 60_000);
+  // What waits for a lagging index gets its time.
+  for (let i = 0; i < 8; i++) {
+    await settle();
+    await clock.advance(250);
+  }
+  return type.decode(await reply);
+}
+
+async function tokenOf({ fleet }: Registry, uses = 1): Promise<JoinBundle> {
+  const issued = await fleet.issueJoinToken({ ttlMs: 0, uses, deviceLabels: { site: "pier" } });
+  if (!issued.ok) throw new Error(issued.refusal.code);
+  return JoinBundle.decode(Buffer.from(issued.value.token.slice(TOKEN_PREFIX.length), "base64url"));
+}
+
+const join = (home: Registry, { tokenId, secret }: JoinBundle, device: string, publicKey: string): Promise<JoinReply> =>
+  ask(
+    home,
+    subjects.join(tokenId),
+    JoinRequest.encode(JoinRequest.fromPartial({ secret, device, publicKey })).finish(),
+    JoinReply,
+  );
+const beat = (home: Registry, device: string, fields: DeepPartial<HeartbeatRequest> = {}): Promise<HeartbeatReply> =>
+  ask(
+    home,
+    subjects.heartbeat(device),
+    HeartbeatRequest.encode(HeartbeatRequest.fromPartial(fields)).finish(),
+    HeartbeatReply,
+  );
+const read = (home: Registry, device: string, digest: string, offset = 0, length = 100): Promise<BlobRangeReply> =>
+  ask(home, subjects.blob(device), BlobRangeRequest.encode({ digest, offset, length }).finish(), BlobRangeReply);
+
+async function enrolled(replicas = 1): Promise<Registry & { key: string }> {
+  const home = await registry(replicas);
+  const key = createUser().getPublicKey();
+  await join(home, await tokenOf(home), "a", key);
+  return { ...home, key };
+}
+
+const training = (weights: { digest: string; sizeBytes: number }): Round =>
+  Round.fromPartial({
+    metadata: newMeta("tale-1"),
+    spec: { job: "tale", number: 1, task: { round: "tale-1", weights } },
+    status: { phase: "Training", plannedAtMs: 1, deadlineAtMs: 9, assignments: [{ device: "a", localSteps: 5 }] },
+  });
+
+test("a device joins with a token and gets a credential for its own key", async (t) => {
+  const home = await registry();
+  const bundle = await tokenOf(home);
+  t.deepEqual(bundle.servers, ["nats://hub:4222"]);
+  t.is(bundle.bootstrapJwt, `join,${bundle.tokenId}`);
+  const key = createUser().getPublicKey();
+  const reply = await join(home, bundle, "a", key);
+  t.is(reply.refusal, undefined);
+  t.true(reply.jwt.startsWith(`device,a,${key},`));
+  t.deepEqual(reply.servers, ["nats://hub:4222"]);
+  const stored = await home.store.get("Device", "a");
+  t.is(stored?.metadata?.labels["site"], "pier");
+  const token = await home.store.get("JoinToken", bundle.tokenId);
+  t.is(token?.usesLeft, 0);
+  t.false(JSON.stringify(token).includes(bundle.secret));
+  t.false(JSON.stringify(home.log).includes(bundle.secret));
+  t.is((await join(home, bundle, "a", key)).device, "a");
+  t.is((await join(home, bundle, "b", createUser().getPublicKey())).refusal?.reason, "TokenUsedUp");
+  home.end();
+});
+
+test("of many devices that join at once through two replicas as many enter as the token allows", async (t) => {
+  const home = await registry(2);
+  const bundle = await tokenOf(home, 3);
+  const replies = await Promise.all(
+    Array.from({ length: 8 }, (_, i) => join(home, bundle, `d${i}`, createUser().getPublicKey())),
+  );
+  t.is(replies.filter(({ refusal }) => refusal === undefined).length, 3);
+  t.is((await home.store.list("Device")).items.length, 3);
+  home.end();
+});
+
+test("garbage on any subject is refused, not answered with silence", async (t) => {
+  const home = await enrolled();
+  const garbage = Uint8Array.from([0x0a, 0xff, 0xff, 0xff, 0x7f, 1]);
+  t.is((await ask(home, subjects.join("x"), garbage, JoinReply)).refusal?.reason, "BadRequest");
+  t.is((await ask(home, subjects.heartbeat("a"), garbage, HeartbeatReply)).refusal?.reason, "BadRequest");
+  t.is((await ask(home, subjects.blob("a"), garbage, BlobRangeReply)).refusal?.reason, "BadRequest");
+  home.end();
+});
+
+test("a heartbeat renews the lease and brings the assignment until the update is judged", async (t) => {
+  const home = await enrolled();
+  const weights = await home.blobs.put(new Uint8Array(300).fill(3));
+  t.deepEqual((await beat(home, "a")).tasks, []);
+  t.true(((await home.store.get("Lease", "a"))?.expiresAtMs ?? 0) > home.clock.nowMs());
+  await home.store.create("Round", training(weights));
+  await settle();
+  const reply = await beat(home, "a");
+  t.is(reply.tasks[0]?.task?.round, "tale-1");
+  t.is(reply.tasks[0]?.assignment?.localSteps, 5);
+  t.is(reply.nextHeartbeatMs, 5000);
+  t.deepEqual(home.nudged, ["shoal.i.a.nudge"]);
+  const tally = {
+    metadata: newMeta("tale-1"),
+    verdicts: [{ commitSeq: 1, accepted: true, manifest: { device: "a" } }],
+  };
+  await home.store.create("UpdateTally", UpdateTally.fromPartial(tally));
+  await settle();
+  t.deepEqual((await beat(home, "a")).tasks, []);
+  home.end();
+});
+
+test("a replica that starts late knows what was judged before", async (t) => {
+  const home = await enrolled();
+  const weights = await home.blobs.put(new Uint8Array(3));
+  await home.store.create("Round", training(weights));
+  const tally = {
+    metadata: newMeta("tale-1"),
+    verdicts: [{ commitSeq: 1, accepted: true, manifest: { device: "a" } }],
+  };
+  await home.store.create("UpdateTally", UpdateTally.fromPartial(tally));
+  const ended = new AbortController();
+  const index = new AssignmentIndex(home.store, () => undefined);
+  void index.follow(ended.signal, () => undefined);
+  await settle();
+  t.deepEqual(index.tasks(await home.store.get("Device", "a")), []);
+  ended.abort();
+  home.end();
+});
+
+test("a drained device loses its assignment, an uncordoned one has it again", async (t) => {
+  const home = await enrolled();
+  await home.store.create("Round", training(await home.blobs.put(new Uint8Array(3))));
+  await settle();
+  t.is((await beat(home, "a")).tasks.length, 1);
+  await home.fleet.drainDevice({ name: "a" });
+  t.is((await beat(home, "a")).tasks.length, 0);
+  await home.fleet.cordonDevice({ name: "a", uncordon: true });
+  t.is((await beat(home, "a")).tasks.length, 1);
+  home.end();
+});
+
+test("an unknown device is told so and leaves no lease", async (t) => {
+  const home = await enrolled();
+  t.is((await beat(home, "ghost")).refusal?.reason, "UnknownDevice");
+  t.is((await read(home, "ghost", "sha256:x")).refusal?.reason, "UnknownDevice");
+  t.is(await home.store.get("Lease", "ghost"), undefined);
+  home.end();
+});
+
+test("a credential is renewed when asked for", async (t) => {
+  const home = await enrolled();
+  t.is((await beat(home, "a")).jwt, "");
+  t.true((await beat(home, "a", { renewCredential: true })).jwt.startsWith(`device,a,${home.key},`));
+  home.end();
+});
+
+test("a device whose clock is a year off works", async (t) => {
+  const home = await enrolled();
+  await home.store.create("Round", training(await home.blobs.put(new Uint8Array(3))));
+  await settle();
+  const reply = await beat(home, "a", { atMs: home.clock.nowMs() + 365 * 86_400_000 });
+  t.is(reply.tasks.length, 1);
+  const lease = await home.store.get("Lease", "a");
+  t.true((lease?.expiresAtMs ?? Infinity) <= home.clock.nowMs() + 15_000);
+  home.end();
+});
+
+test("blobs of open assignments are read in ranges, others are not", async (t) => {
+  const home = await enrolled();
+  const bytes = Uint8Array.from({ length: 1_200_000 }, (_, i) => i % 251);
+  const weights = await home.blobs.put(bytes);
+  const secret = await home.blobs.put(new Uint8Array(5));
+  t.is((await read(home, "a", weights.digest)).refusal?.reason, "NotAssigned");
+  await home.store.create("Round", training(weights));
+  await settle();
+  const parts: Uint8Array[] = [];
+  for (let offset = 0; offset < bytes.length;) {
+    const reply = await read(home, "a", weights.digest, offset, 10_000_000);
+    t.is(reply.refusal, undefined);
+    t.is(reply.blob?.sizeBytes, bytes.length);
+    t.true(reply.data.length > 0 && reply.data.length <= 512 * 1024);
+    parts.push(reply.data);
+    offset += reply.data.length;
+  }
+  t.deepEqual(new Uint8Array(Buffer.concat(parts)), bytes);
+  t.is((await read(home, "a", secret.digest)).refusal?.reason, "NotAssigned");
+  t.is((await read(home, "a", weights.digest, -1)).refusal?.reason, "BadRange");
+  await home.blobs.delete(weights.digest);
+  t.is((await read(home, "a", weights.digest)).refusal?.reason, "BlobAbsent");
+  home.end();
+});
+
+test("an assignment that this replica learns a moment later is waited for", async (t) => {
+  const home = await enrolled();
+  const weights = await home.blobs.put(new Uint8Array(300));
+  const reply = read(home, "a", weights.digest);
+  await home.store.create("Round", training(weights));
+  t.is((await reply).data.length, 100);
+  home.end();
+});
+
+test("a removed device is revoked, unknown, and does not come back with its token", async (t) => {
+  const home = await registry();
+  const bundle = await tokenOf(home, 5);
+  const key = createUser().getPublicKey();
+  await join(home, bundle, "a", key);
+  await beat(home, "a");
+  t.true((await home.fleet.deleteDevice({ name: "a" })).ok);
+  t.deepEqual(home.credentials.revoked, [key]);
+  t.is(await home.store.get("Lease", "a"), undefined);
+  t.is((await beat(home, "a")).refusal?.reason, "UnknownDevice");
+  t.is((await join(home, bundle, "a", key)).refusal?.reason, "DeviceRemoved");
+  t.is((await join(home, bundle, "a", createUser().getPublicKey())).refusal, undefined);
+  home.end();
+});

@@ -8,18 +8,12 @@ import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
+import type { Outcome } from "#common/runtime/controller.js";
 import { type Admission, admit, publishModel } from "./admission.js";
 import type { GraphLibrary } from "./graph-library.js";
 import { configOf } from "./model-reading.js";
+import { DONE, requeue, type Step } from "./outcome.js";
 import { draftRound, isEvaluated, nextRound } from "./round-draft.js";
-
-/** When to look again if nothing happens before; undefined means that a change will wake the key. */
-export interface Outcome {
-  requeueAfterMs?: number;
-}
-
-/** What one look at a job did: "again" asks for another look at once, since it changed something. */
-type Step = "again" | Outcome;
 
 export interface JobControllerParts {
   store: ResourceStore;
@@ -53,11 +47,11 @@ export class JobController {
   async reconcile(name: string): Promise<Outcome> {
     for (let steps = 0; steps < MAX_STEPS; steps++) {
       const job = await this.parts.store.get("TrainingJob", name);
-      if (job === undefined) return {};
+      if (job === undefined) return DONE;
       const step = await this.step(job);
       if (step !== "again") return step;
     }
-    return { requeueAfterMs: 0 };
+    return requeue(0);
   }
 
   private async step(job: TrainingJob): Promise<Step> {
@@ -72,7 +66,7 @@ export class JobController {
       case "Cancelled":
         return (await this.publish(job, status)) ?? this.windDown(job, status);
       default:
-        return (await this.publish(job, status)) ?? {};
+        return (await this.publish(job, status)) ?? DONE;
     }
   }
 
@@ -83,7 +77,7 @@ export class JobController {
     const conditions = setCondition(status.conditions, { ...fact, generation }, nowMs);
     const next: TrainingJobStatus = { ...status, phase, conditions, observedGeneration: generation };
     if (JSON.stringify(JobStatus.toJSON(next)) === JSON.stringify(JobStatus.toJSON(job.status ?? status))) {
-      return phase === "Pending" ? { requeueAfterMs: WAITING_MS } : {};
+      return phase === "Pending" ? requeue(WAITING_MS) : DONE;
     }
     const written = await this.parts.store.update("TrainingJob", { ...job, status: next });
     if (written.ok && phase !== job.status?.phase) {
@@ -152,13 +146,13 @@ export class JobController {
 
   private async begin(job: TrainingJob, next: { number: number; evaluationOnly: boolean }): Promise<Step> {
     const model = await this.parts.store.get("Model", job.status?.model ?? "");
-    if (model === undefined) return { requeueAfterMs: WAITING_MS };
+    if (model === undefined) return requeue(WAITING_MS);
     const shape = { batch: job.spec?.local?.batchSize ?? 1, seqLen: job.spec?.data?.seqLen ?? 1 };
     const evaluated = isEvaluated(job, next.number, next.evaluationOnly);
     const evalGraph = evaluated ? await this.parts.graphs.evaluation(configOf(model), shape) : undefined;
     const created = await this.parts.store.create("Round", draftRound(job, model, next, evalGraph));
     if (created.ok) this.parts.log.info("round created", { job: job.metadata?.name, round: next.number });
-    return {};
+    return DONE;
   }
 
   private async follow(job: TrainingJob, status: TrainingJobStatus, round: Round): Promise<Step> {
@@ -180,7 +174,7 @@ export class JobController {
   /** Adds a durable result to the status: once, since the same write moves completedRounds. */
   private async takeIn(job: TrainingJob, status: TrainingJobStatus, round: Round, phase: JobPhase): Promise<Step> {
     const result = await this.parts.store.get("RoundResult", round.metadata?.name ?? "");
-    if (result === undefined) return { requeueAfterMs: WAITING_MS };
+    if (result === undefined) return requeue(WAITING_MS);
     const next = withResult(status, round, result);
     const number = round.spec?.number ?? 0;
     if (round.spec?.evaluationOnly === true && phase === "Running") return this.complete(job, next);
@@ -201,7 +195,7 @@ export class JobController {
 
   /** A cancelled job still takes in the round that was being folded when it was cancelled. */
   private async windDown(job: TrainingJob, status: TrainingJobStatus): Promise<Step> {
-    if (status.finishedAtMs > 0) return {};
+    if (status.finishedAtMs > 0) return DONE;
     const name = roundName(job.metadata?.name ?? "", status.currentRound);
     const round = status.currentRound > 0 ? await this.parts.store.get("Round", name) : undefined;
     const phase = round?.status?.phase;
@@ -209,7 +203,7 @@ export class JobController {
     if (phase === "Completed" && round !== undefined && !isTaken && round.spec?.evaluationOnly !== true) {
       return this.takeIn(job, status, round, "Cancelled");
     }
-    if (phase !== undefined && phase !== "Completed" && phase !== "Failed") return { requeueAfterMs: WAITING_MS };
+    if (phase !== undefined && phase !== "Completed" && phase !== "Failed") return requeue(WAITING_MS);
     const message = `cancelled after ${status.completedRounds} rounds; the weights so far are in the model "${status.model}"`;
     const finished = { ...status, finishedAtMs: this.parts.clock.nowMs() };
     return this.write(job, finished, "Cancelled", { type: "Completed", status: false, reason: "Cancelled", message });

@@ -8,10 +8,11 @@ import type { Log } from "#common/ports/log.js";
 import type { Metrics } from "#common/ports/metrics.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
+import type { Outcome } from "#common/runtime/controller.js";
 import type { Snapshot } from "./eligibility.js";
 import { gatherFacts, isFinal, takeSnapshot } from "./fleet-view.js";
 import type { GraphLibrary } from "./graph-library.js";
-import type { Outcome } from "./job-controller.js";
+import { DONE, requeue, type Step } from "./outcome.js";
 import { planRound, type RoundPlan, verifyPlan } from "./plan.js";
 
 export interface RoundControllerParts {
@@ -29,9 +30,6 @@ const MAX_STEPS = 8;
 const MAX_STALE_PLANS = 3;
 const LEAST_BACKOFF_MS = 1_000;
 const MOST_BACKOFF_MS = 60_000;
-
-/** What one look at a round did: "again" asks for another look at once. */
-type Step = "again" | Outcome;
 
 /** Moves rounds on: plans them, watches over training, freezes what is folded, and closes them. */
 export class RoundController {
@@ -54,12 +52,12 @@ export class RoundController {
       const round = await this.parts.store.get("Round", name);
       if (round === undefined || isFinal(round)) {
         this.waiting.delete(name);
-        return {};
+        return DONE;
       }
       const step = await this.step(round);
       if (step !== "again") return step;
     }
-    return { requeueAfterMs: 0 };
+    return requeue(0);
   }
 
   private async step(round: Round): Promise<Step> {
@@ -72,7 +70,7 @@ export class RoundController {
     if (job !== undefined && round.status?.phase === "Planning" && next.wakeAtMs === undefined) {
       return this.plan(job, round, facts);
     }
-    return next.wakeAtMs === undefined ? {} : { requeueAfterMs: Math.max(0, next.wakeAtMs - nowMs) };
+    return next.wakeAtMs === undefined ? DONE : requeue(Math.max(0, next.wakeAtMs - nowMs));
   }
 
   private async write(next: Round, before: Round): Promise<Step> {
@@ -96,7 +94,7 @@ export class RoundController {
     const { store, clock } = this.parts;
     const before = stored.status ?? newRoundStatus();
     const pauseMs = this.backoffMs(before, clock.nowMs());
-    if (pauseMs > 0) return { requeueAfterMs: pauseMs };
+    if (pauseMs > 0) return requeue(pauseMs);
     const round = { ...stored, status: { ...before, withdrawn: standingOf(before, facts).withdrawn } };
     const seed = round.spec?.seed ?? 0;
     let snapshot = await takeSnapshot(store, job, round, facts.tally, clock.nowMs());
@@ -110,7 +108,7 @@ export class RoundController {
       this.plans.add(1, { outcome: "stale" });
       snapshot = fresh;
     }
-    return { requeueAfterMs: LEAST_BACKOFF_MS };
+    return requeue(LEAST_BACKOFF_MS);
   }
 
   private async trainGraph(job: TrainingJob, round: Round, snapshot: Snapshot): Promise<BlobRef | undefined> {
@@ -131,10 +129,10 @@ export class RoundController {
     const status: RoundStatus = { ...before, conditions, exclusions };
     const isNews =
       JSON.stringify([before.exclusions, before.conditions]) !== JSON.stringify([status.exclusions, status.conditions]);
-    if (!isNews) return { requeueAfterMs: WAITING_MS };
+    if (!isNews) return requeue(WAITING_MS);
     this.plans.add(1, { outcome: "waiting" });
     const written = await this.parts.store.update("Round", { ...round, status });
-    return written.ok ? { requeueAfterMs: WAITING_MS } : "again";
+    return written.ok ? requeue(WAITING_MS) : "again";
   }
 
   /** Commits a verified plan by compare-and-set: of several replicas that planned, one wins and the others look again. */
@@ -162,7 +160,7 @@ export class RoundController {
       withdrawn,
     };
     const { spec } = round;
-    if (spec?.task === undefined) return {};
+    if (spec?.task === undefined) return DONE;
     const task = { ...spec.task, cohortSize: plan.assignments.length };
     const step = await this.write({ ...round, spec: { ...spec, task }, status }, round);
     this.waiting.delete(round.metadata?.name ?? "");

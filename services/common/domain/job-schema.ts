@@ -24,7 +24,7 @@ export const JOB_DEFAULTS = {
     clipNorm: 1,
     keepState: true,
   },
-  /** Warm-up is this long, but no longer than a tenth of the job. */
+  /** Warm-up is this long, but no longer than a round. */
   schedule: { name: "cosine", warmupSteps: 50, minRatio: 0.1 },
   strategy: { name: "diloco", outerLearningRate: 0.7, outerMomentum: 0.9, weighting: "tokens", maxUpdateNorm: 0 },
   codec: { name: "int8", errorFeedback: true },

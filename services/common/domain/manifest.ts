@@ -143,7 +143,8 @@ function completedModel({ base, family, config, tokenizer }: JobManifest["spec"]
 function completed({ spec, ...manifest }: JobManifest, contextLength: number | undefined): TrainingJob {
   const { model, data, local } = spec;
   const schedule = local.optimizer.schedule;
-  const warmup = Math.min(JOB_DEFAULTS.schedule.warmupSteps, Math.floor((spec.rounds * local.steps) / 10));
+  // Not tied to the number of rounds, which may be raised later without changing anything else.
+  const warmup = Math.min(JOB_DEFAULTS.schedule.warmupSteps, local.steps);
   return TrainingJob.fromPartial({
     ...manifest,
     spec: {

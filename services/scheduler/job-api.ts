@@ -1,0 +1,225 @@
+import { TrainingJob, TrainingJobStatus } from "#proto/shoal/v1/job.js";
+import type * as rpc from "#proto/shoal/v1/job_service.js";
+import { WatchEventType } from "#proto/shoal/v1/meta.js";
+import type { Round } from "#proto/shoal/v1/round.js";
+import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
+import { setCondition } from "#common/domain/condition.js";
+import { completeTrainingJob, decodeTrainingJob } from "#common/domain/manifest.js";
+import { cutPage, parsePage } from "#common/domain/pages.js";
+import { API_VERSION, newMeta, roundName } from "#common/domain/resources.js";
+import type { Clock } from "#common/ports/clock.js";
+import type { ResourceStore } from "#common/ports/resource-store.js";
+import type { UpdateLog } from "#common/ports/update-log.js";
+import { explain } from "./explanation.js";
+import { isFinal } from "./fleet-view.js";
+import { changeOf } from "./job-change.js";
+import { parseManifest } from "./manifest-text.js";
+import { readModel } from "./model-reading.js";
+
+export interface JobApiParts {
+  store: ResourceStore;
+  updates: UpdateLog;
+  clock: Clock;
+}
+
+const PAGES = { max: 1000, fallback: 100 };
+const MAX_ATTEMPTS = 16;
+const FINISHED = new Set(["Completed", "Cancelled", "Failed"]);
+
+const noJob = (name: string): Answer<never> =>
+  refuse("NOT_FOUND", `no job is named "${name.slice(0, 64)}": list jobs to see their names`);
+const lostRaces = (): Answer<never> => refuse("ABORTED", "the job kept changing meanwhile; try again");
+const isSelected = (job: TrainingJob, selector: Readonly<Record<string, string>>): boolean =>
+  Object.entries(selector).every(([key, value]) => job.metadata?.labels[key] === value);
+
+/** JobService without gRPC: researchers submit, follow and stop jobs. Any replica answers. */
+export class JobApi {
+  constructor(private readonly parts: JobApiParts) {}
+
+  /** Creates a job or changes what may be changed; applying the same twice is "unchanged". */
+  async apply({ source, dryRun }: rpc.JobServiceApplyRequest): Promise<Answer<rpc.JobServiceApplyResponse>> {
+    for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
+      const wanted = await this.decode(source);
+      if (!wanted.ok) return wanted;
+      const applied = await this.applyOnce(wanted.value, dryRun);
+      if (applied !== undefined) return applied;
+    }
+    return lostRaces();
+  }
+
+  private async decode(source: rpc.JobServiceApplyRequest["source"]): Promise<Answer<TrainingJob>> {
+    if (source === undefined) {
+      return invalid({ field: "source", value: "", description: "is missing: send job or manifest" });
+    }
+    if (source.$case === "manifest") {
+      const document = parseManifest(source.value);
+      if (!document.ok) return document;
+      const decoded = decodeTrainingJob(document.value, readModel);
+      return decoded.ok ? decoded : invalid(...decoded.violations);
+    }
+    const stored = await this.parts.store.get("TrainingJob", source.value.metadata?.name ?? "");
+    const decoded = completeTrainingJob(source.value, readModel, stored?.spec);
+    return decoded.ok ? decoded : invalid(...decoded.violations);
+  }
+
+  /** Undefined after a lost race. */
+  private async applyOnce(
+    wanted: TrainingJob,
+    dryRun: boolean,
+  ): Promise<Answer<rpc.JobServiceApplyResponse> | undefined> {
+    const { store } = this.parts;
+    const { name = "", labels = {}, annotations = {} } = wanted.metadata ?? {};
+    const stored = await store.get("TrainingJob", name);
+    if (stored === undefined) {
+      const status = TrainingJobStatus.fromPartial({ phase: "Pending" });
+      const job: TrainingJob = { ...wanted, metadata: { ...newMeta(name, labels), annotations }, status };
+      if (dryRun) return answer({ job, outcome: "created" });
+      const created = await store.create("TrainingJob", job);
+      return created.ok ? answer({ job: created.resource, outcome: "created" }) : undefined;
+    }
+    const change = changeOf(stored, wanted);
+    if (change.type === "refused") return refuse("FAILED_PRECONDITION", change.message);
+    if (change.type === "unchanged") return answer({ job: stored, outcome: "unchanged" });
+    if (dryRun) return answer({ job: change.job, outcome: "configured" });
+    const updated = await store.update("TrainingJob", change.job);
+    return updated.ok ? answer({ job: updated.resource, outcome: "configured" }) : undefined;
+  }
+
+  /** One job by name. */
+  async get({ name }: rpc.JobServiceGetRequest): Promise<Answer<rpc.JobServiceGetResponse>> {
+    const job = await this.parts.store.get("TrainingJob", name);
+    return job === undefined ? noJob(name) : answer({ job });
+  }
+
+  /** A page of jobs in order of name. */
+  async list(request: rpc.JobServiceListRequest): Promise<Answer<rpc.JobServiceListResponse>> {
+    const { pageSize, pageToken, labelSelector } = request;
+    const scope = `jobs ${JSON.stringify(Object.entries(labelSelector).sort())}`;
+    const parsed = parsePage(pageSize, pageToken, scope, PAGES);
+    if (!parsed.ok) return invalid(...parsed.violations);
+    const { items, version } = await this.parts.store.list("TrainingJob", { labels: labelSelector });
+    const page = cutPage(items, (job) => job.metadata?.name ?? "", parsed.page, scope);
+    return answer({ jobs: page.items, nextPageToken: page.nextPageToken, resourceVersion: version });
+  }
+
+  /** What exists, then "synced", then changes, until the signal aborts. Resumes after a version. */
+  watch(request: rpc.JobServiceWatchRequest, signal: AbortSignal): Answer<AsyncIterable<rpc.JobServiceWatchResponse>> {
+    if (request.resourceVersion !== "" && !/^\d{1,19}$/.test(request.resourceVersion)) {
+      const description = "is not a version: send the resource_version of a list or of an event, or nothing";
+      return invalid({ field: "resource_version", value: request.resourceVersion.slice(0, 64), description });
+    }
+    return answer(this.follow(request, signal));
+  }
+
+  private async *follow(
+    { name, resourceVersion: after, labelSelector }: rpc.JobServiceWatchRequest,
+    signal: AbortSignal,
+  ): AsyncGenerator<rpc.JobServiceWatchResponse> {
+    const only = name === "" ? {} : { name };
+    const from = after === "" ? {} : { afterVersion: after };
+    for await (const event of this.parts.store.watch("TrainingJob", { signal, ...only, ...from })) {
+      const resourceVersion = event.version;
+      if (event.type === "synced") yield { type: WatchEventType.SYNCED, job: undefined, resourceVersion };
+      else if (event.type === "put") {
+        if (isSelected(event.resource, labelSelector))
+          yield { type: WatchEventType.PUT, job: event.resource, resourceVersion };
+      } else {
+        const job = TrainingJob.fromPartial({
+          apiVersion: API_VERSION,
+          kind: "TrainingJob",
+          metadata: newMeta(event.name),
+        });
+        yield { type: WatchEventType.DELETE, job, resourceVersion };
+      }
+    }
+  }
+
+  /** Stops a job: no further rounds; what is committed to the round under way is folded if it is enough. Idempotent. */
+  async cancel({ name }: rpc.JobServiceCancelRequest): Promise<Answer<rpc.JobServiceCancelResponse>> {
+    for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
+      const job = await this.parts.store.get("TrainingJob", name);
+      if (job === undefined) return noJob(name);
+      const status = job.status ?? TrainingJobStatus.fromPartial({});
+      if (status.phase === "Cancelled") return answer({ job });
+      if (FINISHED.has(status.phase)) {
+        return refuse(
+          "FAILED_PRECONDITION",
+          `job "${name}" is ${status.phase.toLowerCase()} already; there is nothing to cancel`,
+        );
+      }
+      const seen = { type: "Progressing", status: false, reason: "Cancelled", message: "cancelled on request" };
+      const generation = job.metadata?.generation ?? 1;
+      const conditions = setCondition(status.conditions, { ...seen, generation }, this.parts.clock.nowMs());
+      const written = await this.parts.store.update("TrainingJob", {
+        ...job,
+        status: { ...status, phase: "Cancelled", conditions },
+      });
+      if (written.ok) return answer({ job: written.resource });
+    }
+    return lostRaces();
+  }
+
+  /** Removes a job that is not running, with its rounds, tallies, results and updates. Its model stays. */
+  async delete({ name }: rpc.JobServiceDeleteRequest): Promise<Answer<rpc.JobServiceDeleteResponse>> {
+    const { store, updates } = this.parts;
+    for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
+      const job = await store.get("TrainingJob", name);
+      if (job === undefined) return noJob(name);
+      const phase = job.status?.phase ?? "";
+      if (!FINISHED.has(phase) && phase !== "Pending" && phase !== "") {
+        return refuse("FAILED_PRECONDITION", `job "${name}" is ${phase.toLowerCase()}: cancel it first`);
+      }
+      const rounds = await this.roundsOf(name);
+      const open = rounds.find((round) => !isFinal(round));
+      if (open !== undefined) {
+        return refuse(
+          "FAILED_PRECONDITION",
+          `round ${open.spec?.number ?? 0} of job "${name}" is still being closed: try again in a moment`,
+        );
+      }
+      for (const round of rounds) {
+        const key = round.metadata?.name ?? "";
+        await updates.purgeRound(key);
+        await store.delete("UpdateTally", key);
+        await store.delete("RoundResult", key);
+        await store.delete("Round", key);
+      }
+      // Last, and only as it was seen: after a crash before this the same call finishes the work.
+      const removed = await store.delete("TrainingJob", name, job.metadata?.resourceVersion);
+      if (removed.ok) return answer({});
+    }
+    return lostRaces();
+  }
+
+  /** Why the job is where it is. */
+  async explain({ name }: rpc.JobServiceExplainRequest): Promise<Answer<rpc.JobServiceExplainResponse>> {
+    const { store } = this.parts;
+    const job = await store.get("TrainingJob", name);
+    if (job === undefined) return noJob(name);
+    const current = roundName(name, job.status?.currentRound ?? 0);
+    const [round, tally] = await Promise.all([store.get("Round", current), store.get("UpdateTally", current)]);
+    return answer({ job, round, tally, explanation: explain(job, round, tally) });
+  }
+
+  /** A page of a job's rounds in order of number, with their results. */
+  async listRounds(request: rpc.JobServiceListRoundsRequest): Promise<Answer<rpc.JobServiceListRoundsResponse>> {
+    const { job, pageSize, pageToken } = request;
+    const scope = `rounds ${job}`;
+    const parsed = parsePage(pageSize, pageToken, scope, PAGES);
+    if (!parsed.ok) return invalid(...parsed.violations);
+    if ((await this.parts.store.get("TrainingJob", job)) === undefined) return noJob(job);
+    const inOrder = (round: Round): string => String(round.spec?.number ?? 0).padStart(7, "0");
+    const rounds = (await this.roundsOf(job)).sort((a, b) => (inOrder(a) < inOrder(b) ? -1 : 1));
+    const page = cutPage(rounds, inOrder, parsed.page, scope);
+    const withResults = page.items.map(async (round) => ({
+      round,
+      result: await this.parts.store.get("RoundResult", round.metadata?.name ?? ""),
+    }));
+    return answer({ rounds: await Promise.all(withResults), nextPageToken: page.nextPageToken });
+  }
+
+  private async roundsOf(job: string): Promise<Round[]> {
+    const { items } = await this.parts.store.list("Round", { prefix: `${job}-` });
+    return items.filter((round) => round.spec?.job === job);
+  }
+}

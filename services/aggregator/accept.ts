@@ -31,7 +31,7 @@ export interface Commit {
 /** What a commit of a round is held against. */
 export interface AcceptContext {
   round: string;
-  /** False once the round has left Training: whatever comes then is late. */
+  /** False once the fold set is frozen or the round has failed: whatever comes then is late. */
   open: boolean;
   evaluationOnly: boolean;
   assignments: readonly Assignment[];
@@ -44,6 +44,8 @@ export interface AcceptContext {
   baseDigest: string;
   /** Tokens per sequence, which bounds the tokens a device may claim. */
   seqLen: number;
+  /** Local steps of the reference device: a device that was planned again may bring the work of its first plan. */
+  referenceSteps: number;
   /** Updates with a greater L2 norm are refused; 0 sets only NORM_CEILING. */
   maxUpdateNorm: number;
 }
@@ -98,11 +100,12 @@ function judgeShape(commit: Commit, manifest: UpdateManifest, context: AcceptCon
     : refuse("BadPayload", `chunk sequence ${stray} does not lie before the commit ${commit.seq}`);
 }
 
-function judgeWork(manifest: UpdateManifest, assignment: Assignment, seqLen: number): Refusal | undefined {
-  if (manifest.localSteps < 1 || manifest.localSteps > assignment.localSteps) {
-    return refuse("BadPayload", `${manifest.localSteps} local steps where 1 to ${assignment.localSteps} were assigned`);
+function judgeWork(manifest: UpdateManifest, assignment: Assignment, context: AcceptContext): Refusal | undefined {
+  const mostSteps = Math.max(assignment.localSteps, context.referenceSteps);
+  if (manifest.localSteps < 1 || manifest.localSteps > mostSteps) {
+    return refuse("BadPayload", `${manifest.localSteps} local steps where 1 to ${mostSteps} are possible`);
   }
-  const most = manifest.localSteps * assignment.batchSize * seqLen;
+  const most = manifest.localSteps * assignment.batchSize * context.seqLen;
   if (manifest.tokens < 1 || manifest.tokens > most) {
     return refuse("BadPayload", `${manifest.tokens} tokens where 1 to ${most} fit the local steps`);
   }
@@ -143,7 +146,7 @@ export function screen(commit: Commit, context: AcceptContext): Refusal | undefi
   const numbers = judgeNumbers(manifest);
   if (numbers !== undefined) return numbers;
   if (!expectsPayload(context, assignment)) return judgeEvaluation(manifest);
-  return judgeShape(commit, manifest, context) ?? judgeWork(manifest, assignment, context.seqLen);
+  return judgeShape(commit, manifest, context) ?? judgeWork(manifest, assignment, context);
 }
 
 function judgePayload(digest: string, facts: PayloadFacts, maxUpdateNorm: number): Refusal | undefined {
@@ -160,7 +163,7 @@ function refusedVerdict(commit: Commit, refusal: Refusal): Verdict {
     commitSeq: commit.seq,
     accepted: false,
     reason: refusal.reason,
-    message: `${commit.device}: ${refusal.message}`,
+    message: refusal.message,
     norm: 0,
     manifest: emptyManifest(commit),
   };

@@ -29,8 +29,8 @@ const WATCHED_ROUNDS = 3;
 
 const NO_BLOB = { digest: "", sizeBytes: 0 };
 
-function isPast(spec: RoundSpec, job: TrainingJob, retainRounds: number): boolean {
-  const current = job.status?.currentRound ?? 0;
+function isPast(spec: RoundSpec, job: TrainingJob | undefined, retainRounds: number): boolean {
+  const current = job?.status?.currentRound ?? 0;
   return current - spec.number > Math.max(retainRounds, WATCHED_ROUNDS);
 }
 
@@ -99,17 +99,13 @@ async function retire({ log, retainRounds }: AggregatorPorts, spec: RoundSpec): 
  */
 export async function reconcileRound(ports: AggregatorPorts, name: string): Promise<void> {
   const round = await ports.store.get("Round", name);
-  const phase = round?.status?.phase;
-  if (round?.spec === undefined || phase === undefined || phase === "" || phase === "Planning") return;
+  if (round?.spec === undefined) return;
   const { spec } = round;
+  const phase = round.status?.phase ?? "Planning";
   const job = await ports.store.get("TrainingJob", spec.job);
-  if (job?.spec === undefined) {
-    ports.journal.warn("round without its job", { round: name, job: spec.job });
-    return;
-  }
   const closed = phase === "Completed" || phase === "Failed";
   if (closed && isPast(spec, job, ports.retainRounds)) return;
-  const tally = await judgeCommits(ports, name, job.spec, (verdicts) => {
+  const tally = await judgeCommits(ports, name, job?.spec?.strategy?.maxUpdateNorm ?? 0, (verdicts) => {
     for (const verdict of verdicts) {
       ports.meters.judged(verdict.accepted ? "Accepted" : verdict.reason);
       if (!verdict.accepted) {
@@ -117,8 +113,13 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
       }
     }
   });
-  if (phase === "Training" || phase === "Failed") return;
-  const result = await ports.store.get("RoundResult", name);
-  if (result === undefined && phase === "Aggregating") await aggregate(ports, name, round, spec, job, tally);
+  if (phase !== "Aggregating" && phase !== "Completed") return;
+  if (phase === "Aggregating" && (await ports.store.get("RoundResult", name)) === undefined) {
+    if (job === undefined) {
+      ports.journal.warn("a round cannot be folded without its job", { round: name, job: spec.job });
+      return;
+    }
+    await aggregate(ports, name, round, spec, job, tally);
+  }
   await retire(ports, spec);
 }

@@ -1,4 +1,3 @@
-import type { TrainingJobSpec } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
@@ -16,12 +15,18 @@ export interface JudgePorts {
 /** Refusals that are written together; an accepted update is written at once, because the round waits for it. */
 const REFUSALS_PER_WRITE = 64;
 
-function contextOf(round: Round, name: string, job: TrainingJobSpec, tally: UpdateTally): AcceptContext | undefined {
+/**
+ * Phases in which a commit may count. Planning is one: a round that is planned again takes what comes meanwhile, and the
+ * scheduler plans nothing before every commit has its verdict.
+ */
+const OPEN: ReadonlySet<string> = new Set(["Planning", "Training"]);
+
+function contextOf(round: Round, name: string, maxUpdateNorm: number, tally: UpdateTally): AcceptContext | undefined {
   if (round.spec === undefined) return undefined;
   const task = taskOf(round.spec);
   return {
     round: name,
-    open: round.status?.phase === "Training",
+    open: OPEN.has(round.status?.phase ?? "Planning"),
     evaluationOnly: round.spec.evaluationOnly,
     assignments: round.status?.assignments ?? [],
     acceptedDevices: acceptedDevices(tally),
@@ -29,7 +34,8 @@ function contextOf(round: Round, name: string, job: TrainingJobSpec, tally: Upda
     codec: codecOf(task),
     baseDigest: task.weights?.digest ?? "",
     seqLen: task.seqLen,
-    maxUpdateNorm: job.strategy?.maxUpdateNorm ?? 0,
+    referenceSteps: task.referenceSteps,
+    maxUpdateNorm,
   };
 }
 
@@ -60,13 +66,14 @@ async function judgeBatch(
 /**
  * Gives every commit of a round that has none yet its verdict, in log order, by compare-and-set on the round's tally.
  * Two replicas that race judge alike, and one of them writes; the loser goes on from what was written.
+ * @param maxUpdateNorm greatest L2 norm of an update; 0 is off.
  * @param onVerdicts called with verdicts once they are durable.
  * @returns the tally; undefined if nothing was ever committed.
  */
 export async function judgeCommits(
   { store, log }: JudgePorts,
   name: string,
-  job: TrainingJobSpec,
+  maxUpdateNorm: number,
   onVerdicts: (verdicts: readonly Verdict[]) => void,
 ): Promise<UpdateTally | undefined> {
   let commits: Commit[] = [];
@@ -78,7 +85,7 @@ export async function judgeCommits(
     const tally = stored ?? emptyTally(name, round.spec.job);
     commits = commits.filter((commit) => commit.seq > tally.lastSeq);
     if (commits.length === 0) commits = await log.commits(name, tally.lastSeq);
-    const context = contextOf(round, name, job, tally);
+    const context = contextOf(round, name, maxUpdateNorm, tally);
     if (commits.length === 0 || context === undefined) return stored;
     const judged = await judgeBatch(log, commits, context, tally);
     const written =

@@ -298,23 +298,45 @@ test("a durable result retires the log of the round that leaves the retained one
   await t.throwsAsync(replayRound(world.ports, "tiny-9"), { code: "BROKEN_INVARIANT" });
 });
 
-test("rounds long past, not yet planned, or without a job are left alone", async (t) => {
+test("while a round is planned again its commits are judged: the scheduler waits for that", async (t) => {
   const world = await createWorld();
-  await reconcile(world, 9);
   await setPhase(world, "Planning");
   await commit(world, await upload(world, "ann", draw(600, 1)));
+  await commit(world, { ...(await upload(world, "ann", draw(600, 1))), device: "mal" }, "mal");
   await reconcile(world);
-  t.is(await world.store.get("UpdateTally", "tiny-1"), undefined);
+  t.deepEqual(await reasons(world), ["Accepted", "NotAssigned"]);
+});
+
+test("a failed round tells its commits that they are late, and is not folded", async (t) => {
+  const world = await createWorld();
+  await setPhase(world, "Failed");
+  await commit(world, await upload(world, "ann", draw(600, 1)));
+  await reconcile(world);
+  t.deepEqual(await reasons(world), ["Late"]);
+  t.is(await resultOf(world), undefined);
+});
+
+test("rounds long past or unknown are left alone", async (t) => {
+  const world = await createWorld();
+  await reconcile(world, 9);
+  await commit(world, await upload(world, "ann", draw(600, 1)));
   await setPhase(world, "Completed");
   const job = await world.store.get("TrainingJob", "tiny");
   if (job?.status !== undefined) job.status.currentRound = 5;
   if (job !== undefined) await world.store.update("TrainingJob", job);
   await reconcile(world);
   t.is(await world.store.get("UpdateTally", "tiny-1"), undefined);
-  await setPhase(world, "Training");
+});
+
+test("without its job a round is judged, so that the scheduler can close it, and not folded", async (t) => {
+  const world = await createWorld();
+  await commit(world, await upload(world, "ann", draw(600, 1)));
   await world.store.delete("TrainingJob", "tiny");
   await reconcile(world);
-  t.is(await world.store.get("UpdateTally", "tiny-1"), undefined);
+  t.deepEqual(await reasons(world), ["Accepted"]);
+  await freeze(world);
+  await reconcile(world);
+  t.is(await resultOf(world), undefined);
 });
 
 test("what the stores no longer hold is an error to try again, never another result", async (t) => {
@@ -333,8 +355,12 @@ test("what the stores no longer hold is an error to try again, never another res
   await t.throwsAsync(reconcile(noLog), { code: "LOG_CORRUPT" });
   await t.throwsAsync(replayRound(noLog.ports, "tiny-1"), { code: "LOG_CORRUPT" });
   await t.throwsAsync(reconcile(await frozen({ strategy: "fedfoo" })), { code: "UNSUPPORTED" });
+  const altered = await frozen();
+  const chunk = await altered.log.readChunk((await tallyOf(altered)).verdicts[0]?.manifest?.chunkSeqs[0] ?? 0);
+  if (chunk !== undefined) chunk.bytes[0] = (chunk.bytes[0] ?? 0) ^ 1;
+  await t.throwsAsync(reconcile(altered), { code: "LOG_CORRUPT" });
   const noTally = await frozen();
   await noTally.store.delete("UpdateTally", "tiny-1");
   await t.throwsAsync(reconcile(noTally), { code: "BROKEN_INVARIANT" });
-  for (const world of [noBlob, noLog, noTally]) t.is(await resultOf(world), undefined);
+  for (const world of [noBlob, noLog, altered, noTally]) t.is(await resultOf(world), undefined);
 });

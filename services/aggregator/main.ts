@@ -1,0 +1,53 @@
+import { CodedError } from "#common/adapters/coded-error.js";
+import { hostService, type ServiceHost } from "#common/adapters/service-host.js";
+import type { UpdateLog } from "#common/ports/update-log.js";
+import { Controller } from "#common/runtime/controller.js";
+import { storeSource, triggerSource } from "#common/runtime/source.js";
+import { reconcileRound, type AggregatorPorts } from "./controller.js";
+import { aggregatorMeters } from "./meters.js";
+
+const DEFAULT_RETAINED_ROUNDS = 3;
+
+/** SHOAL_LOG_RETAIN_ROUNDS: rounds of a job whose updates stay in the log; 0 keeps all. */
+function readRetainedRounds(text: string | undefined): number {
+  if (text === undefined || text.trim() === "") return DEFAULT_RETAINED_ROUNDS;
+  if (/^\d{1,6}$/.test(text.trim())) return Number(text);
+  throw new CodedError("BAD_CONFIG", `SHOAL_LOG_RETAIN_ROUNDS=${JSON.stringify(text)}: must be a whole number from 0`);
+}
+
+async function* committedRounds(log: UpdateLog, signal: AbortSignal): AsyncGenerator<string> {
+  for await (const { round } of log.watchCommits(signal)) yield round;
+}
+
+function start(host: ServiceHost): Promise<void> {
+  const ports: AggregatorPorts = {
+    store: host.store,
+    blobs: host.blobs,
+    log: host.updateLog,
+    clock: host.clock,
+    journal: host.log,
+    meters: aggregatorMeters(host.metrics),
+    retainRounds: readRetainedRounds(process.env["SHOAL_LOG_RETAIN_ROUNDS"]),
+  };
+  const controller = new Controller({
+    name: "aggregator",
+    sources: [
+      storeSource(host.store, "Round"),
+      triggerSource("commits", (signal) => committedRounds(host.updateLog, signal)),
+    ],
+    reconcile: async (round) => {
+      await reconcileRound(ports, round);
+      return { type: "done" };
+    },
+    queue: host.queue("aggregator"),
+    clock: host.clock,
+    log: host.log,
+    metrics: host.metrics,
+    random: Math.random,
+    resyncMs: host.config.resyncMs,
+  });
+  host.background("aggregator", (signal) => controller.run(signal));
+  return Promise.resolve();
+}
+
+await hostService("aggregator", start);

@@ -53,7 +53,6 @@ if [ "$wanted" = test ]; then
   need git git
   need promtool prometheus
   need tcpdump tcpdump
-  need unzip unzip
   /usr/bin/python3 -c 'import grpc' 2>/dev/null || missing+=(python3-grpcio)
   /usr/bin/python3 -c 'import grpc_tools.protoc' 2>/dev/null || missing+=(python3-grpc-tools)
 fi

@@ -34,7 +34,9 @@ export class JsonLog implements Log {
 
   private add(level: LogLevel, message: string, fields: Fields = {}): void {
     if (LEVELS.indexOf(level) < LEVELS.indexOf(this.level)) return;
-    const line = { at: new Date(Date.now()).toISOString(), level, message, ...this.fields, ...fields };
+    const own = { at: new Date(Date.now()).toISOString(), level, message };
+    // A field cannot take the place of what every line has.
+    const line = { ...own, ...this.fields, ...fields, ...own };
     this.write(`${JSON.stringify(line, (_key, value: unknown) => (value instanceof Error ? value.message : value))}\n`);
   }
 }

@@ -9,19 +9,19 @@ interface DescriptorFile {
 
 /** Field numbers of google.protobuf.FileDescriptorProto and below. */
 const FILE = { name: 1, package: 2, dependency: 3, message: 4, enum: 5, service: 6, extension: 7 };
+const DECLARATIONS = new Set([FILE.message, FILE.enum, FILE.service, FILE.extension]);
 const MESSAGE = { name: 1, field: 2, nested: 3, enum: 4, extension: 6, oneof: 8 };
 const ENUM = { name: 1, value: 2 };
 const SERVICE = { name: 1, method: 2 };
 
-/** Finds files of a FileDescriptorSet by name and by the symbols they declare. */
+/** Finds files of FileDescriptorSets by name and by the symbols they declare. */
 export class DescriptorSet {
   private readonly files = new Map<string, DescriptorFile>();
   private readonly fileOfSymbol = new Map<string, string>();
   readonly services: string[] = [];
 
-  /** @param bytes one FileDescriptorSet, or several one after the other */
-  constructor(bytes: Uint8Array) {
-    for (const { number, data } of fields(bytes)) {
+  constructor(...sets: readonly Uint8Array[]) {
+    for (const { number, data } of sets.flatMap((set) => fields(set))) {
       if (number !== 1) continue;
       const file = fields(data);
       const name = text(file, FILE.name);
@@ -64,6 +64,7 @@ export class DescriptorSet {
       return full;
     };
     for (const { number, data } of of) {
+      if (!DECLARATIONS.has(number)) continue;
       const inner = fields(data);
       if (number === FILE.message) this.indexMessage(file, declare(text(inner, MESSAGE.name)), inner);
       else if (number === FILE.enum) this.indexEnum(file, scope, inner);
@@ -79,6 +80,7 @@ export class DescriptorSet {
   private indexMessage(file: string, message: string, of: readonly RawField[]): void {
     for (const number of [MESSAGE.field, MESSAGE.oneof, MESSAGE.extension]) this.indexNames(file, message, of, number);
     for (const { number, data } of of) {
+      if (number !== MESSAGE.enum && number !== MESSAGE.nested) continue;
       const inner = fields(data);
       if (number === MESSAGE.enum) this.indexEnum(file, message, inner);
       if (number !== MESSAGE.nested) continue;

@@ -108,7 +108,7 @@ export class Handlers {
       const answer = toGrpcError(error);
       outcome = gone.signal.aborted && answer.status === status.INTERNAL ? status.CANCELLED : answer.status;
       if (outcome === status.INTERNAL) log.error("a call failed", { method, error: describe(error) });
-      else log.debug("a call was refused", { method, status: status[outcome], message: answer.message });
+      else log.debug("a call was refused", { method, status: status[outcome], reason: answer.message });
       throw answer;
     } finally {
       metrics

@@ -4,20 +4,23 @@ import { status, type Server, type ServerDuplexStream } from "@grpc/grpc-js";
 import { CodedError } from "../coded-error.js";
 import { DescriptorSet } from "./descriptor-set.js";
 
-/** From the compiled file up to the package: proto/gen/descriptors.binpb, made by `npm run generate`. */
-const DESCRIPTORS = new URL("../../../../../proto/gen/descriptors.binpb", import.meta.url);
+/** From the compiled file up to the package. */
+const PACKAGE = new URL("../../../../../", import.meta.url);
+/** The contracts, made by `npm run generate`, and gRPC's own services, made by `buf build` of the folder it lies in. */
+const DESCRIPTORS = ["proto/gen/descriptors.binpb", "services/common/adapters/grpc/protos/descriptors.binpb"];
 const SERVICES = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
 const HEALTH = "grpc.health.v1.Health";
 
 /** Field numbers of ServerReflectionRequest. */
 const ASKS = { filename: 3, symbol: 4, extension: 5, extensionsOf: 6, services: 7 };
 
-/** The descriptor set that belongs to the package. Throws code "DESCRIPTORS_MISSING". */
+/** The descriptor sets that belong to the package. Throws code "DESCRIPTORS_MISSING". */
 export async function loadDescriptors(): Promise<DescriptorSet> {
   try {
-    return new DescriptorSet(await readFile(DESCRIPTORS));
+    const sets = await Promise.all(DESCRIPTORS.map((path) => readFile(new URL(path, PACKAGE))));
+    return new DescriptorSet(...sets);
   } catch (error) {
-    throw new CodedError("DESCRIPTORS_MISSING", "proto/gen/descriptors.binpb cannot be read; run npm run generate", {
+    throw new CodedError("DESCRIPTORS_MISSING", `cannot read ${DESCRIPTORS.join(" and ")}; run npm run generate`, {
       cause: error,
     });
   }

@@ -6,6 +6,9 @@ import { MemoryLog } from "#common/adapters/memory/log.js";
 import { MemoryMetrics } from "#common/adapters/memory/metrics.js";
 import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
+import type { BlobStore } from "#common/ports/blob-store.js";
+import type { ResourceStore } from "#common/ports/resource-store.js";
+import type { UpdateUplink } from "#common/ports/update-log.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { createRng } from "#common/domain/rng.js";
 import { encodeUpdate } from "#common/tensor/chunk.js";
@@ -39,27 +42,33 @@ export interface WorldOptions {
   evaluators?: string[];
 }
 
-export interface World {
-  ports: AggregatorPorts;
-  store: MemoryResourceStore;
-  blobs: MemoryBlobStore;
-  log: MemoryUpdateLog;
-  metrics: MemoryMetrics;
+/** What a test needs of any adapters. */
+export interface Fleet {
+  store: ResourceStore;
+  blobs: BlobStore;
+  uplink: (device: string) => UpdateUplink;
   codec: Codec;
   base: Float32Array;
   baseDigest: string;
 }
 
-/** A job and its first round in phase Training, on memory adapters. */
-export async function createWorld(options: WorldOptions = {}): Promise<World> {
-  const clock = new ManualClock();
-  const store = new MemoryResourceStore(clock);
-  const blobs = new MemoryBlobStore();
-  const log = new MemoryUpdateLog();
-  const metrics = new MemoryMetrics();
+/** The same on memory adapters, with the aggregator's view of them. */
+export interface World extends Fleet {
+  ports: AggregatorPorts;
+  store: MemoryResourceStore;
+  blobs: MemoryBlobStore;
+  log: MemoryUpdateLog;
+  metrics: MemoryMetrics;
+}
+
+/** Puts a job and its first round in phase Training into the stores. */
+export async function seedFleet<T extends Pick<Fleet, "store" | "blobs" | "uplink">>(
+  adapters: T,
+  options: WorldOptions,
+): Promise<T & Fleet> {
   const base = draw(options.parameters ?? 600, 99, 1);
-  const weights = await blobs.put(toBytes(base));
-  await store.create(
+  const weights = await adapters.blobs.put(toBytes(base));
+  await adapters.store.create(
     "TrainingJob",
     TrainingJob.fromPartial({
       apiVersion: API_VERSION,
@@ -79,6 +88,18 @@ export async function createWorld(options: WorldOptions = {}): Promise<World> {
     }),
   );
   const codec = codecByName(options.codec ?? "fp32") as Codec;
+  const fleet = { ...adapters, codec, base, baseDigest: weights.digest };
+  await openRound(fleet, 1, options);
+  return fleet;
+}
+
+/** A job and its first round in phase Training, on memory adapters. */
+export async function createWorld(options: WorldOptions = {}): Promise<World> {
+  const clock = new ManualClock();
+  const store = new MemoryResourceStore(clock);
+  const blobs = new MemoryBlobStore();
+  const log = new MemoryUpdateLog();
+  const metrics = new MemoryMetrics();
   const ports: AggregatorPorts = {
     store,
     blobs,
@@ -88,13 +109,12 @@ export async function createWorld(options: WorldOptions = {}): Promise<World> {
     meters: aggregatorMeters(metrics),
     retainRounds: options.retainRounds ?? 0,
   };
-  const world = { ports, store, blobs, log, metrics, codec, base, baseDigest: weights.digest };
-  await openRound(world, 1, options);
-  return world;
+  const uplink = (device: string): UpdateUplink => log.uplink(device);
+  return seedFleet({ ports, store, blobs, log, metrics, uplink }, options);
 }
 
 /** Creates round `number` in phase Training; it starts from the world's base. */
-export async function openRound(world: World, number: number, options: WorldOptions = {}): Promise<void> {
+export async function openRound(world: Fleet, number: number, options: WorldOptions = {}): Promise<void> {
   const weights = { digest: world.baseDigest, sizeBytes: 4 * world.base.length };
   await world.store.create(
     "Round",
@@ -131,7 +151,7 @@ export async function openRound(world: World, number: number, options: WorldOpti
 }
 
 /** An honest manifest without payload: an evaluation. */
-export function evaluation(world: World, device: string, number = 1): UpdateManifest {
+export function evaluation(world: Fleet, device: string, number = 1): UpdateManifest {
   return UpdateManifest.fromPartial({
     device,
     round: `${JOB}-${number}`,
@@ -145,7 +165,7 @@ export function evaluation(world: World, device: string, number = 1): UpdateMani
 
 /** Appends the chunks of an update and returns the honest manifest that would commit it. */
 export async function upload(
-  world: World,
+  world: Fleet,
   device: string,
   delta: Float32Array,
   localSteps = STEPS,
@@ -156,7 +176,7 @@ export async function upload(
   const seqs: number[] = [];
   for (const [i, chunk] of chunks.entries()) {
     const id = `${device}/${round}/${i}/${sha256Digest(chunk)}`;
-    seqs.push((await world.log.uplink(device).appendChunk(round, id, chunk)).seq);
+    seqs.push((await world.uplink(device).appendChunk(round, id, chunk)).seq);
   }
   return {
     ...evaluation(world, device, number),
@@ -173,22 +193,22 @@ export async function upload(
 let commitCount = 0;
 
 /** Appends a commit as the device named in the subject. */
-export async function commit(world: World, manifest: UpdateManifest, device = manifest.device): Promise<number> {
+export async function commit(world: Fleet, manifest: UpdateManifest, device = manifest.device): Promise<number> {
   commitCount += 1;
   const round = `${JOB}-1`;
-  return (await world.log.uplink(device).appendCommit(round, `commit-${commitCount}`, manifest)).seq;
+  return (await world.uplink(device).appendCommit(round, `commit-${commitCount}`, manifest)).seq;
 }
 
-export async function tallyOf(world: World, number = 1): Promise<UpdateTally> {
+export async function tallyOf(world: Fleet, number = 1): Promise<UpdateTally> {
   return (await world.store.get("UpdateTally", `${JOB}-${number}`)) as UpdateTally;
 }
 
-export async function resultOf(world: World, number = 1): Promise<RoundResult | undefined> {
+export async function resultOf(world: Fleet, number = 1): Promise<RoundResult | undefined> {
   return world.store.get("RoundResult", `${JOB}-${number}`);
 }
 
 /** What the scheduler does when a round has its quorum: freezes the accepted commits, in log order or as given. */
-export async function freeze(world: World, foldDevices?: readonly string[]): Promise<void> {
+export async function freeze(world: Fleet, foldDevices?: readonly string[]): Promise<void> {
   const round = (await world.store.get("Round", `${JOB}-1`)) as Round;
   const accepted = (await world.store.get("UpdateTally", `${JOB}-1`))?.verdicts.filter((each) => each.accepted) ?? [];
   const entries = accepted.map((each) => ({ device: each.manifest?.device ?? "", commitSeq: each.commitSeq }));
@@ -200,7 +220,7 @@ export async function freeze(world: World, foldDevices?: readonly string[]): Pro
 }
 
 /** Sets the phase of a round as the scheduler would. */
-export async function setPhase(world: World, phase: string, number = 1): Promise<void> {
+export async function setPhase(world: Fleet, phase: string, number = 1): Promise<void> {
   const round = (await world.store.get("Round", `${JOB}-${number}`)) as Round;
   await world.store.update("Round", Round.fromPartial({ ...round, status: { ...round.status, phase } }));
 }

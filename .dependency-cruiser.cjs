@@ -31,7 +31,7 @@ const never = (name, comment, from, fromNot, to, toNot = []) => ({
 });
 
 const production = "^(services|agent)/";
-const pureLibraries = "^node_modules/(zod|@huggingface/tokenizers|@bufbuild/protobuf)/";
+const pureLibraries = "^node_modules/(zod|yaml|nkeys\\.js|@huggingface/tokenizers|@bufbuild/protobuf)/";
 
 module.exports = {
   forbidden: [
@@ -93,11 +93,11 @@ module.exports = {
     },
     never(
       "cli",
-      "The CLI starts services as processes; it imports common, and of the agent its main, backend and tokenizers.",
+      "The CLI starts services as processes; it imports common, and of the agent its main, its backend and its reading of data.",
       "^services/cli/",
       [],
       "^(services/(?!common/|cli/)|agent/)",
-      ["^agent/(main\\.ts$|backend/|data/tokenizers\\.ts$)"],
+      ["^agent/(main\\.ts$|backend/|data/)"],
     ),
     never(
       "agent",
@@ -110,7 +110,7 @@ module.exports = {
       "wiring-in-main",
       "IO adapters are chosen in main.ts; everything else speaks to ports.",
       "^(services/(?!common/|cli/)|agent/)",
-      ["^services/[^/]+/main\\.ts$", "^agent/(main\\.ts$|runtime/|transport/)"],
+      ["^services/[^/]+/(main|grpc|nats-credentials)\\.ts$", "^agent/(main\\.ts$|runtime/|transport/)"],
       `${common}adapters/`,
       [`${common}adapters/(grpc/|coded-error\\.ts$)`],
     ),
@@ -118,7 +118,14 @@ module.exports = {
       "pure-files",
       "Pure files take time, randomness and IO as arguments: they import domain, tensor, graph and contracts only.",
       pureFiles.map(globPattern),
-      [`${common}(domain|tensor|graph)/`, "^services/(?!common/)", "^agent/", contracts, "^crypto$", pureLibraries],
+      [
+        `${common}(domain|tensor|graph)/`,
+        "^services/(?!common/)",
+        "^agent/",
+        contracts,
+        "^(crypto|util)$",
+        pureLibraries,
+      ],
     ),
     never(
       "onnxruntime",

@@ -52,7 +52,7 @@ test("the hook stores every file of the folder in a new secret that outlives the
   t.regex(output, /fleet-keys created/);
   t.is(request.url, "/api/v1/namespaces/sea/secrets");
   t.is(request.authorization, "Bearer letmein");
-  t.like(request.body as object, {
+  t.like(request.body, {
     kind: "Secret",
     metadata: { name: "fleet-keys", annotations: { "helm.sh/resource-policy": "keep" } },
     data: { token: Buffer.from("letmein\n").toString("base64") },

@@ -1,0 +1,132 @@
+import { spawn, type ChildProcess } from "node:child_process";
+import { closeSync, openSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { CliError, EXIT } from "../exit.js";
+import { afterExit, type ProcessRecord } from "./decision.js";
+import { waitReady } from "./health.js";
+import { endProcess, startTimeOf } from "./process-table.js";
+import type { Unit } from "./units.js";
+
+/** What the supervisor tells while it works. */
+export interface SupervisorEvents {
+  /** A line for people. */
+  say(line: string): void;
+  /** The processes that now live, in the order of the units; called before anything else happens. */
+  processes(records: readonly ProcessRecord[]): void;
+}
+
+/** Longest wait for a unit to be ready at the first start. */
+const READY_MS = 60_000;
+/** Time a unit is given to drain before it is killed. */
+const DRAIN_MS = 10_000;
+
+interface Running {
+  readonly unit: Unit;
+  child: ChildProcess | undefined;
+  record: ProcessRecord | undefined;
+  failures: number;
+  startedAtMs: number;
+}
+
+/** Keeps a list of units alive: starts them in order, restarts those that die, ends them in reverse. */
+export class Supervisor {
+  readonly #running: Running[];
+  readonly #stopping = new AbortController();
+
+  constructor(
+    units: readonly Unit[],
+    private readonly logsDir: string,
+    private readonly events: SupervisorEvents,
+  ) {
+    this.#running = units.map((unit) => ({
+      unit,
+      child: undefined,
+      record: undefined,
+      failures: 0,
+      startedAtMs: 0,
+    }));
+  }
+
+  /**
+   * Starts every unit once the one before it is ready.
+   * @throws CliError if one does not become ready; those that were started still run until `stop`
+   */
+  async start(): Promise<void> {
+    for (const running of this.#running) {
+      if (this.#isStopping()) return;
+      this.#spawn(running);
+      if (await waitReady(running.unit.health, READY_MS, this.#stopping.signal)) continue;
+      if (this.#isStopping()) return;
+      const log = join(this.logsDir, `${running.unit.name}.log`);
+      throw new CliError(
+        `${running.unit.name} did not become ready in ${READY_MS / 1000} s: see ${log}`,
+        EXIT.unavailable,
+      );
+    }
+  }
+
+  /** Makes `start` return early, so that `stop` can follow. */
+  interrupt(): void {
+    this.#stopping.abort();
+  }
+
+  /** Pids by unit name. */
+  pids(): Record<string, number> {
+    return Object.fromEntries(this.#records().map(({ name, pid }) => [name, pid]));
+  }
+
+  /** Ends the units in reverse order, each when the one after it has drained. */
+  async stop(): Promise<void> {
+    this.interrupt();
+    for (const running of [...this.#running].reverse()) {
+      if (running.record === undefined) continue;
+      await endProcess(running.record, DRAIN_MS);
+      running.record = undefined;
+      this.events.processes(this.#records());
+    }
+  }
+
+  #isStopping(): boolean {
+    return this.#stopping.signal.aborted;
+  }
+
+  #records(): ProcessRecord[] {
+    return this.#running.flatMap(({ record }) => (record === undefined ? [] : [record]));
+  }
+
+  #spawn(running: Running): void {
+    const { unit } = running;
+    const log = openSync(join(this.logsDir, `${unit.name}.log`), "a");
+    // Its own process group: Ctrl-C in the terminal reaches `up` alone, which then drains in order.
+    const child = spawn(unit.command, [...unit.args], {
+      env: { ...process.env, ...unit.env },
+      stdio: ["ignore", log, log],
+      detached: true,
+    });
+    closeSync(log);
+    running.child = child;
+    running.startedAtMs = Date.now();
+    const startTime = child.pid === undefined ? undefined : startTimeOf(child.pid);
+    running.record =
+      child.pid === undefined || startTime === undefined ? undefined : { name: unit.name, pid: child.pid, startTime };
+    this.events.processes(this.#records());
+    child.once("error", (error) => this.events.say(`${unit.name} cannot be started: ${error.message}`));
+    child.once("close", (code, signal) => void this.#restart(running, code, signal));
+  }
+
+  async #restart(running: Running, code: number | null, signal: NodeJS.Signals | null): Promise<void> {
+    if (this.#isStopping()) return;
+    running.record = undefined;
+    const { failures, delayMs } = afterExit(running.failures, Date.now() - running.startedAtMs);
+    running.failures = failures;
+    const how = signal === null ? `with code ${code ?? "?"}` : `by ${signal}`;
+    this.events.say(`${running.unit.name} ended ${how}; starting it again in ${delayMs} ms`);
+    try {
+      await sleep(delayMs, undefined, { signal: this.#stopping.signal });
+    } catch {
+      return;
+    }
+    this.#spawn(running);
+  }
+}

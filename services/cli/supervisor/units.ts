@@ -1,0 +1,114 @@
+import type { Health } from "./health.js";
+import type { PortOfName } from "./decision.js";
+
+/** A child process of `up`. */
+export interface Unit {
+  readonly name: string;
+  readonly command: string;
+  readonly args: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+  readonly health: Health;
+}
+
+const SERVICES = ["registry", "scheduler", "aggregator", "telemetry"] as const;
+export type ServiceName = (typeof SERVICES)[number];
+
+const HOST = "127.0.0.1";
+
+/** "registry-0", "registry-1"... */
+export const replicaName = (service: ServiceName, index: number): string => `${service}-${index}`;
+
+/** Names of all ports that `replicas` of each service need. */
+export function portNames(replicas: number): string[] {
+  const names = ["nats", "redis"];
+  for (const service of SERVICES) {
+    for (let i = 0; i < replicas; i++) {
+      names.push(`${replicaName(service, i)}.grpc`, `${replicaName(service, i)}.metrics`);
+    }
+  }
+  return names;
+}
+
+/** What the units need to know of the machine. */
+export interface UnitFacts {
+  readonly replicas: number;
+  readonly ports: PortOfName;
+  readonly nats: { readonly command: string; readonly configFile: string; readonly credsFile: string };
+  readonly redis: { readonly command: string };
+  readonly keysDir: string;
+  /** The node program and the folder of the compiled services. */
+  readonly node: string;
+  readonly servicesDir: string;
+  /** Settings handed through to the services, e.g. SHOAL_LOG_LEVEL. */
+  readonly settings: Readonly<Record<string, string>>;
+}
+
+const portOf = (ports: PortOfName, name: string): number => {
+  const port = ports[name];
+  if (port === undefined) throw new RangeError(`no port was chosen for ${name}`);
+  return port;
+};
+
+/** Host and port of a gRPC or metrics listener. */
+export function addressOf(ports: PortOfName, service: ServiceName, index: number, kind: "grpc" | "metrics"): string {
+  return `${HOST}:${portOf(ports, `${replicaName(service, index)}.${kind}`)}`;
+}
+
+export const natsUrl = (ports: PortOfName): string => `nats://${HOST}:${portOf(ports, "nats")}`;
+export const redisUrl = (ports: PortOfName): string => `redis://${HOST}:${portOf(ports, "redis")}`;
+
+/** Addresses of all replicas by service. */
+export function addresses(
+  ports: PortOfName,
+  replicas: number,
+  kind: "grpc" | "metrics",
+): Record<ServiceName, string[]> {
+  const of = (service: ServiceName): string[] =>
+    Array.from({ length: replicas }, (_, i) => addressOf(ports, service, i, kind));
+  return {
+    registry: of("registry"),
+    scheduler: of("scheduler"),
+    aggregator: of("aggregator"),
+    telemetry: of("telemetry"),
+  };
+}
+
+/** All units in the order of their start: each needs only those before it. */
+export function planUnits(facts: UnitFacts): Unit[] {
+  const { ports, replicas } = facts;
+  const nats: Unit = {
+    name: "nats",
+    command: facts.nats.command,
+    args: ["-c", facts.nats.configFile],
+    env: {},
+    health: { kind: "tcp", port: portOf(ports, "nats"), send: "", expect: "INFO" },
+  };
+  const redisPort = portOf(ports, "redis");
+  const redis: Unit = {
+    name: "redis",
+    command: facts.redis.command,
+    // Redis holds only the work queue, which a resync fills again: nothing of it is worth the disk.
+    args: ["--bind", HOST, "--port", String(redisPort), "--save", "", "--appendonly", "no"],
+    env: {},
+    health: { kind: "tcp", port: redisPort, send: "PING\r\n", expect: "+PONG" },
+  };
+  const service = (name: ServiceName, index: number): Unit => ({
+    name: replicaName(name, index),
+    command: facts.node,
+    args: [`${facts.servicesDir}/${name}/main.js`],
+    env: {
+      SHOAL_PUBLIC_NATS_URLS: natsUrl(ports),
+      ...facts.settings,
+      SHOAL_NATS_URL: natsUrl(ports),
+      SHOAL_NATS_CREDS: facts.nats.credsFile,
+      SHOAL_REDIS_URL: redisUrl(ports),
+      SHOAL_GRPC_LISTEN: addressOf(ports, name, index, "grpc"),
+      SHOAL_METRICS_LISTEN: addressOf(ports, name, index, "metrics"),
+      SHOAL_REPLICA: replicaName(name, index),
+      ...(name === "registry" ? { SHOAL_KEYS_DIR: facts.keysDir } : {}),
+    },
+    health: { kind: "http", url: `http://${addressOf(ports, name, index, "metrics")}/readyz` },
+  });
+  const services = SERVICES.flatMap((name) => Array.from({ length: replicas }, (_, i) => service(name, i)));
+  return [nats, redis, ...services];
+}

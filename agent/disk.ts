@@ -1,5 +1,6 @@
 import { constants } from "node:fs";
 import { access, mkdir, open, readdir, readFile, rename, rm, stat, utimes } from "node:fs/promises";
+import { dirname } from "node:path";
 import { codeOf } from "#common/adapters/coded-error.js";
 
 /**
@@ -8,7 +9,7 @@ import { codeOf } from "#common/adapters/coded-error.js";
  * (ENOSPC, EACCES...).
  */
 export interface Disk {
-  /** Makes a folder and its parents. */
+  /** Makes a folder and its parents; safe at once. */
   makeFolder(path: string): Promise<void>;
   /** Makes or replaces a file. `mode` 0600 for secrets. */
   write(path: string, parts: readonly Uint8Array[], mode?: number): Promise<void>;
@@ -74,7 +75,8 @@ async function undefinedIfAbsent<T>(result: Promise<T>): Promise<T | undefined> 
 /** The machine's own file system. */
 export const nodeDisk: Disk = {
   makeFolder: async (path) => {
-    await mkdir(path, { recursive: true, mode: 0o700 });
+    const first = await mkdir(path, { recursive: true, mode: 0o700 });
+    if (first !== undefined) await syncPath(dirname(first));
   },
   write: (path, parts, mode = 0o600) => writeParts(path, "w", parts, mode),
   append: (path, bytes) => writeParts(path, "a", [bytes], 0o600),

@@ -1,0 +1,272 @@
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import test, { type ExecutionContext } from "ava";
+import { CodedError } from "#common/adapters/coded-error.js";
+import { SystemClock } from "#common/adapters/memory/clock.js";
+import { MemoryLog } from "#common/adapters/memory/log.js";
+import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
+import { decodeUpdate } from "#common/tensor/chunk.js";
+import { codecByName } from "#common/tensor/codec.js";
+import { DataPolicy, DeviceFacts } from "#proto/shoal/v1/device.js";
+import { AssignedTask, HeartbeatReply, type HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
+import { openOnnxBackend } from "#agent/backend/onnx.js";
+import { BlobCache } from "#agent/cache.js";
+import { Datasets } from "#agent/data/datasets.js";
+import { folderSource } from "#agent/data/source.js";
+import { Outbox } from "#agent/outbox/outbox.js";
+import { AgentLoop, type Exit } from "#agent/runtime/loop.js";
+import type { AgentParts } from "#agent/runtime/parts.js";
+import { EXIT_REJECTED } from "#agent/step.js";
+import { Sessions } from "#agent/train/sessions.js";
+import type { ControlPlane } from "#agent/transport/control-plane.js";
+import { CrashDisk } from "./support/crash-disk.js";
+import { tinyAssignment, tinyBlobs, tinyTask } from "./support/tiny-model.js";
+
+const backend = await openOnnxBackend({ threads: 1 });
+
+/** A control plane in memory: hands out what `tasks` holds and drops rounds that are committed. */
+class TestPlane implements ControlPlane {
+  readonly updates = new MemoryUpdateLog();
+  readonly uplink = this.updates.uplink("device");
+  readonly beats: HeartbeatRequest[] = [];
+  tasks: AssignedTask[] = [];
+  refusal: string | undefined;
+  renewed: string[] = [];
+  fetchedBytes = 0;
+  #nudge: () => void = () => undefined;
+  #close: (end: { rejected: string | undefined }) => void = () => undefined;
+  readonly closed = new Promise<{ rejected: string | undefined }>((resolve) => (this.#close = resolve));
+
+  async heartbeat(request: HeartbeatRequest): Promise<HeartbeatReply> {
+    this.beats.push(request);
+    const open: AssignedTask[] = [];
+    for (const task of this.tasks) {
+      if ((await this.updates.commits(task.task?.round ?? "")).length === 0) open.push(task);
+    }
+    const refusal = this.refusal === undefined ? undefined : { reason: this.refusal, message: "join again" };
+    const jwt = request.renewCredential ? "renewed" : "";
+    return HeartbeatReply.fromPartial({ refusal, tasks: open, nextHeartbeatMs: 100, atMs: 1, jwt });
+  }
+
+  blobRange(digest: string, offset: number, length: number): Promise<Uint8Array> {
+    const bytes = tinyBlobs.get(digest);
+    if (bytes === undefined) return Promise.reject(new CodedError("BlobAbsent", "not stored"));
+    this.fetchedBytes += Math.min(length, bytes.length - offset);
+    return Promise.resolve(bytes.slice(offset, offset + length));
+  }
+
+  onNudge(listener: () => void): void {
+    this.#nudge = listener;
+  }
+
+  give(tasks: AssignedTask[]): void {
+    this.tasks = tasks;
+    this.#nudge();
+  }
+
+  renew(jwt: string): void {
+    this.renewed.push(jwt);
+  }
+
+  cut(rejected: string | undefined): void {
+    this.#close({ rejected });
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+const assigned = (round: string, localSteps: number): AssignedTask => ({
+  task: tinyTask(round),
+  assignment: tinyAssignment(localSteps),
+  deadlineAtMs: 0,
+});
+
+interface Rig {
+  disk: CrashDisk;
+  plane: TestPlane;
+  log: MemoryLog;
+  start(change?: Partial<AgentParts>): Promise<{ stop(): Promise<Exit>; exit: Promise<Exit> }>;
+}
+
+async function createRig(t: ExecutionContext): Promise<Rig> {
+  const folder = await mkdtemp(join(tmpdir(), "shoal-loop-"));
+  t.teardown(() => rm(folder, { recursive: true }));
+  await writeFile(join(folder, "a.txt"), "the shoal swims as one, each fish by itself. ".repeat(30));
+  const rig = { disk: new CrashDisk(), plane: new TestPlane(), log: new MemoryLog() };
+  const clock = new SystemClock();
+  const sessions = new Sessions(backend);
+  t.teardown(() => sessions.close());
+  let nonces = 0;
+  return {
+    ...rig,
+    async start(change = {}) {
+      const { disk, plane, log } = rig;
+      const loop = new AgentLoop({
+        clock,
+        log,
+        plane,
+        sessions,
+        cache: await BlobCache.open({ disk, folder: "cache", maxBytes: 1e9, clock, log }),
+        outbox: await Outbox.open({ disk, folder: "outbox", log }),
+        datasets: new Datasets(new Map([["notes", folderSource(folder)]]), log),
+        policy: DataPolicy.fromPartial({}),
+        facts: DeviceFacts.fromPartial({ gflops: 3 }),
+        throttle: 1,
+        nonce: () => `nonce-${nonces++}`,
+        credential: { isDue: () => false, store: () => Promise.resolve() },
+        ...change,
+      });
+      const controller = new AbortController();
+      const exit = loop.run(controller.signal);
+      const stop = (): Promise<Exit> => {
+        controller.abort();
+        return exit;
+      };
+      return { stop, exit };
+    },
+  };
+}
+
+async function until(what: string, met: () => boolean | Promise<boolean>): Promise<void> {
+  for (let i = 0; i < 1000; i++) {
+    if (await met()) return;
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  throw new Error(`never came: ${what}`);
+}
+
+const commitsOf = async ({ plane }: Rig, round: string): Promise<number> => (await plane.updates.commits(round)).length;
+
+test.serial("an agent trains what it is given, round after round, and keeps its state", async (t) => {
+  const rig = await createRig(t);
+  const agent = await rig.start();
+  for (const round of ["job-1", "job-2"]) {
+    rig.plane.give([assigned(round, 4)]);
+    await until(round, async () => (await commitsOf(rig, round)) === 1);
+  }
+  const [commit] = await rig.plane.updates.commits("job-2");
+  const manifest = commit?.manifest;
+  t.like(manifest, { device: "device", round: "job-2", codec: "int8", localSteps: 4, tokens: 64, bytesDown: 0 });
+  t.true((manifest?.evalTokens ?? 0) > 100 && (manifest?.trainLoss ?? 0) > 0);
+  const chunks = await Promise.all((manifest?.chunkSeqs ?? []).map((seq) => rig.plane.updates.readChunk(seq)));
+  const codec = codecByName("int8");
+  if (codec === undefined || manifest === undefined) return t.fail();
+  const delta = decodeUpdate(
+    chunks.flatMap((chunk) => (chunk === undefined ? [] : [chunk.bytes])),
+    manifest.values,
+    codec,
+  );
+  t.true(delta.some((value) => value !== 0));
+  const first = (await rig.plane.updates.commits("job-1"))[0]?.manifest;
+  t.is(first?.bytesDown, rig.plane.fetchedBytes);
+  await until("idle", () => rig.plane.beats.at(-1)?.roundsToday === 2);
+  t.is((await agent.stop()).code, 0);
+  const outbox = await Outbox.open({ disk: rig.disk, folder: "outbox", log: rig.log });
+  t.is((await outbox.innerState("job"))?.steps, 8);
+  t.like(rig.plane.beats[0]?.datasets[0], { name: "notes", documents: 1, problem: "" });
+});
+
+test.serial("heartbeats go on while it trains, and tell how far it is", async (t) => {
+  const rig = await createRig(t);
+  const agent = await rig.start({ throttle: 0.02 });
+  rig.plane.give([assigned("job-1", 40)]);
+  const training = () => rig.plane.beats.filter(({ assignments }) => assignments[0]?.phase === "Training");
+  await until("progress in heartbeats", () => new Set(training().map((beat) => beat.assignments[0]?.step)).size >= 3);
+  await agent.stop();
+  t.is(await commitsOf(rig, "job-1"), 0);
+});
+
+test.serial("a withdrawn assignment is dropped and the next one done", async (t) => {
+  const rig = await createRig(t);
+  const agent = await rig.start({ throttle: 0.05 });
+  rig.plane.give([assigned("slow-1", 500)]);
+  await until("training", () => rig.plane.beats.at(-1)?.assignments[0]?.phase === "Training");
+  rig.plane.give([assigned("job-1", 2)]);
+  await until("the next", async () => (await commitsOf(rig, "job-1")) === 1);
+  t.is(await commitsOf(rig, "slow-1"), 0);
+  await agent.stop();
+});
+
+test.serial("a refusal is reported with its reasons and nothing is fetched", async (t) => {
+  const rig = await createRig(t);
+  const agent = await rig.start({ policy: DataPolicy.fromPartial({ minCohort: 3 }) });
+  rig.plane.give([assigned("job-1", 2)]);
+  await until("refusal", () => rig.plane.beats.at(-1)?.assignments[0]?.phase === "Refused");
+  t.regex(rig.plane.beats.at(-1)?.assignments[0]?.reasons[0] ?? "", /cohort of 2 is too small/);
+  t.is(rig.plane.fetchedBytes, 0);
+  await agent.stop();
+});
+
+test.serial("a full disk fails the assignment with a remedy; the agent lives and its heartbeats go on", async (t) => {
+  const rig = await createRig(t);
+  const agent = await rig.start();
+  rig.plane.give([assigned("job-1", 0)]);
+  await until("evaluation", async () => (await commitsOf(rig, "job-1")) === 1);
+  rig.disk.capacityBytes = rig.disk.usedBytes + 500;
+  rig.plane.give([assigned("job-2", 2)]);
+  await until("failure", () => rig.plane.beats.at(-1)?.assignments[0]?.phase === "Failed");
+  const reason = rig.plane.beats.at(-1)?.assignments[0]?.reasons[0] ?? "";
+  t.regex(reason, /^(SpoolFull|CacheFull): the disk under .* is full; free space there/);
+  const beats = rig.plane.beats.length;
+  await until("more heartbeats", () => rig.plane.beats.length > beats + 2);
+  t.is((await agent.stop()).code, 0);
+});
+
+test.serial("killed at any moment and started again, it commits each round once", async (t) => {
+  const rig = await createRig(t);
+  rig.plane.tasks = [assigned("job-1", 2)];
+  // One agent after the other dies at a later operation of its disk.
+  for (let at = 5; (await commitsOf(rig, "job-1")) === 0; at += 9) {
+    rig.disk.operationsLeft = at;
+    const agent = await rig.start().catch(() => undefined);
+    await until("death or commit", async () => rig.disk.operationsLeft <= 0 || (await commitsOf(rig, "job-1")) === 1);
+    await agent?.stop().catch(() => undefined);
+    rig.disk.crash("lose");
+  }
+  const agent = await rig.start();
+  rig.plane.give([assigned("job-1", 2), assigned("job-2", 2)]);
+  await until("job-2", async () => (await commitsOf(rig, "job-2")) === 1);
+  await agent.stop();
+  t.is(await commitsOf(rig, "job-1"), 1);
+  const outbox = await Outbox.open({ disk: rig.disk, folder: "outbox", log: rig.log });
+  t.deepEqual([...outbox.committed].sort(), ["job-1", "job-2"]);
+  t.is((await outbox.innerState("job"))?.steps, 4);
+});
+
+test.serial("a device that is not known any more stops with the code of a rejection", async (t) => {
+  for (const way of ["heartbeat", "connection"]) {
+    const rig = await createRig(t);
+    const agent = await rig.start();
+    if (way === "heartbeat") rig.plane.refusal = "UnknownDevice";
+    else rig.plane.cut("the credential is not accepted");
+    t.is((await agent.exit).code, EXIT_REJECTED);
+  }
+});
+
+test.serial("a passing refusal and an unreachable plane are waited out", async (t) => {
+  const rig = await createRig(t);
+  rig.plane.refusal = "Busy";
+  const agent = await rig.start();
+  await until("a beat", () => rig.plane.beats.length > 0);
+  rig.plane.refusal = undefined;
+  rig.plane.give([assigned("job-1", 1)]);
+  await until("commit", async () => (await commitsOf(rig, "job-1")) === 1);
+  t.is((await agent.stop()).code, 0);
+});
+
+test.serial("a credential past its half is renewed and stored", async (t) => {
+  const rig = await createRig(t);
+  const stored: string[] = [];
+  const credential = {
+    isDue: () => stored.length === 0,
+    store: (jwt: string) => Promise.resolve(void stored.push(jwt)),
+  };
+  const agent = await rig.start({ credential });
+  await until("renewal", () => rig.plane.renewed.length === 1);
+  await until("calm", () => rig.plane.beats.at(-1)?.renewCredential === false);
+  t.deepEqual([stored, rig.plane.renewed], [["renewed"], ["renewed"]]);
+  await agent.stop();
+});

@@ -1,0 +1,224 @@
+import test, { type ExecutionContext } from "ava";
+import fc from "fast-check";
+import { codeOf } from "#common/adapters/coded-error.js";
+import { MemoryLog } from "#common/adapters/memory/log.js";
+import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
+import type { UpdateUplink } from "#common/ports/update-log.js";
+import { sha256Digest } from "#common/tensor/digest.js";
+import { decodeAcks } from "#agent/outbox/draft.js";
+import { decodeInnerState, encodeInnerState } from "#agent/outbox/inner-state.js";
+import { Outbox } from "#agent/outbox/outbox.js";
+import { CrashDisk, type CrashMode } from "./support/crash-disk.js";
+import { makeDraft, makeInner } from "./support/drafts.js";
+
+const ROUND = "job-2";
+const NOW = Date.UTC(2026, 0, 5, 12);
+
+const openOutbox = (disk: CrashDisk, log = new MemoryLog()): Promise<Outbox> =>
+  Outbox.open({ disk, folder: "outbox", log });
+
+const hooks = (signal = new AbortController().signal) => ({
+  signal,
+  chunkSent: () => undefined,
+  commitSending: () => undefined,
+});
+
+/** A disk on which round 1 of the job is committed and its inner state kept. */
+async function seededDisk(): Promise<CrashDisk> {
+  const disk = new CrashDisk();
+  const outbox = await openOutbox(disk);
+  const log = new MemoryUpdateLog();
+  await outbox.put(makeDraft("job-1"), makeInner(1), "first");
+  await outbox.upload("job-1", log.uplink("device"), () => NOW, hooks());
+  disk.crash("keep");
+  return disk;
+}
+
+/** What an agent does for round 2, from whatever a crash left. */
+async function workOnRound(disk: CrashDisk, uplink: UpdateUplink, attempt: number): Promise<void> {
+  const outbox = await openOutbox(disk);
+  if (outbox.committed.includes(ROUND)) return;
+  const spooled = await outbox.spooled();
+  if (spooled.length === 0) await outbox.put(makeDraft(ROUND, attempt), makeInner(2), `nonce-${attempt}`);
+  await outbox.upload(ROUND, uplink, () => NOW, hooks());
+}
+
+/** Checks the only acceptable end: one commit, whose chunks are its own, and the state after round 2. */
+async function assertFinished(t: ExecutionContext, disk: CrashDisk, log: MemoryUpdateLog): Promise<void> {
+  const outbox = await openOutbox(disk);
+  t.deepEqual([...outbox.committed].sort(), ["job-1", ROUND]);
+  t.deepEqual(await outbox.spooled(), []);
+  t.deepEqual(await outbox.innerState("job"), makeInner(2));
+  t.is(outbox.committedOn(NOW), 2);
+  const commits = await log.commits(ROUND);
+  t.is(commits.length, 1);
+  const manifest = commits[0]?.manifest;
+  const chunks = await Promise.all((manifest?.chunkSeqs ?? []).map((seq) => log.readChunk(seq)));
+  t.is(chunks.length, 3);
+  t.is(sha256Digest(...chunks.map((chunk) => chunk?.bytes ?? new Uint8Array(0))), manifest?.digest ?? "");
+}
+
+for (const mode of ["lose", "keep"] as const satisfies CrashMode[]) {
+  test(`a crash at any single operation ends in one commit and the next state (${mode})`, async (t) => {
+    let crashes = 0;
+    for (let at = 0; ; at++) {
+      const disk = await seededDisk();
+      const log = new MemoryUpdateLog();
+      disk.operationsLeft = at;
+      try {
+        await workOnRound(disk, log.uplink("device"), 0);
+        if (disk.operationsLeft > 0) break;
+      } catch (error) {
+        t.is(codeOf(error), "CRASH");
+        crashes++;
+      }
+      disk.crash(mode);
+      await workOnRound(disk, log.uplink("device"), 1);
+      await assertFinished(t, disk, log);
+    }
+    t.true(crashes > 30, `only ${crashes} crash points`);
+  });
+}
+
+test("any sequence of crashes, also during recovery, ends in one commit", async (t) => {
+  const crash = fc.record({ at: fc.nat(45), mode: fc.constantFrom<CrashMode>("lose", "keep") });
+  await fc.assert(
+    fc.asyncProperty(fc.array(crash, { maxLength: 5 }), async (crashes) => {
+      const disk = await seededDisk();
+      const log = new MemoryUpdateLog();
+      for (const [attempt, { at, mode }] of crashes.entries()) {
+        disk.operationsLeft = at;
+        await workOnRound(disk, log.uplink("device"), attempt).catch((error: unknown) => t.is(codeOf(error), "CRASH"));
+        disk.crash(mode);
+      }
+      await workOnRound(disk, log.uplink("device"), crashes.length);
+      await assertFinished(t, disk, log);
+    }),
+    { numRuns: 200 },
+  );
+});
+
+test("until the commit is acknowledged the job keeps its old state", async (t) => {
+  const disk = await seededDisk();
+  const outbox = await openOutbox(disk);
+  await outbox.put(makeDraft(ROUND), makeInner(2), "nonce");
+  t.deepEqual(await outbox.innerState("job"), makeInner(1));
+  const dead: UpdateUplink = {
+    appendChunk: (round, id, bytes) => new MemoryUpdateLog().uplink("device").appendChunk(round, id, bytes),
+    appendCommit: () => Promise.reject(new Error("link down")),
+  };
+  await t.throwsAsync(
+    outbox.upload(ROUND, dead, () => NOW, hooks()),
+    { message: "link down" },
+  );
+  t.deepEqual(await outbox.innerState("job"), makeInner(1));
+  t.deepEqual(await outbox.spooled(), [{ round: ROUND, commitSent: true }]);
+});
+
+test("an upload goes on after the last acknowledged chunk", async (t) => {
+  const disk = await seededDisk();
+  const log = new MemoryUpdateLog();
+  const uplink = log.uplink("device");
+  const sent: string[] = [];
+  const flaky: UpdateUplink = {
+    ...uplink,
+    appendChunk: (round, id, bytes) => {
+      sent.push(id);
+      return sent.length === 2 ? Promise.reject(new Error("link down")) : uplink.appendChunk(round, id, bytes);
+    },
+  };
+  const outbox = await openOutbox(disk);
+  await outbox.put(makeDraft(ROUND), makeInner(2), "nonce");
+  await t.throwsAsync(
+    outbox.upload(ROUND, flaky, () => NOW, hooks()),
+    { message: "link down" },
+  );
+  const reopened = await openOutbox(disk);
+  t.true(await reopened.upload(ROUND, flaky, () => NOW, hooks()));
+  t.deepEqual(sent, ["nonce-0", "nonce-1", "nonce-1", "nonce-2"]);
+  await assertFinished(t, disk, log);
+});
+
+test("an aborted upload sends no commit and can be discarded", async (t) => {
+  const disk = await seededDisk();
+  const log = new MemoryUpdateLog();
+  const outbox = await openOutbox(disk);
+  await outbox.put(makeDraft(ROUND), makeInner(2), "nonce");
+  const controller = new AbortController();
+  const aborting = { ...hooks(controller.signal), commitSending: () => controller.abort() };
+  t.false(await outbox.upload(ROUND, log.uplink("device"), () => NOW, aborting));
+  t.deepEqual(await log.commits(ROUND), []);
+  t.deepEqual(await outbox.spooled(), [{ round: ROUND, commitSent: false }]);
+  await outbox.discard(ROUND);
+  t.deepEqual(await (await openOutbox(disk)).spooled(), []);
+  t.deepEqual(await outbox.innerState("job"), makeInner(1));
+});
+
+test("a full disk is refused with a remedy, leaves nothing behind and passes", async (t) => {
+  const disk = await seededDisk();
+  const outbox = await openOutbox(disk);
+  const usedBytes = disk.usedBytes;
+  for (let room = 0; room < 400; room += 7) {
+    disk.capacityBytes = usedBytes + room;
+    const error = await t.throwsAsync(outbox.put(makeDraft(ROUND), makeInner(2), "nonce"), { code: "SpoolFull" });
+    t.regex(error.message, /free space there or give the agent another --state-dir/);
+    t.is(disk.usedBytes, usedBytes);
+  }
+  disk.capacityBytes = Infinity;
+  await outbox.put(makeDraft(ROUND), makeInner(2), "nonce");
+  t.deepEqual(await outbox.spooled(), [{ round: ROUND, commitSent: false }]);
+});
+
+test("a damaged payload or description is set aside with a log line", async (t) => {
+  for (const file of ["payload", "entry.json"]) {
+    const disk = await seededDisk();
+    await (await openOutbox(disk)).put(makeDraft(ROUND), makeInner(2), "nonce");
+    disk.damage(`outbox/spool/${ROUND}/${file}`, 1);
+    const log = new MemoryLog();
+    const outbox = await openOutbox(disk, log);
+    t.deepEqual(await outbox.spooled(), []);
+    t.deepEqual(await disk.list("outbox/damaged"), [`spool-${ROUND}`]);
+    t.true(log.lines.some(({ level, fields }) => level === "error" && fields["round"] === ROUND));
+  }
+});
+
+test("a damaged inner state is set aside and the job starts afresh", async (t) => {
+  const disk = await seededDisk();
+  disk.damage("outbox/inner/job", 200);
+  const log = new MemoryLog();
+  const outbox = await openOutbox(disk, log);
+  t.is(await outbox.innerState("job"), undefined);
+  t.deepEqual(await disk.list("outbox/damaged"), ["inner-job"]);
+  t.is(log.lines.filter(({ level }) => level === "error").length, 1);
+});
+
+test("inner states survive encoding, and every damage of a byte is seen", (t) => {
+  const part = fc.float32Array({ minLength: 3, maxLength: 3, noNaN: true });
+  fc.assert(
+    fc.property(
+      fc.option(fc.tuple(part, part)),
+      fc.option(part),
+      fc.nat(1e6),
+      fc.nat(),
+      (pair, residual, steps, at) => {
+        const moments = pair === null ? undefined : { m: pair[0], v: pair[1] };
+        const state = { steps, moments, residual: residual ?? undefined };
+        const bytes = Uint8Array.from(Buffer.concat(encodeInnerState(state)));
+        t.deepEqual(decodeInnerState(bytes), state);
+        const body = bytes.indexOf(10, 20) + 1;
+        if (body >= bytes.length) return;
+        const index = body + (at % (bytes.length - body));
+        bytes[index] = (bytes[index] ?? 0) ^ 0x40;
+        t.is(decodeInnerState(bytes), undefined);
+      },
+    ),
+  );
+});
+
+test("acknowledgements are read up to the first torn line", (t) => {
+  const read = (text: string) => decodeAcks(new TextEncoder().encode(text));
+  t.deepEqual(read("3\n9\n12"), { chunkSeqs: [3, 9], commitSent: false });
+  t.deepEqual(read("3\n9\ncommit\n"), { chunkSeqs: [3, 9], commitSent: true });
+  t.deepEqual(read("3\n\u0000\u00009\n4\n"), { chunkSeqs: [3], commitSent: false });
+  t.deepEqual(decodeAcks(undefined), { chunkSeqs: [], commitSent: false });
+});

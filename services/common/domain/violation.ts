@@ -55,12 +55,19 @@ function oneOf(value: unknown, allowed: readonly unknown[]): string {
   return near === undefined ? list : `${list}; did you mean "${near}"?`;
 }
 
+/** What the value must be instead; most fields bring their own words. */
+function remedyOf(issue: z.core.$ZodIssue, value: unknown): string {
+  if (issue.code === "invalid_value") return oneOf(value, issue.values);
+  if (issue.code === "invalid_union") return "must be text, a finite number, true, false, null, a list or a map";
+  return issue.message;
+}
+
 /** zod's issues as refused fields, each with its path in the manifest, what it held and the remedy. */
 export function toViolations(schema: z.core.$ZodType, root: unknown, error: z.core.$ZodError): Violation[] {
   return error.issues.flatMap((issue): Violation[] => {
     if (issue.code === "unrecognized_keys") return unknownFields(schema, root, issue);
     const value = valueAt(root, issue.path);
-    const must = issue.code === "invalid_value" ? oneOf(value, issue.values) : issue.message;
+    const must = remedyOf(issue, value);
     const description = value === undefined ? `is missing: it ${must}` : must;
     return [{ field: join(issue.path), value: showValue(value), description }];
   });

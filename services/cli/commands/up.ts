@@ -24,7 +24,13 @@ const untilAborted = (signal: AbortSignal): Promise<void> =>
 
 /** Settings of the environment that services read and `up` does not choose itself. */
 export function serviceSettings(env: Shell["io"]["env"]): Record<string, string> {
-  const names = ["SHOAL_LOG_LEVEL", "SHOAL_HEARTBEAT_MS", "SHOAL_LEASE_MS", "SHOAL_RESYNC_MS"];
+  const names = [
+    "SHOAL_LOG_LEVEL",
+    "SHOAL_HEARTBEAT_MS",
+    "SHOAL_LEASE_MS",
+    "SHOAL_RESYNC_MS",
+    "SHOAL_PUBLIC_NATS_URLS",
+  ];
   return Object.fromEntries(names.flatMap((name) => (env[name] === undefined ? [] : [[name, env[name]]])));
 }
 

@@ -1,9 +1,19 @@
 import test from "ava";
+import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
+import { NatsBus } from "#common/adapters/nats/bus.js";
 import type { NatsLink } from "#common/adapters/nats/connection.js";
+import { NatsEventLog } from "#common/adapters/nats/event-log.js";
 import { NatsResourceStore } from "#common/adapters/nats/kv-store.js";
 import { ensureStreams } from "#common/adapters/nats/streams.js";
+import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
+import { MemoryLog } from "#common/adapters/memory/log.js";
+import { subjects } from "#common/domain/subjects.js";
 import { startNats, type NatsTestServer } from "#test/support/servers.js";
+import { blobStoreConformance } from "./blob-store.js";
+import { busConformance } from "./bus.js";
+import { eventLogConformance } from "./event-log.js";
 import { resourceStoreConformance } from "./resource-store.js";
+import { updateLogConformance } from "./update-log.js";
 
 let server: NatsTestServer;
 let link: NatsLink;
@@ -23,3 +33,39 @@ test.after.always(async () => {
 });
 
 resourceStoreConformance(test, "NATS store", () => store);
+blobStoreConformance(test, "NATS blobs", () => new NatsBlobStore(link));
+updateLogConformance(test, "NATS update log", () => ({
+  log: new NatsUpdateLog(link),
+  uplink: (device) => new NatsUpdateUplink(link.nc, device),
+  publishRaw: async (device, round, data) => {
+    await link.jetstream().publish(subjects.updateCommit(device, round), data);
+  },
+}));
+busConformance(test, "NATS bus", () => ({
+  bus: new NatsBus(link.nc, new MemoryLog()),
+  flush: async () => {
+    await link.nc.flush();
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  },
+}));
+eventLogConformance(test, "NATS event log", () => new NatsEventLog(link));
+
+test("NATS blobs: without its reference, which is written last, a blob does not exist", async (t) => {
+  const blobs = new NatsBlobStore(link);
+  const { digest } = await blobs.put(Buffer.from("torn by a crash"));
+  const manager = await link.manager();
+  await manager.streams.purge("BLOBS", { filter: `shoal.blob.${digest.slice(7)}.ref` });
+  t.is(await blobs.get(digest), undefined);
+  await blobs.put(Buffer.from("torn by a crash"));
+  t.is(Buffer.from((await blobs.get(digest)) ?? []).toString(), "torn by a crash");
+});
+
+test("NATS blobs: changed and lost pieces are told apart from absent blobs", async (t) => {
+  const blobs = new NatsBlobStore(link);
+  const { digest } = await blobs.put(Buffer.from("right"));
+  await link.jetstream().publish(`shoal.blob.${digest.slice(7)}.0`, Buffer.from("wrong"));
+  await t.throwsAsync(blobs.get(digest), { code: "BLOB_CORRUPT" });
+  await link.jetstream().publish(`shoal.blob.${digest.slice(7)}.0`, Buffer.from("short"), {});
+  await (await link.manager()).streams.purge("BLOBS", { filter: `shoal.blob.${digest.slice(7)}.0` });
+  await t.throwsAsync(blobs.get(digest), { code: "BLOB_CORRUPT" });
+});

@@ -36,7 +36,7 @@ export class BullWorkQueue implements WorkQueue {
   private complainedAtMs = -Infinity;
 
   constructor(private readonly options: BullWorkQueueOptions) {
-    this.redis = new Redis(options.redisUrl, { maxRetriesPerRequest: null, enableOfflineQueue: false, retryStrategy });
+    this.redis = new Redis(options.redisUrl, { maxRetriesPerRequest: null, enableOfflineQueue: false, retryStrategy: retryDelayMs });
     this.redis.on("error", (error) => this.complain(error));
     this.queue = new Queue(options.name, {
       connection: this.redis,
@@ -62,6 +62,7 @@ export class BullWorkQueue implements WorkQueue {
     options: { concurrency: number; signal: AbortSignal },
   ): Promise<void> {
     if (options.signal.aborted) return;
+    const retryStrategy = (times: number): number | null => (options.signal.aborted ? null : retryDelayMs(times));
     const connection = new Redis(this.options.redisUrl, { maxRetriesPerRequest: null, retryStrategy });
     connection.on("error", (error) => this.complain(error));
     const inHand = new Set<Promise<void>>();
@@ -140,9 +141,9 @@ export class BullWorkQueue implements WorkQueue {
     const closing = worker.close().catch(() => undefined);
     const done = new AbortController();
     const timeout = this.options.clock.sleep(CLOSE_MS, done.signal).then(() => {
-      // Without Redis a graceful close has nobody to tell.
-      if (!done.signal.aborted && !this.connected) return worker.close(true).catch(() => undefined);
-      return closing;
+      // Without Redis a graceful close has nobody to tell; the connections end with their retries.
+      if (done.signal.aborted || this.connected) return closing;
+      return undefined;
     });
     await Promise.race([closing, timeout]);
     done.abort();
@@ -159,6 +160,6 @@ export class BullWorkQueue implements WorkQueue {
   }
 }
 
-function retryStrategy(times: number): number {
+function retryDelayMs(times: number): number {
   return Math.min(times * 100, 1000);
 }

@@ -28,6 +28,8 @@ export interface NatsOptions {
 /** Codes with which waiting for the server is pointless: the credential is refused. */
 const REFUSED = new Set(["AUTHORIZATION_VIOLATION", "AUTHENTICATION_EXPIRED", "ACCOUNT_EXPIRED", "BAD_CREDS"]);
 
+const READY_MS = 5000;
+
 /** A NATS connection that tells its users when it was re-established. */
 export class NatsLink {
   private readonly listeners = new Set<() => void>();
@@ -81,6 +83,18 @@ export class NatsLink {
   /** Whether the connection stands at this moment. */
   get connected(): boolean {
     return this.up && !this.nc.isClosed();
+  }
+
+  /**
+   * Waits, for some seconds at most, until the connection stands. A request made while it does not is lost with it and
+   * would be missed only after its whole timeout.
+   */
+  async ready(): Promise<void> {
+    if (this.connected || this.nc.isClosed()) return;
+    const done = new AbortController();
+    const forget = this.onReconnect(() => done.abort());
+    await this.clock.sleep(READY_MS, done.signal);
+    forget();
   }
 
   jetstream(): JetStreamClient {

@@ -58,11 +58,16 @@ export async function createTrustRoot(): Promise<TrustRoot> {
   const system = keysOf(createAccount());
   const account = keysOf(createAccount());
   const operatorJwt = await encodeOperator("shoal", bytes(operator.seed), { system_account: system.publicKey });
-  const systemAccountJwt = await encodeAccount("SYS", system.publicKey, {}, { signer: bytes(operator.seed) });
+  const systemAccountJwt = await encodeAccount(
+    "SYS",
+    system.publicKey,
+    { limits: LIMITS },
+    { signer: bytes(operator.seed) },
+  );
   const accountJwt = await encodeAccount(
     "SHOAL",
     account.publicKey,
-    { limits: { conn: -1, leaf: -1, imports: -1, exports: -1, wildcards: true, ...UNLIMITED, ...JETSTREAM } },
+    { limits: { ...LIMITS, ...JETSTREAM } },
     { signer: bytes(operator.seed) },
   );
   return {
@@ -79,6 +84,8 @@ export async function createTrustRoot(): Promise<TrustRoot> {
   };
 }
 
+/** Absent limits mean none allowed, not unlimited. */
+const LIMITS = { conn: -1, leaf: -1, imports: -1, exports: -1, wildcards: true, ...UNLIMITED };
 const JETSTREAM = { mem_storage: -1, disk_storage: -1, streams: -1, consumer: -1 };
 
 /** A user that may do everything in its account. */

@@ -42,6 +42,7 @@ export class NatsEventLog implements EventLog {
   }
 
   private async appendOnce(subject: string, data: Uint8Array): Promise<void> {
+    await this.link.ready();
     try {
       await this.link.jetstream().publish(subject, data, { expect: { lastSubjectSequence: 0 } });
     } catch (error) {

@@ -61,6 +61,7 @@ async function* attempt(
   caughtUp: boolean,
   signal: AbortSignal,
 ): AsyncGenerator<Followed> {
+  await link.ready();
   const manager = await link.manager();
   const headSeq = caughtUp ? 0 : (await manager.streams.info(source.stream)).state.last_seq;
   const delivery = new Delivery(link, Math.max(source.afterSeq, headSeq), caughtUp);

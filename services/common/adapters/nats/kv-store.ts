@@ -22,6 +22,7 @@ export class NatsResourceStore implements ResourceStore {
   }
 
   async get<K extends Kind>(kind: K, name: string): Promise<ResourceOf[K] | undefined> {
+    await this.link.ready();
     const entry = await this.kv.get(`${kind}.${name}`);
     if (entry?.operation !== "PUT") return undefined;
     return decodeResource(kind, entry.string(), String(entry.revision));
@@ -68,6 +69,7 @@ export class NatsResourceStore implements ResourceStore {
   ): Promise<{ ok: true } | { ok: false; reason: "Conflict" | "NotFound" }> {
     const key = `${kind}.${name}`;
     for (;;) {
+      await this.link.ready();
       const entry = await this.kv.get(key);
       if (entry?.operation !== "PUT") return { ok: false, reason: "NotFound" };
       if (resourceVersion !== undefined && resourceVersion !== String(entry.revision))
@@ -105,6 +107,7 @@ export class NatsResourceStore implements ResourceStore {
     lostRace: "Exists" | "Conflict",
   ): Promise<Written<K>> {
     const text = encodeResource(kind, resource);
+    await this.link.ready();
     try {
       const seq = await put(`${kind}.${nameOf(resource)}`, text);
       return { ok: true, resource: decodeResource(kind, text, String(seq)) };

@@ -1,0 +1,137 @@
+import type { TestFn } from "ava";
+import type { UpdateLog, UpdateUplink } from "#common/ports/update-log.js";
+import { UpdateManifest } from "#proto/shoal/v1/round.js";
+
+export interface OpenLog {
+  log: UpdateLog;
+  uplink: (device: string) => UpdateUplink;
+  /** Publishes bytes that are no manifest as a device's commit. */
+  publishRaw: (device: string, round: string, data: Uint8Array) => Promise<void>;
+}
+
+const manifest = (device: string, round: string, chunkSeqs: number[] = []): UpdateManifest =>
+  UpdateManifest.fromPartial({ device, round, codec: "fp32", chunkSeqs, trainLoss: 2.5 });
+
+/** What every UpdateLog and its uplink do. */
+export function updateLogConformance(test: TestFn, label: string, open: () => OpenLog): void {
+  const title = (what: string): string => `${label}: ${what}`;
+
+  test(title("chunks come back with the device and round of their subject"), async (t) => {
+    const { log, uplink } = open();
+    const bytes = Uint8Array.from({ length: 300_000 }, (_, index) => index % 251);
+    const { seq } = await uplink("dev-a").appendChunk("chunks-1", "chunks-1/dev-a/0", bytes);
+    const chunk = await log.readChunk(seq);
+    t.deepEqual([chunk?.device, chunk?.round], ["dev-a", "chunks-1"]);
+    t.is(Buffer.compare(chunk?.bytes ?? new Uint8Array(), bytes), 0);
+  });
+
+  test(title("a message id counts once, for chunks and commits"), async (t) => {
+    const { log, uplink } = open();
+    const device = uplink("dev-b");
+    const first = await device.appendChunk("once-1", "once-1/dev-b/0", Uint8Array.of(1));
+    t.deepEqual(await device.appendChunk("once-1", "once-1/dev-b/0", Uint8Array.of(1)), first);
+    const commit = await device.appendCommit("once-1", "once-1/dev-b/commit", manifest("dev-b", "once-1"));
+    t.true(commit.seq > first.seq);
+    t.deepEqual(await device.appendCommit("once-1", "once-1/dev-b/commit", manifest("dev-b", "once-1")), commit);
+    t.is((await log.commits("once-1")).length, 1);
+  });
+
+  test(title("commits of one round come in log order, repeated ones of a device included"), async (t) => {
+    const { log, uplink } = open();
+    const order = ["dev-c", "dev-a", "dev-c", "dev-b"];
+    const seqs: number[] = [];
+    for (const [index, device] of order.entries()) {
+      await uplink(device).appendChunk("order-1", `order-1/${index}/chunk`, Uint8Array.of(index));
+      const { seq } = await uplink(device).appendCommit(
+        "order-1",
+        `order-1/${index}`,
+        manifest(device, "order-1", [seqs.length]),
+      );
+      seqs.push(seq);
+      await uplink(device).appendCommit("order-10", `order-10/${index}`, manifest(device, "order-10"));
+    }
+    const commits = await log.commits("order-1");
+    t.deepEqual(
+      commits.map(({ device }) => device),
+      order,
+    );
+    t.deepEqual(
+      commits.map(({ seq }) => seq),
+      seqs,
+    );
+    t.deepEqual(commits[2]?.manifest, manifest("dev-c", "order-1", [2]));
+    const later = await log.commits("order-1", seqs[1]);
+    t.deepEqual(
+      later.map(({ seq }) => seq),
+      seqs.slice(2),
+    );
+  });
+
+  test(title("a commit that is no manifest is seen as such"), async (t) => {
+    const { log, publishRaw } = open();
+    await publishRaw("dev-a", "foreign-1", Uint8Array.of(0xff, 0xff, 0xff));
+    const commits = await log.commits("foreign-1");
+    t.is(commits.length, 1);
+    t.is(commits[0]?.manifest, undefined);
+    t.is(commits[0]?.device, "dev-a");
+  });
+
+  test(title("a sequence that is no chunk is undefined"), async (t) => {
+    const { log, uplink } = open();
+    const { seq } = await uplink("dev-a").appendCommit("nochunk-1", "nochunk-1/c", manifest("dev-a", "nochunk-1"));
+    for (const absent of [seq, seq + 100_000, 0, -1, 1.5]) t.is(await log.readChunk(absent), undefined);
+  });
+
+  test(title("a round without commits has none"), async (t) => {
+    t.deepEqual(await open().log.commits("nobody-1"), []);
+  });
+
+  test(title("new commits wake those who watch"), async (t) => {
+    const { log, uplink } = open();
+    const stop = new AbortController();
+    const timer = setTimeout(() => stop.abort(), 10_000);
+    const seen: string[] = [];
+    const watching = (async () => {
+      for await (const { device, round } of log.watchCommits(stop.signal)) {
+        if (round !== "wake-1") continue;
+        seen.push(device);
+        break;
+      }
+    })();
+    // A watch takes a moment to begin: what is committed before that is not its business.
+    for (let index = 0; seen.length === 0 && !stop.signal.aborted; index += 1) {
+      await uplink("dev-w").appendCommit("wake-1", `wake-1/${index}`, manifest("dev-w", "wake-1"));
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    await watching;
+    clearTimeout(timer);
+    t.deepEqual(seen, ["dev-w"]);
+  });
+
+  test(title("purging a round drops its messages and no others"), async (t) => {
+    const { log, uplink } = open();
+    const { seq } = await uplink("dev-p").appendChunk("purge-1", "purge-1/0", Uint8Array.of(1));
+    await uplink("dev-p").appendCommit("purge-1", "purge-1/c", manifest("dev-p", "purge-1"));
+    await uplink("dev-p").appendCommit("purge-2", "purge-2/c", manifest("dev-p", "purge-2"));
+    await log.purgeRound("purge-1");
+    t.deepEqual(await log.commits("purge-1"), []);
+    t.is(await log.readChunk(seq), undefined);
+    t.is((await log.commits("purge-2")).length, 1);
+  });
+}
+
+/** What a full log does: it refuses, keeps everything, and takes more once there is room. */
+export async function fillUntilRefused(
+  uplink: UpdateUplink,
+  round: string,
+): Promise<{ stored: number[]; code: unknown }> {
+  const stored: number[] = [];
+  for (let index = 0; index < 1000; index += 1) {
+    try {
+      stored.push((await uplink.appendChunk(round, `${round}/${index}`, new Uint8Array(100_000).fill(index))).seq);
+    } catch (error) {
+      return { stored, code: error instanceof Error && "code" in error ? error.code : undefined };
+    }
+  }
+  return { stored, code: "never refused" };
+}

@@ -62,7 +62,7 @@ const isCount = (value: number): boolean => Number.isSafeInteger(value) && value
 const refuse = (reason: RefusalReason, message: string): Refusal => ({ reason, message });
 
 /** Whether this device's commit must bring an update, and not an evaluation alone. */
-export function expectsPayload(context: Pick<AcceptContext, "evaluationOnly">, assignment: Assignment): boolean {
+function expectsPayload(context: Pick<AcceptContext, "evaluationOnly">, assignment: Assignment): boolean {
   return !context.evaluationOnly && assignment.localSteps > 0;
 }
 

@@ -83,7 +83,8 @@ export async function judgeCommits(
     const round = await store.get("Round", name);
     if (round?.spec === undefined) return stored;
     const tally = stored ?? emptyTally(name, round.spec.job);
-    commits = commits.filter((commit) => commit.seq > tally.lastSeq);
+    // A tally that vanished was deleted with its round's log: what was read from that log must not bring it back.
+    commits = stored === undefined ? [] : commits.filter((commit) => commit.seq > tally.lastSeq);
     if (commits.length === 0) commits = await log.commits(name, tally.lastSeq);
     const context = contextOf(round, name, maxUpdateNorm, tally);
     if (commits.length === 0 || context === undefined) return stored;

@@ -1,6 +1,7 @@
 import test from "ava";
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { subjects } from "#common/domain/subjects.js";
+import type { Kind, ResourceOf, Written } from "#common/ports/resource-store.js";
 import { fromBytes, l2Norm } from "#common/tensor/flat.js";
 import { replayRound } from "#services/aggregator/replay.js";
 import {
@@ -324,6 +325,22 @@ test("rounds long past or unknown are left alone", async (t) => {
   const job = await world.store.get("TrainingJob", "tiny");
   if (job?.status !== undefined) job.status.currentRound = 5;
   if (job !== undefined) await world.store.update("TrainingJob", job);
+  await reconcile(world);
+  t.is(await world.store.get("UpdateTally", "tiny-1"), undefined);
+});
+
+test("a tally deleted with its job while a late commit is judged does not come back", async (t) => {
+  const world = await createWorld();
+  await commit(world, await upload(world, "ann", draw(600, 1)));
+  await reconcile(world);
+  await setPhase(world, "Failed");
+  await commit(world, await upload(world, "bob", draw(600, 2)));
+  const update = world.store.update.bind(world.store);
+  world.store.update = async <K extends Kind>(kind: K, resource: ResourceOf[K]): Promise<Written<K>> => {
+    await world.log.purgeRound("tiny-1");
+    await world.store.delete("UpdateTally", "tiny-1");
+    return update(kind, resource);
+  };
   await reconcile(world);
   t.is(await world.store.get("UpdateTally", "tiny-1"), undefined);
 });

@@ -44,7 +44,7 @@ function spawnAggregator(env: Record<string, string>): ChildProcess {
     env: { ...process.env, SHOAL_METRICS_LISTEN: "127.0.0.1:0", SHOAL_GRPC_LISTEN: "127.0.0.1:0", ...env },
     stdio: ["ignore", "pipe", "inherit"],
   });
-  child.stdout?.resume();
+  child.stdout.resume();
   return child;
 }
 

@@ -1,7 +1,7 @@
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 
 /** Weights and outer optimizer state after a round; both new vectors. */
-export interface Stepped {
+interface Stepped {
   weights: Float32Array;
   /** Undefined for a strategy without state. */
   state: Float32Array | undefined;

@@ -2,7 +2,7 @@ import type { Codec } from "./codecs/codec.js";
 import { fp32 } from "./codecs/fp32.js";
 import { int8 } from "./codecs/int8.js";
 
-export { MAX_CHUNK_BYTES, type Codec, type Decoded, type DecodeRefusal } from "./codecs/codec.js";
+export { MAX_CHUNK_BYTES, type Codec } from "./codecs/codec.js";
 
 /** Every codec. A new one is a file in codecs/ and a name here. */
 const CODECS: readonly Codec[] = [fp32, int8];

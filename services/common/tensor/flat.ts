@@ -1,9 +1,10 @@
-import { endianness } from "node:os";
 import { InvariantError } from "./invariant.js";
+
+const HOST_IS_BIG_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 0;
 
 /** Reverses the bytes of every 4-byte word in place, where the host is not little-endian. */
 function toWireOrder(bytes: Uint8Array): Uint8Array {
-  if (endianness() === "BE") Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).swap32();
+  if (HOST_IS_BIG_ENDIAN) Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).swap32();
   return bytes;
 }
 

@@ -2,7 +2,7 @@
 export type Decoded = { ok: true; values: Float32Array } | { ok: false; reason: DecodeRefusal };
 
 /** "WrongLength": not the bytes of that many values. "NotFinite": a NaN or infinity inside. "BadScale": not a scale. */
-export type DecodeRefusal = "WrongLength" | "NotFinite" | "BadScale";
+type DecodeRefusal = "WrongLength" | "NotFinite" | "BadScale";
 
 /** How a piece of a flat vector is written on the wire. Stateless: equal input gives equal bytes. */
 export interface Codec {

@@ -3,7 +3,7 @@ import { InvariantError } from "../invariant.js";
 import { MAX_CHUNK_BYTES, type Codec, type Decoded } from "./codec.js";
 
 /** Values that share a scale. */
-export const INT8_BLOCK = 256;
+const INT8_BLOCK = 256;
 
 const LEVELS = 127;
 const HALF_INFINITY = 0x7c00;

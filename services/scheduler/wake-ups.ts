@@ -22,8 +22,8 @@ export function roundSources(store: ResourceStore, waiting: ReadonlySet<string>)
   return [
     storeSource(store, "Round", (name, round) => (round !== undefined && isFinal(round) ? [] : [name])),
     triggerSource("TrainingJob", (signal) => roundsOfJobs(store, signal)),
-    triggerSource("UpdateTally", storeSource(store, "UpdateTally").keys),
-    triggerSource("RoundResult", storeSource(store, "RoundResult").keys),
+    triggerSource("UpdateTally", (signal) => storeSource(store, "UpdateTally").keys(signal)),
+    triggerSource("RoundResult", (signal) => storeSource(store, "RoundResult").keys(signal)),
     triggerSource("Device", (signal) => roundsOfDevices(store, waiting, signal)),
     triggerSource("Lease", (signal) => roundsAwaitingDevices(store, waiting, signal)),
   ];

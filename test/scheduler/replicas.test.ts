@@ -20,6 +20,12 @@ type Fate = "go" | "crash before" | "crash after";
 /** Holds every call of every replica until the seeded scheduler lets it go, or kills its caller before or after it. */
 class Turnstile {
   private readonly held: ((fate: Fate) => void)[] = [];
+  isClosed = false;
+
+  /** Called when nobody will pass any more. */
+  close(): void {
+    this.isClosed = true;
+  }
 
   wait(): Promise<Fate> {
     return new Promise((resolve) => this.held.push(resolve));
@@ -110,6 +116,13 @@ async function commitOne(store: ResourceStore, round: Round, rng: Rng): Promise<
   await (stored === undefined ? store.create("UpdateTally", judged) : store.update("UpdateTally", judged));
 }
 
+/** Whether the replicas should end. */
+function newLife(): { over: boolean } {
+  return { over: false };
+}
+
+const isOver = (life: { over: boolean }): boolean => life.over;
+
 interface Story {
   /** Committed plans by round and attempt. */
   plans: Map<string, number>;
@@ -163,9 +176,9 @@ async function live(seed: number, crashPercent: number): Promise<{ story: Story;
   };
   const turnstile = new Turnstile();
   const log = new MemoryLog();
-  let over = false;
+  const life = newLife();
   const replica = async (): Promise<void> => {
-    while (!over) {
+    while (!isOver(life)) {
       const guarded: ResourceStore = turnstile.guard(store, (...call) => noteWrite(story, ...call));
       const guardedBlobs: BlobStore = turnstile.guard(blobs, () => undefined);
       // A crash loses all memory: controllers begin anew.
@@ -181,9 +194,9 @@ async function live(seed: number, crashPercent: number): Promise<{ story: Story;
       };
       const rounds = new RoundController(parts);
       try {
-        while (!over) {
+        while (!isOver(life)) {
           await (rng.int(3) === 0 ? jobs.reconcile(JOB) : rounds.reconcile(roundName(JOB, 1 + rng.int(ROUNDS + 1))));
-          if (!over) await turnstile.wait();
+          if (!isOver(life)) await turnstile.wait();
         }
       } catch (error) {
         if (!(error instanceof Error && error.message === "killed")) throw error;
@@ -192,17 +205,16 @@ async function live(seed: number, crashPercent: number): Promise<{ story: Story;
     }
   };
   const replicas = [replica(), replica()];
-  for (let step = 0; step < 60_000 && !over; step++) {
+  for (let step = 0; step < 60_000 && !life.over; step++) {
     turnstile.release(rng, crashPercent);
     if (step % 20 === 0) await otherServices(store, rng, clock);
     await new Promise((resolve) => setImmediate(resolve));
-    if (step % 50 === 0) over = (await store.get("TrainingJob", JOB))?.status?.phase === "Completed";
+    if (step % 50 === 0) life.over = (await store.get("TrainingJob", JOB))?.status?.phase === "Completed";
   }
-  const completed = over;
-  over = true;
-  let ended = false;
-  const settled = Promise.all(replicas).then(() => (ended = true));
-  while (!ended) {
+  const completed = life.over;
+  life.over = true;
+  const settled = Promise.all(replicas).then(() => turnstile.close());
+  while (!turnstile.isClosed) {
     turnstile.release(rng, 0);
     await new Promise((resolve) => setImmediate(resolve));
   }

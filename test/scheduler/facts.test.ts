@@ -1,0 +1,90 @@
+import test from "ava";
+import { Device } from "#proto/shoal/v1/device.js";
+import { TrainingJobStatus } from "#proto/shoal/v1/job.js";
+import { Round, UpdateManifest } from "#proto/shoal/v1/round.js";
+import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
+import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
+import { newMeta } from "#common/domain/resources.js";
+import { explain } from "#services/scheduler/explanation.js";
+import { gatherFacts } from "#services/scheduler/fleet-view.js";
+import { deviceOf, jobOf, leaseOf, NOW } from "./world.js";
+
+const DEVICES = ["ann", "bob", "cyd", "dan", "eve"];
+const round = Round.fromPartial({
+  metadata: newMeta("one-1"),
+  spec: { job: "one", number: 1 },
+  status: {
+    phase: "Training",
+    assignments: DEVICES.map((device) => ({ device, localSteps: 5 })),
+    quorum: 2,
+    target: 5,
+  },
+});
+
+test("facts: refused, drained, removed and vanished devices are lost, commits without a verdict are unjudged", async (t) => {
+  const store = new MemoryResourceStore();
+  const updates = new MemoryUpdateLog();
+  const refusing = [
+    { round: "one-1", phase: "Refused", reasons: ["hours"] },
+    { round: "one-0", phase: "Failed" },
+  ];
+  await store.create("Device", Device.fromPartial({ ...deviceOf("ann"), status: { assignments: refusing } }));
+  await store.create("Device", Device.fromPartial({ ...deviceOf("bob"), spec: { draining: true } }));
+  await store.create("Device", deviceOf("dan"));
+  await store.create("Device", deviceOf("eve"));
+  await store.create("Lease", leaseOf("ann", NOW));
+  await store.create("Lease", leaseOf("dan", NOW - 46_000));
+  await store.create("Lease", leaseOf("eve", NOW - 20_000));
+  await updates.uplink("eve").appendCommit("one-1", "m", UpdateManifest.fromPartial({ device: "eve" }));
+  const facts = await gatherFacts(store, updates, { ...jobOf("one"), status: undefined }, round, NOW);
+  t.deepEqual(
+    [...facts.lost],
+    [
+      ["ann", ["refused: hours"]],
+      ["bob", ["is being drained by an operator"]],
+      ["cyd", ["was removed from the fleet"]],
+      ["dan", ["vanished: silent since 2023-11-14T22:12:34.000Z"]],
+    ],
+  );
+  t.deepEqual([...facts.silent], ["bob", "cyd", "dan", "eve"]);
+  t.deepEqual([facts.unjudged, facts.jobStopped, facts.hasResult], [1, false, false]);
+});
+
+test("facts: when no device is heard of, the registry is away and nobody vanishes", async (t) => {
+  const store = new MemoryResourceStore();
+  for (const name of DEVICES) {
+    await store.create("Device", deviceOf(name));
+    await store.create("Lease", leaseOf(name, NOW - 3_600_000));
+  }
+  const facts = await gatherFacts(store, new MemoryUpdateLog(), undefined, round, NOW);
+  t.deepEqual([facts.lost.size, facts.silent.size, facts.jobStopped], [0, 5, true]);
+});
+
+test("explanations of rounds that are folded, done, planned again, and of jobs that ended", (t) => {
+  const running = { ...jobOf("one"), status: TrainingJobStatus.fromPartial({ phase: "Running", currentRound: 1 }) };
+  const at = (status: Partial<Round["status"]>, evaluationOnly = false): string[] =>
+    explain(
+      running,
+      Round.fromPartial({ ...round, spec: { number: 1, evaluationOnly }, status: { ...round.status, ...status } }),
+      undefined,
+    ).slice(1);
+  t.deepEqual(at({ phase: "Aggregating", foldSet: [{ device: "ann", commitSeq: 1 }] }), [
+    "Round 1 is being folded from 1 updates.",
+  ]);
+  t.deepEqual(at({ phase: "Completed", attempt: 2 }, true), [
+    "Round 1, which only evaluates, is complete; 0 updates were folded.",
+    "It was planned again 2 times for want of updates.",
+  ]);
+  t.deepEqual(at({ phase: "Failed", withdrawn: [{ device: "bob", reasons: ["hours", "disk"] }] }), [
+    "Round 1 is failed.",
+    "bob is not waited for: hours; disk.",
+  ]);
+  const done = TrainingJobStatus.fromPartial({
+    phase: "Completed",
+    completedRounds: 3,
+    conditions: [{ type: "Completed", status: "True", message: "3 rounds" }],
+  });
+  t.deepEqual(explain({ ...running, status: done }, undefined, undefined), [
+    "The job is completed; 3 of 3 rounds are done: 3 rounds.",
+  ]);
+});

@@ -29,41 +29,37 @@ interface Running {
   startedAtMs: number;
 }
 
-/** Keeps a list of units alive: starts them in order, restarts those that die, ends them in reverse. */
+/** Keeps units alive: starts them stage by stage, restarts those that die, ends them in reverse. */
 export class Supervisor {
-  readonly #running: Running[];
+  readonly #stages: Running[][];
   readonly #stopping = new AbortController();
 
   constructor(
-    units: readonly Unit[],
+    stages: readonly (readonly Unit[])[],
     private readonly logsDir: string,
     private readonly events: SupervisorEvents,
   ) {
-    this.#running = units.map((unit) => ({
-      unit,
-      child: undefined,
-      record: undefined,
-      failures: 0,
-      startedAtMs: 0,
-    }));
+    const idle = { child: undefined, record: undefined, failures: 0, startedAtMs: 0 };
+    this.#stages = stages.map((units) => units.map((unit) => ({ ...idle, unit })));
   }
 
   /**
-   * Starts every unit once the one before it is ready.
-   * @throws CliError if one does not become ready; those that were started still run until `stop`
+   * Starts every stage once the one before it is ready.
+   * @throws CliError if a unit does not become ready; those that were started still run until `stop`
    */
   async start(): Promise<void> {
-    for (const running of this.#running) {
+    for (const stage of this.#stages) {
       if (this.#isStopping()) return;
-      this.#spawn(running);
-      if (await waitReady(running.unit.health, READY_MS, this.#stopping.signal)) continue;
-      if (this.#isStopping()) return;
-      const log = join(this.logsDir, `${running.unit.name}.log`);
-      throw new CliError(
-        `${running.unit.name} did not become ready in ${READY_MS / 1000} s: see ${log}`,
-        EXIT.unavailable,
-      );
+      for (const running of stage) this.#spawn(running);
+      await Promise.all(stage.map((running) => this.#ready(running)));
     }
+  }
+
+  async #ready({ unit }: Running): Promise<void> {
+    if (await waitReady(unit.health, READY_MS, this.#stopping.signal)) return;
+    if (this.#isStopping()) return;
+    const log = join(this.logsDir, `${unit.name}.log`);
+    throw new CliError(`${unit.name} did not become ready in ${READY_MS / 1000} s: see ${log}`, EXIT.unavailable);
   }
 
   /** Makes `start` return early, so that `stop` can follow. */
@@ -76,15 +72,17 @@ export class Supervisor {
     return Object.fromEntries(this.#records().map(({ name, pid }) => [name, pid]));
   }
 
-  /** Ends the units in reverse order, each when the one after it has drained. */
+  /** Ends the stages in reverse order, each when the one after it has drained. */
   async stop(): Promise<void> {
     this.interrupt();
-    for (const running of [...this.#running].reverse()) {
-      if (running.record === undefined) continue;
-      await endProcess(running.record, DRAIN_MS);
-      running.record = undefined;
-      this.events.processes(this.#records());
-    }
+    for (const stage of [...this.#stages].reverse()) await Promise.all(stage.map((running) => this.#end(running)));
+  }
+
+  async #end(running: Running): Promise<void> {
+    if (running.record === undefined) return;
+    await endProcess(running.record, DRAIN_MS);
+    running.record = undefined;
+    this.events.processes(this.#records());
   }
 
   #isStopping(): boolean {
@@ -92,7 +90,7 @@ export class Supervisor {
   }
 
   #records(): ProcessRecord[] {
-    return this.#running.flatMap(({ record }) => (record === undefined ? [] : [record]));
+    return this.#stages.flat().flatMap(({ record }) => (record === undefined ? [] : [record]));
   }
 
   #spawn(running: Running): void {

@@ -105,8 +105,7 @@ export function fromServiceError(error: unknown): GrpcError {
 }
 
 function statusOf(code: number): status {
-  const known = Object.values(status).find((value): value is status => value === code);
-  return known ?? status.UNKNOWN;
+  return code in status ? (code as status) : status.UNKNOWN;
 }
 
 /** google.rpc.Status { code = 1, message = 2, details = 3 } holding one Any { type_url = 1, value = 2 } of a BadRequest. */

@@ -6,7 +6,7 @@ import { deriveSeed } from "#common/domain/seed.js";
 import { parseModelConfig } from "#common/graph/config.js";
 import { initWeights } from "#common/graph/init.js";
 import { connectClients, type Clients } from "../calls.js";
-import { generateFromFolder } from "../commands/generate.js";
+import { generateFromFolder } from "../generation.js";
 import { exportModel } from "../folders.js";
 import { LiveArea } from "../output/progress.js";
 import type { Shell } from "../shell.js";

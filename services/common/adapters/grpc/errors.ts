@@ -104,8 +104,14 @@ export function fromServiceError(error: unknown): GrpcError {
   return new GrpcError(statusOf(error.code), details, violations, { cause: error });
 }
 
+const STATUSES = new Map(
+  Object.values(status)
+    .filter((value): value is status => typeof value === "number")
+    .map((value) => [value.toString(), value]),
+);
+
 function statusOf(code: number): status {
-  return code in status ? (code as status) : status.UNKNOWN;
+  return STATUSES.get(code.toString()) ?? status.UNKNOWN;
 }
 
 /** google.rpc.Status { code = 1, message = 2, details = 3 } holding one Any { type_url = 1, value = 2 } of a BadRequest. */

@@ -1,7 +1,7 @@
 import { decode, encodeAccount, encodeOperator, encodeUser, fmtCreds } from "@nats-io/jwt";
 import { fromSeed } from "@nats-io/nkeys";
 import type { NatsConnection } from "nats";
-import { createAccount, createOperator, createUser, fromSeed as keyPairOf } from "nkeys.js";
+import { createAccount, createOperator, createUser } from "nkeys.js";
 import { deviceInbox, joinInbox } from "../../domain/subjects.js";
 import { CodedError } from "../coded-error.js";
 
@@ -209,13 +209,4 @@ export async function revokeUsers(
       throw new CodedError("REVOCATION_REFUSED", `nats-server refused the account: ${reply.error.description}`);
   }
   throw new CodedError("REVOCATION_REFUSED", "nats-server did not keep the revocation after 10 attempts");
-}
-
-/** Checks that a seed is one; throws code "BAD_SEED". */
-export function publicKeyOfSeed(seed: string): string {
-  try {
-    return keyPairOf(bytes(seed)).getPublicKey();
-  } catch (error) {
-    throw new CodedError("BAD_SEED", "not an nkey seed", { cause: error });
-  }
 }

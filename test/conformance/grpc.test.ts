@@ -3,11 +3,10 @@ import { readFile } from "node:fs/promises";
 import { promisify } from "node:util";
 import { status } from "@grpc/grpc-js";
 import test, { type ExecutionContext } from "ava";
-import { GrpcChannel } from "#common/adapters/grpc/channel.js";
+import { GrpcChannel } from "../support/grpc-channel.js";
 import { DescriptorSet } from "#common/adapters/grpc/descriptor-set.js";
 import { failedPrecondition, invalidArgument, notFound, type GrpcError } from "#common/adapters/grpc/errors.js";
 import { Handlers } from "#common/adapters/grpc/handlers.js";
-import { page, pageSize } from "#common/adapters/grpc/page-token.js";
 import { loadDescriptors } from "#common/adapters/grpc/reflection.js";
 import { GrpcServer } from "#common/adapters/grpc/server.js";
 import { SystemClock } from "#common/adapters/memory/clock.js";
@@ -268,20 +267,4 @@ test("the descriptors are complete and those of today's proto files", async (t) 
   const own = "services/common/adapters/grpc/protos";
   t.is(Buffer.compare(await built(own), await readFile(`${own}/descriptors.binpb`)), 0);
   t.throws(() => new DescriptorSet(Uint8Array.of(10, 200, 1)));
-});
-
-test("pages follow one another while items come and go", (t) => {
-  const names = ["a", "b", "c", "d", "e"];
-  const options = { list: "jobs", size: 2 };
-  const first = page(names, (name) => name, { ...options, token: "" });
-  t.deepEqual(first.items, ["a", "b"]);
-  const second = page(["a", "b2", "c", "e"], (name) => name, { ...options, token: first.nextPageToken });
-  t.deepEqual(second.items, ["b2", "c"]);
-  const last = page(["a", "b2", "c", "e"], (name) => name, { ...options, token: second.nextPageToken });
-  t.deepEqual(last, { items: ["e"], nextPageToken: "" });
-  for (const token of ["nonsense", Buffer.from('["devices","b"]').toString("base64url")])
-    t.throws(() => page(names, (name) => name, { ...options, token }), { message: /page_token/ });
-  t.is(pageSize(0, { default: 100, max: 1000 }), 100);
-  t.is(pageSize(7, { default: 100, max: 1000 }), 7);
-  for (const size of [-1, 1001]) t.throws(() => pageSize(size, { default: 100, max: 1000 }), { message: /page_size/ });
 });

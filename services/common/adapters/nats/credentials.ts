@@ -176,9 +176,9 @@ export function revokeInAccountJwt(
   return encodeAccount(claims.name, claims.sub, { ...claims.nats, revocations }, { signer: bytes(operatorSeed) });
 }
 
-/** Users that an account's JWT revokes. */
-export function revokedIn(accountJwt: string): string[] {
-  return Object.keys(decode<AccountClaims>(accountJwt).nats.revocations ?? {});
+/** Users that an account's JWT revokes, and the Unix seconds up to which their JWTs are worth nothing. */
+export function revokedIn(accountJwt: string): ReadonlyMap<string, number> {
+  return new Map(Object.entries(decode<AccountClaims>(accountJwt).nats.revocations ?? {}));
 }
 
 interface ClaimsReply {
@@ -201,8 +201,9 @@ export async function revokeUsers(
     (await system.request(`$SYS.REQ.ACCOUNT.${keys.account}.CLAIMS.LOOKUP`, "", { timeout: 5000 })).string();
   for (let attempt = 0; attempt < 10; attempt += 1) {
     const current = await lookUp();
-    const revoked = new Set(revokedIn(current));
-    if (publicKeys.every((key) => revoked.has(key))) return;
+    // A key that was revoked before and has joined again holds a newer JWT: only a revocation of now covers it.
+    const revoked = revokedIn(current);
+    if (publicKeys.every((key) => (revoked.get(key) ?? 0) >= Math.floor(atMs / 1000))) return;
     const next = await revokeInAccountJwt(current, keys.operatorSeed, publicKeys, atMs);
     const reply = (await system.request("$SYS.REQ.CLAIMS.UPDATE", next, { timeout: 5000 })).json<ClaimsReply>();
     if (reply.error !== undefined)

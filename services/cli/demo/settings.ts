@@ -5,10 +5,10 @@ export const DEMO = {
   /** A GPT-2 of 1.03 million parameters over bytes. */
   model: { vocabSize: 256, contextLength: 64, layers: 5, heads: 4, width: 128 },
   seqLen: 64,
-  batchSize: 8,
-  heldOutFraction: 0.05,
-  rounds: 12,
-  localSteps: 24,
+  batchSize: 4,
+  heldOutFraction: 0.03,
+  rounds: 18,
+  localSteps: 22,
   // Few rounds leave a heavy momentum no time: with 0.7 and 0.9 the loss is higher.
   outerLearningRate: 0.9,
   outerMomentum: 0.6,

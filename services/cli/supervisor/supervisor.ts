@@ -1,5 +1,5 @@
 import { spawn, type ChildProcess } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { CliError, EXIT } from "../exit.js";
@@ -20,6 +20,13 @@ export interface SupervisorEvents {
 const READY_MS = 60_000;
 /** Time a unit is given to drain before it is killed. */
 const DRAIN_MS = 10_000;
+
+/** Lines of a log that are shown with a failure, since a demo's log goes with its folder. */
+const SHOWN_LINES = 8;
+
+function lastLines(log: string): string {
+  return readFileSync(log, "utf8").trimEnd().split("\n").slice(-SHOWN_LINES).join("\n");
+}
 
 interface Running {
   readonly unit: Unit;
@@ -59,7 +66,8 @@ export class Supervisor {
     if (await waitReady(unit.health, READY_MS, this.#stopping.signal)) return;
     if (this.#isStopping()) return;
     const log = join(this.logsDir, `${unit.name}.log`);
-    throw new CliError(`${unit.name} did not become ready in ${READY_MS / 1000} s: see ${log}`, EXIT.unavailable);
+    const message = `${unit.name} did not become ready in ${READY_MS / 1000} s: see ${log}, which ends with`;
+    throw new CliError(`${message}\n${lastLines(log)}`, EXIT.unavailable);
   }
 
   /** Makes `start` return early, so that `stop` can follow. */

@@ -1,31 +1,8 @@
 import type { GraphBuilder, Node, Value } from "./builder.js";
-import {
-  add,
-  addRows,
-  concat,
-  dimension,
-  full,
-  gemm,
-  matmul,
-  mul,
-  reduceSum,
-  reshape,
-  sigmoid,
-  sub,
-  transpose,
-} from "./ops.js";
+import { at, fusedRules, type Rule } from "./derivatives.js";
+import { add, addRows, concat, dimension, full, gemm, matmul, mul, reduceSum, reshape, sub, transpose } from "./ops.js";
 
-/**
- * Reverse-mode differentiation over graph nodes: for each operator one rule gives the gradients of its inputs from the
- * gradients of its outputs. A rule emits ordinary nodes, so the backward pass is part of the same graph.
- */
-type Rule = (g: GraphBuilder, node: Node, dy: Value, outputs: readonly (Value | undefined)[]) => (Value | undefined)[];
-
-function at(values: readonly Value[], i: number): Value {
-  const value = values[i];
-  if (value === undefined) throw new Error(`missing operand ${i}`);
-  return value;
-}
+/** Reverse-mode differentiation over graph nodes. The backward pass is ordinary nodes of the same graph. */
 
 const intAttribute = (node: Node, name: string): number => {
   const attribute = node.attributes[name];
@@ -62,37 +39,6 @@ function productRule(multiply: typeof gemm): Rule {
   };
 }
 
-/**
- * With s = sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), gelu = x s and gelu' = s + gelu (1 - s) 2u'.
- */
-const geluRule: Rule = (g, node, dy) => {
-  const x = at(node.inputs, 0);
-  const y = at(node.outputs, 0);
-  const linear = 2 * Math.sqrt(2 / Math.PI);
-  const cubic = linear * 0.044715;
-  const square = mul(g, x, x);
-  const s = sigmoid(g, mul(g, x, add(g, mul(g, square, g.scalar(cubic)), g.scalar(linear))));
-  const slope = add(g, mul(g, square, g.scalar(3 * cubic)), g.scalar(linear));
-  const rest = mul(g, sub(g, y, mul(g, y, s)), slope);
-  return [mul(g, dy, add(g, s, rest))];
-};
-
-/** dx = r (h - mean(h) - n mean(h n)), with h = dy scale, n the normalised input and r = 1/std (Ba et al. 2016). */
-const layerNormRule: Rule = (g, node, dy) => {
-  const [x, scale] = [at(node.inputs, 0), at(node.inputs, 1)];
-  const [mean, inverseStd] = [at(node.outputs, 1), at(node.outputs, 2)];
-  const width = dimension(x.shape, -1);
-  const normalised = mul(g, sub(g, x, mean), inverseStd);
-  const weighted = mul(g, dy, normalised);
-  // The row means over h are products with the scale vector, so h n is never formed.
-  const column = reshape(g, scale, [width, 1]);
-  const meanOfH = matmul(g, dy, column, { alpha: 1 / width });
-  const meanOfHn = matmul(g, weighted, column, { alpha: 1 / width });
-  const centred = sub(g, sub(g, mul(g, dy, scale), meanOfH), mul(g, normalised, meanOfHn));
-  const rows = x.shape.slice(0, -1).map((_, i) => i);
-  return [mul(g, centred, inverseStd), reduceSum(g, weighted, rows), reduceSum(g, dy, rows)];
-};
-
 const softmaxRule: Rule = (g, node, dy) => {
   const y = at(node.outputs, 0);
   const weighted = mul(g, dy, y);
@@ -110,8 +56,11 @@ const rules: Readonly<Record<string, Rule>> = {
   Add: (g, node, dy) => [reduceTo(g, dy, at(node.inputs, 0)), reduceTo(g, dy, at(node.inputs, 1))],
   Gemm: productRule(gemm),
   FusedMatMul: productRule((g, a, b, how) => matmul(g, a, b, how)),
-  FastGelu: geluRule,
-  LayerNormalization: layerNormRule,
+  ...fusedRules,
+  Mul: (g, node, dy) => {
+    const [a, b] = [at(node.inputs, 0), at(node.inputs, 1)];
+    return [reduceTo(g, mul(g, dy, b), a), reduceTo(g, mul(g, dy, a), b)];
+  },
   Softmax: softmaxRule,
   Gather: gatherRule,
   Reshape: (g, node, dy) => [reshape(g, dy, at(node.inputs, 0).shape)],

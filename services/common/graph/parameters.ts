@@ -1,17 +1,37 @@
 import type { GraphBuilder, Value } from "./builder.js";
-import type { ParameterLayout, Piece } from "./layout.js";
-import { concat, split } from "./ops.js";
+import type { Piece } from "./layout.js";
+import { concat, gemm, split } from "./ops.js";
+
+/** Low-rank matrices beside a projection (Hu et al. 2021): a [rank, in], b [out, rank]. */
+export interface Adapter {
+  readonly a: Value;
+  readonly b: Value;
+  readonly scale: number;
+}
+
+/** A model's tensors inside a graph, by their Hugging Face names. */
+export interface Parameters {
+  /** Throws if the model has no such tensor. */
+  tensor(name: string): Value;
+  has(name: string): boolean;
+  /** The adapter of a projection, by its module's name. */
+  adapter(module: string): Adapter | undefined;
+}
+
+interface Pieces {
+  readonly pieces: readonly Piece[];
+}
 
 /**
  * Declares a flat vector as graph inputs `<name>.0`, `<name>.1`, ...: consecutive pieces of it, which a runtime feeds as
  * views of one buffer.
  */
-export function inputPieces(g: GraphBuilder, layout: ParameterLayout, name: string): Value[] {
+export function inputPieces(g: GraphBuilder, layout: Pieces, name: string): Value[] {
   return layout.pieces.map((piece, i) => g.input(`${name}.${i}`, "float32", piece.shape));
 }
 
-/** The model's tensors by name, out of the pieces of the weights. */
-export function unpackTensors(g: GraphBuilder, layout: ParameterLayout, pieces: readonly Value[]): Map<string, Value> {
+/** The tensors by name, out of the pieces of a vector. */
+export function unpackTensors(g: GraphBuilder, layout: Pieces, pieces: readonly Value[]): Map<string, Value> {
   const tensors = new Map<string, Value>();
   layout.pieces.forEach((piece, i) => {
     const value = pieces[i];
@@ -35,4 +55,17 @@ export function packPiece(g: GraphBuilder, piece: Piece, values: ReadonlyMap<str
   });
   const [first] = parts;
   return parts.length === 1 && first !== undefined ? first : concat(g, parts, 0);
+}
+
+/**
+ * x [n, in] times the weight of a linear module, plus its bias where it has one, plus its adapter's s (x A^T) B^T.
+ * @param transB whether the weight lies as [out, in], as in Linear, or as [in, out], as in GPT-2's Conv1D
+ */
+export function project(g: GraphBuilder, parameters: Parameters, module: string, transB: boolean, x: Value): Value {
+  const bias = parameters.has(`${module}.bias`) ? parameters.tensor(`${module}.bias`) : undefined;
+  const y = gemm(g, x, parameters.tensor(`${module}.weight`), { transB }, bias);
+  const adapter = parameters.adapter(module);
+  if (adapter === undefined) return y;
+  const low = gemm(g, x, adapter.a, { transB: true });
+  return gemm(g, low, adapter.b, { transB: true, alpha: adapter.scale }, y);
 }

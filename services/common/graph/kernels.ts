@@ -1,0 +1,53 @@
+import type { GraphBuilder, Value } from "./builder.js";
+import { dimension, one } from "./ops.js";
+
+/**
+ * Fused operators of ONNX Runtime that are not in the ONNX standard, or more than arithmetic: one pass over memory where
+ * plain operators take several. Their derivatives are in derivatives.ts.
+ */
+
+const MICROSOFT = "com.microsoft";
+const float = (value: number): { kind: "float"; value: number } => ({ kind: "float", value });
+const LAST_AXIS = { kind: "int", value: -1 } as const;
+
+/** GELU by the tanh approximation ("gelu_new"; Hendrycks and Gimpel 2016). */
+export function fastGelu(g: GraphBuilder, x: Value): Value {
+  return one(g.node("FastGelu", [x], [x], {}, MICROSOFT));
+}
+
+/** SiLU, x sigmoid(x) (Elfwing et al. 2018). */
+export function silu(g: GraphBuilder, x: Value): Value {
+  return one(g.node("QuickGelu", [x], [x], { alpha: float(1) }, MICROSOFT));
+}
+
+/** Layer normalisation over the last axis (Ba et al. 2016): x [..., d], scale and bias [d] -> [..., d]. */
+export function layerNorm(g: GraphBuilder, x: Value, scale: Value, bias: Value, epsilon: number): Value {
+  const row = { type: x.type, shape: [...x.shape.slice(0, -1), 1] };
+  return one(
+    g.node("LayerNormalization", [x, scale, bias], [x, row, row], { axis: LAST_AXIS, epsilon: float(epsilon) }),
+  );
+}
+
+/** Root-mean-square normalisation over the last axis (Zhang and Sennrich 2019): x [..., d], scale [d] -> [..., d]. */
+export function rmsNorm(g: GraphBuilder, x: Value, scale: Value, epsilon: number): Value {
+  const row = { type: x.type, shape: [...x.shape.slice(0, -1), 1] };
+  const attributes = { axis: LAST_AXIS, epsilon: float(epsilon) };
+  return one(g.node("SimplifiedLayerNormalization", [x, scale], [x, row], attributes));
+}
+
+/** Cosines and sines [positions, d / 2] of a rotary embedding. */
+export interface RotaryTable {
+  readonly cos: Value;
+  readonly sin: Value;
+}
+
+/**
+ * Rotary position embedding (Su et al. 2021), halves of a head rotated against each other as in Hugging Face's models.
+ * @param x [b, t, heads * d]
+ * @param positions int64 [b, t], or [1]: the position of each row's first token
+ */
+export function rotary(g: GraphBuilder, x: Value, positions: Value, { cos, sin }: RotaryTable): Value {
+  if (dimension(x.shape, -1) % (2 * dimension(cos.shape, 1)) !== 0)
+    throw new Error("heads do not fit the rotary table");
+  return one(g.node("RotaryEmbedding", [x, positions, cos, sin], [x], {}, MICROSOFT));
+}

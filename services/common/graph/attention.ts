@@ -37,8 +37,10 @@ export interface Sequence {
   readonly tokens: Value;
   /** int64 [b, t], or [1]: the position of each row's first token. */
   readonly positions: Value;
-  /** All positions are below it. */
+  /** Longest sequence of tokens; all their positions are below it. */
   readonly length: number;
+  /** All positions are below it, those of padding behind the last token included. */
+  readonly reach: number;
   /** Scaled dot-product attention (Vaswani et al. 2017) of block `layer` -> [b * t, heads * d]. */
   attend(g: GraphBuilder, heads: Heads, layer: number): Value;
 }
@@ -108,6 +110,7 @@ export function causalSequence(g: GraphBuilder, tokens: Value): Sequence {
     tokens,
     positions: g.ints([0]),
     length: time,
+    reach: time,
     attend: (graph, heads) => attendMasked(graph, heads, causalMask(graph, time, heads.window)),
   };
 }
@@ -116,7 +119,7 @@ export function causalSequence(g: GraphBuilder, tokens: Value): Sequence {
  * Several documents in a row (Krell et al. 2021): a token sees only its own document, and positions begin again in each.
  * @param segments int64 [b, t]: equal for tokens of one document, which lie side by side
  */
-export function packedSequence(g: GraphBuilder, tokens: Value, segments: Value): Sequence {
+function packedSequence(g: GraphBuilder, tokens: Value, segments: Value): Sequence {
   const [batch, time] = [dimension(tokens.shape, 0), dimension(tokens.shape, 1)];
   const same = equal(g, reshape(g, segments, [batch, time, 1]), reshape(g, segments, [batch, 1, time]));
   const before = lowerTriangle(g, same, 0);
@@ -130,8 +133,14 @@ export function packedSequence(g: GraphBuilder, tokens: Value, segments: Value):
     tokens,
     positions: g.detach(positions),
     length: time,
+    reach: time,
     attend: (graph, heads) => attendMasked(graph, heads, mask(heads.window)),
   };
+}
+
+/** Rows of one document each, or of several where `segments` tells them apart. */
+export function rowSequence(g: GraphBuilder, tokens: Value, segments: Value | undefined): Sequence {
+  return segments === undefined ? causalSequence(g, tokens) : packedSequence(g, tokens, segments);
 }
 
 /** Keys and values of earlier tokens, [kvHeads, capacity, d] for each block. */
@@ -176,7 +185,7 @@ export function cachedSequence(g: GraphBuilder, tokens: Value, cache: Cache): Se
     const [old, recent] = split(graph, reshape(graph, shares, all.shape), 2, [cache.capacity, count]) as [Value, Value];
     return joinHeads(graph, add(graph, matmul(graph, old, past.v), matmul(graph, recent, v)), grouped);
   };
-  return { tokens, positions: cache.filled, length: cache.capacity, attend };
+  return { tokens, positions: cache.filled, length: cache.capacity, reach: cache.capacity + count - 1, attend };
 }
 
 /** Cuts rows [b * t, n * d] into heads [b, n, t, d]. */

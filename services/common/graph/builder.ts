@@ -1,6 +1,6 @@
 import { encodeModel } from "./encoding.js";
 
-export type ElementType = "float32" | "int64" | "bool";
+export type ElementType = "float32" | "int64" | "bool" | "uint8";
 export type Shape = readonly number[];
 
 /** An edge of the graph. Every shape is known when the graph is built: there are no symbolic dimensions. */
@@ -15,7 +15,8 @@ export type Attribute =
   | { readonly kind: "float"; readonly value: number }
   | { readonly kind: "ints"; readonly value: readonly number[] }
   | { readonly kind: "string"; readonly value: string }
-  | { readonly kind: "tensor"; readonly value: Initializer };
+  | { readonly kind: "tensor"; readonly value: Initializer }
+  | { readonly kind: "graph"; readonly value: Model };
 
 export interface Node {
   readonly op: string;
@@ -39,6 +40,13 @@ export interface Model {
   readonly outputs: readonly Value[];
 }
 
+/** Names that a graph uses and does not define: those of the graph around it. */
+function freeNames({ nodes, initializers, inputs, outputs }: Model): string[] {
+  const own = new Set([...initializers, ...inputs, ...nodes.flatMap((node) => node.outputs)].map(({ name }) => name));
+  const used = [...nodes.flatMap((node) => node.inputs), ...outputs].map(({ name }) => name);
+  return used.filter((name) => !own.has(name));
+}
+
 /** Number of elements of a shape; 1 for a scalar. */
 export function sizeOf(shape: Shape): number {
   return shape.reduce((product, dimension) => product * dimension, 1);
@@ -56,7 +64,13 @@ export class GraphBuilder {
   readonly #outputs: { value: Value; name: string }[] = [];
   readonly #initializers: Initializer[] = [];
   readonly #constants = new Map<string, Value>();
+  readonly #prefix: string;
   #counter = 0;
+
+  /** @param prefix of all names; a graph inside another must not use that one's */
+  constructor(prefix = "") {
+    this.#prefix = prefix;
+  }
 
   /** Declares a graph input. */
   input(name: string, type: ElementType, shape: Shape): Value {
@@ -70,7 +84,7 @@ export class GraphBuilder {
     const key = `${type}:${shape.join("x")}:${data.join(",")}`;
     const known = this.#constants.get(key);
     if (known !== undefined) return known;
-    const value = { name: `c${this.#constants.size}`, type, shape };
+    const value = { name: `${this.#prefix}c${this.#constants.size}`, type, shape };
     this.#initializers.push({ ...value, data });
     this.#constants.set(key, value);
     return value;
@@ -95,7 +109,7 @@ export class GraphBuilder {
     domain = "",
   ): Value[] {
     const id = this.#counter++;
-    const outputs = results.map(({ type, shape }, i) => ({ name: `${op}_${id}_${i}`, type, shape }));
+    const outputs = results.map(({ type, shape }, i) => ({ name: `${this.#prefix}${op}_${id}_${i}`, type, shape }));
     this.nodes.push({ op, domain, inputs, outputs, attributes });
     return outputs;
   }
@@ -111,25 +125,41 @@ export class GraphBuilder {
     this.#outputs.push({ value, name });
   }
 
-  /** The finished graph as the bytes of an ONNX ModelProto; nodes no output depends on are left out. */
-  encode(): Uint8Array {
-    const needed = new Set(this.#outputs.map((output) => output.value.name));
+  /** A builder for a graph inside this one, which may use this one's values. */
+  inner(): GraphBuilder {
+    return new GraphBuilder(`${this.#prefix}${this.#counter++}/`);
+  }
+
+  /** The finished graph; nodes that no output depends on are left out. */
+  model(): Model {
+    const names = new Map(this.#outputs.map((output) => [output.value.name, output.name]));
+    const needed = new Set(names.keys());
     const kept: Node[] = [];
     for (const node of [...this.nodes].reverse()) {
       if (!node.outputs.some((output) => needed.has(output.name))) continue;
       for (const input of node.inputs) needed.add(input.name);
+      for (const attribute of Object.values(node.attributes)) {
+        for (const name of attribute.kind === "graph" ? freeNames(attribute.value) : []) {
+          if (names.has(name)) throw new Error(`${name} is an output and cannot be used inside`);
+          needed.add(name);
+        }
+      }
       kept.push(node);
     }
     // The value itself takes the output's name: an Identity node would cost a copy.
-    const names = new Map(this.#outputs.map((output) => [output.value.name, output.name]));
     const rename = (value: Value): Value => ({ ...value, name: names.get(value.name) ?? value.name });
-    return encodeModel({
+    return {
       nodes: kept
         .reverse()
         .map((node) => ({ ...node, inputs: node.inputs.map(rename), outputs: node.outputs.map(rename) })),
       initializers: this.#initializers.filter((initializer) => needed.has(initializer.name)),
       inputs: this.#inputs,
       outputs: this.#outputs.map((output) => rename(output.value)),
-    });
+    };
+  }
+
+  /** The finished graph as the bytes of an ONNX ModelProto. */
+  encode(): Uint8Array {
+    return encodeModel(this.model());
   }
 }

@@ -1,8 +1,9 @@
+import { rowSequence } from "./attention.js";
 import { GraphBuilder } from "./builder.js";
 import type { BatchShape } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
 import { crossEntropy } from "./loss.js";
-import { inputSequence } from "./train.js";
+import { inputBatch } from "./train.js";
 import { bindVariant, type Variant, variantLayout } from "./variant.js";
 
 export interface EvalGraphOptions extends BatchShape {
@@ -19,8 +20,8 @@ export interface EvalGraphOptions extends BatchShape {
 export function buildEvalGraph(config: ModelConfig, options: EvalGraphOptions): Uint8Array {
   const g = new GraphBuilder();
   const family = familyOf(config);
-  const sequence = inputSequence(g, options, options.packed === true);
-  const targets = g.input("targets", "int64", [options.batch, options.seqLen]);
+  const { tokens, targets, segments } = inputBatch(g, options, options.packed === true);
+  const sequence = rowSequence(g, tokens, segments);
   const { parameters } = bindVariant(g, variantLayout(config, options.variant));
   const logits = family.logits(g, config, parameters, family.hidden(g, config, parameters, sequence));
   const { lossSum, count } = crossEntropy(g, logits, targets);

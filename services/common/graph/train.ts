@@ -1,11 +1,12 @@
-import { causalSequence, packedSequence, type Sequence } from "./attention.js";
+import { rowSequence } from "./attention.js";
 import { differentiate } from "./autodiff.js";
 import { GraphBuilder, type Value } from "./builder.js";
 import type { BatchShape } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
 import type { Piece } from "./layout.js";
-import { crossEntropy, meanLoss } from "./loss.js";
-import { add, div, min, mul, sqrt, squareSum, sub, sum } from "./ops.js";
+import { loop } from "./loop.js";
+import { countTargets, crossEntropy, meanLoss } from "./loss.js";
+import { add, div, gather, min, mul, reshape, sqrt, squareSum, sub, sum } from "./ops.js";
 import { type OptimizerOptions, optimizerOf } from "./optimizers/optimizer.js";
 import { inputPieces, packPiece } from "./parameters.js";
 import { bindVariant, type BoundModel, type Variant, variantLayout } from "./variant.js";
@@ -17,6 +18,8 @@ interface StepOptions extends BatchShape {
   readonly variant?: Variant;
   /** Several documents in a row: an input `segments` tells them apart. */
   readonly packed?: boolean;
+  /** The batch is taken in so many equal parts one after the other; the result is the same, in less memory. */
+  readonly accumulate?: number;
   /** FedProx: inputs `anchor.i` and `mu`. */
   readonly proximal?: boolean;
   /** SCAFFOLD: inputs `correction.i`. With SGD only. */
@@ -39,26 +42,72 @@ function globalNorm(g: GraphBuilder, gradients: readonly Value[]): Value {
   );
 }
 
-/** Declares tokens, and segments where rows hold several documents. */
-export function inputSequence(g: GraphBuilder, { batch, seqLen }: BatchShape, packed: boolean): Sequence {
-  const tokens = g.input("tokens", "int64", [batch, seqLen]);
-  return packed ? packedSequence(g, tokens, g.input("segments", "int64", [batch, seqLen])) : causalSequence(g, tokens);
+/** Token inputs, int64 [b, t]. */
+interface BatchInputs {
+  readonly tokens: Value;
+  readonly targets: Value;
+  readonly segments: Value | undefined;
 }
 
-/** Forward and backward: the mean loss and its gradient, piece by piece of the trainable vector. */
-function lossAndGradients(
+/** Declares tokens, targets, and segments where rows hold several documents. */
+export function inputBatch(g: GraphBuilder, { batch, seqLen }: BatchShape, packed: boolean): BatchInputs {
+  const rows = (name: string): Value => g.input(name, "int64", [batch, seqLen]);
+  return { tokens: rows("tokens"), targets: rows("targets"), segments: packed ? rows("segments") : undefined };
+}
+
+interface Learned {
+  readonly lossSum: Value;
+  readonly count: Value;
+  /** Of the mean loss over the whole batch, piece by piece of the trainable vector. */
+  readonly gradients: readonly Value[];
+}
+
+/** Forward and backward pass of a batch, or of a part of one with `whole` unmasked targets. */
+function learn(
   g: GraphBuilder,
   config: ModelConfig,
-  { parameters, tensors }: BoundModel,
-  batch: { sequence: Sequence; targets: Value; pieces: readonly Piece[] },
-): { loss: Value; gradients: Value[] } {
+  model: BoundModel & { pieceList: readonly Piece[] },
+  { tokens, targets, segments }: BatchInputs,
+  whole?: Value,
+): Learned {
   const family = familyOf(config);
-  const logits = family.logits(g, config, parameters, family.hidden(g, config, parameters, batch.sequence));
-  const loss = crossEntropy(g, logits, batch.targets);
+  const sequence = rowSequence(g, tokens, segments);
+  const logits = family.logits(g, config, model.parameters, family.hidden(g, config, model.parameters, sequence));
+  const loss = crossEntropy(g, logits, targets, whole);
   const seeds = [{ value: logits, gradient: loss.gradient() }];
-  const byTensor = differentiate(g, seeds, [...tensors.values()]);
-  const named = new Map([...tensors.keys()].map((name, i) => [name, byTensor[i] as Value]));
-  return { loss: meanLoss(g, loss), gradients: batch.pieces.map((piece) => packPiece(g, piece, named)) };
+  const byTensor = differentiate(g, seeds, [...model.tensors.values()]);
+  const named = new Map([...model.tensors.keys()].map((name, i) => [name, byTensor[i] as Value]));
+  const gradients = model.pieceList.map((piece) => packPiece(g, piece, named));
+  return { lossSum: loss.lossSum, count: loss.count, gradients };
+}
+
+/** The same in `parts` runs, one after the other, whose losses and gradients add up. */
+function learnInParts(
+  g: GraphBuilder,
+  config: ModelConfig,
+  model: BoundModel & { pieceList: readonly Piece[] },
+  batch: BatchInputs,
+  parts: number,
+): Learned {
+  const cut = (input: Value): Value => {
+    const [rows, time] = input.shape as [number, number];
+    return reshape(g, input, [parts, rows / parts, time]);
+  };
+  const [tokens, targets] = [cut(batch.tokens), cut(batch.targets)];
+  const segments = batch.segments && cut(batch.segments);
+  const count = countTargets(g, batch.targets);
+  // Zeros that are made anew in each step: constants would take their place in memory for good.
+  const zeros = model.pieces.map((piece) => mul(g, piece, g.scalar(0)));
+  const [lossSum, ...gradients] = loop(g, parts, [g.scalar(0), ...zeros], (inner, run, [sumSoFar, ...soFar]) => {
+    const part = (input: Value): Value => gather(inner, input, run);
+    const inputs = { tokens: part(tokens), targets: part(targets), segments: segments && part(segments) };
+    const learned = learn(inner, config, model, inputs, count);
+    return [
+      add(inner, sumSoFar as Value, learned.lossSum),
+      ...learned.gradients.map((gradient, i) => add(inner, soFar[i] as Value, gradient)),
+    ];
+  });
+  return { lossSum: lossSum as Value, count, gradients };
 }
 
 /** FedProx (Li et al. 2020): mu (w - w_global), the gradient of mu/2 ||w - w_global||^2, on top of each gradient. */
@@ -66,7 +115,7 @@ function addProximalTerm(
   g: GraphBuilder,
   pieces: readonly Value[],
   anchors: readonly Value[],
-  gradients: Value[],
+  gradients: readonly Value[],
 ): Value[] {
   const mu = g.input("mu", "float32", []);
   return gradients.map((gradient, i) => {
@@ -93,9 +142,8 @@ export function buildTrainGraph(config: ModelConfig, options: TrainGraphOptions)
   const g = new GraphBuilder();
   const layout = variantLayout(config, options.variant);
   const { pieces } = layout.trainable;
-  const sequence = inputSequence(g, options, options.packed === true);
-  const targets = g.input("targets", "int64", [options.batch, options.seqLen]);
-  const model = bindVariant(g, layout);
+  const batch = inputBatch(g, options, options.packed === true);
+  const model = { ...bindVariant(g, layout), pieceList: pieces };
   const optimizer = optimizerOf(options);
   const slots = optimizer.slots.map((slot) => inputPieces(g, layout.trainable, slot));
   const lr = g.input("lr", "float32", []);
@@ -103,14 +151,18 @@ export function buildTrainGraph(config: ModelConfig, options: TrainGraphOptions)
   const anchors = options.proximal === true ? inputPieces(g, layout.trainable, "anchor") : undefined;
   const corrections = options.corrected === true ? inputPieces(g, layout.trainable, "correction") : undefined;
 
-  const { loss, gradients: plain } = lossAndGradients(g, config, model, { sequence, targets, pieces });
+  const parts = options.accumulate ?? 1;
+  if (options.batch % parts !== 0)
+    throw new RangeError(`a batch of ${options.batch} cannot be cut into ${parts} parts`);
+  const learned = parts === 1 ? learn(g, config, model, batch) : learnInParts(g, config, model, batch, parts);
+  const plain = learned.gradients;
   const gradients = anchors === undefined ? plain : addProximalTerm(g, model.pieces, anchors, plain);
   const gradientNorm = globalNorm(g, gradients);
   const clipped = div(g, g.scalar(options.clipNorm), add(g, gradientNorm, g.scalar(CLIP_EPS)));
   const gradientScale = min(g, g.scalar(1), clipped);
   const one = g.scalar(1);
   const update = optimizer.prepare(g, { lr, step, gradientScale: corrections === undefined ? gradientScale : one });
-  g.output("loss", loss);
+  g.output("loss", meanLoss(g, learned));
   g.output("grad_norm", gradientNorm);
   pieces.forEach((piece, i) => {
     const [weights, gradient] = [model.pieces[i], gradients[i]] as [Value, Value];

@@ -1,7 +1,7 @@
 import type { Sequence } from "../attention.js";
 import type { GraphBuilder, Value } from "../builder.js";
 import { fastGelu, layerNorm } from "../kernels.js";
-import { add, dimension, gather, gemm, head, reshape, split, transpose } from "../ops.js";
+import { add, dimension, gather, gemm, head, min, reshape, split, transpose } from "../ops.js";
 import { type Parameters, project } from "../parameters.js";
 import type { BatchShape, Family, ParameterSpec, Parsed, Projection, Work } from "./family.js";
 import { FieldReader } from "./fields.js";
@@ -155,7 +155,10 @@ function embed(g: GraphBuilder, weights: Parameters, { tokens, positions, length
   // Rows that begin at 0 and fill the sequence need no lookup.
   if (time === length) return add(g, words, head(g, table, time));
   const places = Array.from({ length: time }, (_, i) => i);
-  return add(g, words, gather(g, table, add(g, g.constant("int64", [1, time], places), positions)));
+  const rows = add(g, g.constant("int64", [1, time], places), positions);
+  // Padding behind the last token may be beyond the table.
+  const last = g.constant("int64", [], [dimension(table.shape, 0) - 1]);
+  return add(g, words, gather(g, table, min(g, rows, last)));
 }
 
 function hidden(g: GraphBuilder, config: Gpt2Config, weights: Parameters, sequence: Sequence): Value {

@@ -98,8 +98,8 @@ function rotatedHeads(
 
 function hidden(g: GraphBuilder, traits: Traits, config: DecoderConfig, weights: Parameters, seq: Sequence): Value {
   const { headSize, contextLength, rmsNormEps, width } = config;
-  const { cos, sin } = rotaryValues(config.rope, headSize, contextLength, seq.length);
-  const shape = [seq.length, headSize / 2];
+  const { cos, sin } = rotaryValues(config.rope, headSize, contextLength, seq.length, seq.reach);
+  const shape = [seq.reach, headSize / 2];
   const table = { cos: g.constant("float32", shape, cos), sin: g.constant("float32", shape, sin) };
   const rows = dimension(seq.tokens.shape, 0) * dimension(seq.tokens.shape, 1);
   const normed = (name: string, x: Value): Value => rmsNorm(g, x, weights.tensor(`${name}.weight`), rmsNormEps);

@@ -160,15 +160,16 @@ export function ropeFrequencies(
   }
 }
 
-/** Cosines and sines, row by row [length, size / 2], of positions from 0. */
+/** Cosines and sines, row by row [reach, size / 2], of positions from 0. */
 export function rotaryValues(
   rope: Rope,
   size: number,
   contextLength: number,
   length: number,
+  reach = length,
 ): { cos: number[]; sin: number[] } {
   const { frequencies, magnitude } = ropeFrequencies(rope, size, contextLength, length);
-  const angles = Array.from({ length }, (_, position) => frequencies.map((f) => position * f)).flat();
+  const angles = Array.from({ length: reach }, (_, position) => frequencies.map((f) => position * f)).flat();
   return {
     cos: angles.map((angle) => magnitude * Math.cos(angle)),
     sin: angles.map((angle) => magnitude * Math.sin(angle)),

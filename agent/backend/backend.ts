@@ -22,12 +22,22 @@ export interface RoundTerms {
   readonly correction?: Float32Array;
 }
 
+/** Frozen tensors: floats, and packed integers with the scales of their blocks, as `freezeBase` makes them. */
+export interface FrozenTensors {
+  readonly plain: Float32Array;
+  readonly packed: Uint8Array;
+  readonly scales: Float32Array;
+}
+
 /** A graph on this machine. */
 export interface GraphSession {
-  /** Length of the flat vector of tensors that are not trained; 0 if there is none. */
+  /** Length of the flat vector of tensors that are not trained and not quantised; 0 if there is none. */
   readonly frozenParameters: number;
-  /** Gives the frozen vector, once, before the first run. It is not copied: the caller must not change it. */
-  loadFrozen(values: Float32Array): void;
+  /**
+   * Gives the frozen tensors, once, before the first run; floats alone for a graph that keeps nothing quantised. They are
+   * not copied: the caller must not change them.
+   */
+  loadFrozen(values: Float32Array | FrozenTensors): void;
   dispose(): Promise<void>;
 }
 

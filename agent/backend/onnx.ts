@@ -5,6 +5,7 @@ import type {
   Batch,
   DecodeSession,
   EvalSession,
+  FrozenTensors,
   GraphSession,
   LogitsSession,
   RoundTerms,
@@ -18,6 +19,9 @@ export interface OnnxOptions {
 }
 
 const float = (data: Float32Array, dims: readonly number[]): ort.Tensor => new ort.Tensor("float32", data, dims);
+
+const tensorOf = (data: Float32Array | Uint8Array, dims: readonly number[]): ort.Tensor =>
+  data instanceof Uint8Array ? new ort.Tensor("uint8", data, dims) : float(data, dims);
 
 /** Copies into a tensor's int64 buffer, which is reused from step to step. */
 function fill(target: BigInt64Array, values: Int32Array): void {
@@ -92,12 +96,12 @@ function piecesOf(session: ort.InferenceSession, name: string): Piece[] {
 }
 
 /** Tensors `<name>.0`, `<name>.1`, ... that are views of one flat vector, which is not copied. */
-function views(name: string, pieces: readonly Piece[], flat: Float32Array): Tensors {
+function views(name: string, pieces: readonly Piece[], flat: Float32Array | Uint8Array): Tensors {
   if (flat.length !== total(pieces)) {
     throw new RangeError(`the graph has ${total(pieces)} values of ${name}, the vector has ${flat.length}`);
   }
   return Object.fromEntries(
-    pieces.map(({ dims, begin, end }, i) => [`${name}.${i}`, float(flat.subarray(begin, end), dims)]),
+    pieces.map(({ dims, begin, end }, i) => [`${name}.${i}`, tensorOf(flat.subarray(begin, end), dims)]),
   );
 }
 
@@ -105,22 +109,29 @@ function views(name: string, pieces: readonly Piece[], flat: Float32Array): Tens
 class OnnxGraph implements GraphSession {
   readonly session: ort.InferenceSession;
   readonly pieces: readonly Piece[];
-  readonly #frozenPieces: readonly Piece[];
+  readonly #frozenPieces: Readonly<Record<keyof FrozenTensors, readonly Piece[]>>;
   #frozen: Tensors | undefined;
 
   constructor(session: ort.InferenceSession) {
     this.session = session;
     this.pieces = piecesOf(session, "weights");
-    this.#frozenPieces = piecesOf(session, "frozen");
-    if (this.#frozenPieces.length === 0) this.#frozen = {};
+    const [plain, packed, scales] = ["frozen", "packed", "scales"].map((name) => piecesOf(session, name));
+    this.#frozenPieces = { plain: plain ?? [], packed: packed ?? [], scales: scales ?? [] };
+    if (Object.values(this.#frozenPieces).every((pieces) => pieces.length === 0)) this.#frozen = {};
   }
 
   get frozenParameters(): number {
-    return total(this.#frozenPieces);
+    return total(this.#frozenPieces.plain);
   }
 
-  loadFrozen(values: Float32Array): void {
-    this.#frozen = views("frozen", this.#frozenPieces, values);
+  loadFrozen(values: Float32Array | FrozenTensors): void {
+    const none = { packed: new Uint8Array(), scales: new Float32Array() };
+    const { plain, packed, scales } = values instanceof Float32Array ? { plain: values, ...none } : values;
+    this.#frozen = {
+      ...views("frozen", this.#frozenPieces.plain, plain),
+      ...views("packed", this.#frozenPieces.packed, packed),
+      ...views("scales", this.#frozenPieces.scales, scales),
+    };
   }
 
   /** The frozen tensors; throws if they have not been loaded. */

@@ -24,7 +24,7 @@ function reduceTo(g: GraphBuilder, gradient: Value, target: Value): Value {
 /** Both gradients of op(a) op(b) without a transposed copy; `multiply` is gemm or the batched product. */
 function productRule(multiply: typeof gemm): Rule {
   return (g, node, dy) => {
-    const [a, b] = [at(node.inputs, 0), at(node.inputs, 1)];
+    const [a, b] = [g.remade(at(node.inputs, 0), dy), g.remade(at(node.inputs, 1), dy)];
     const transA = intAttribute(node, "transA") === 1;
     const transB = intAttribute(node, "transB") === 1;
     const alpha = floatAttribute(node, "alpha");

@@ -1,5 +1,5 @@
 import type { GraphBuilder, Value } from "./builder.js";
-import { dimension, one } from "./ops.js";
+import { add, dimension, isLess, one, reshape, slice } from "./ops.js";
 
 /**
  * Fused operators of ONNX Runtime that are not in the ONNX standard, or more than arithmetic: one pass over memory where
@@ -50,4 +50,42 @@ export function rotary(g: GraphBuilder, x: Value, positions: Value, { cos, sin }
   if (dimension(x.shape, -1) % (2 * dimension(cos.shape, 1)) !== 0)
     throw new Error("heads do not fit the rotary table");
   return one(g.node("RotaryEmbedding", [x, positions, cos, sin], [x], {}, MICROSOFT));
+}
+
+/** A matrix of small integers: packed uint8 [rows, columns bits / 8], scales [rows, columns / block]. */
+export interface QuantizedMatrix {
+  readonly packed: Value;
+  readonly scales: Value;
+  readonly bits: number;
+  readonly block: number;
+}
+
+/** int64 [1] zero that is known only when `x` is: it makes what uses it wait. */
+function zeroAfter(g: GraphBuilder, x: Value): Value {
+  const corner = slice(
+    g,
+    x,
+    x.shape.map(() => 0),
+    x.shape.map(() => 1),
+  );
+  const element = reshape(g, corner, [1]);
+  // No number is less than itself, NaN included.
+  return g.detach(isLess(g, element, element));
+}
+
+/**
+ * The matrix in float32 [rows, columns]. It is made when `after` is there and not before: a runtime that made all matrices
+ * first, or found that two of them are the same, would hold the whole model in float32.
+ */
+export function dequantize(g: GraphBuilder, matrix: QuantizedMatrix, after: Value): Value {
+  const { packed, scales, bits, block } = matrix;
+  const [rows, columns] = [dimension(packed.shape, 0), dimension(scales.shape, 1) * block];
+  const places = g.ints(Array.from({ length: rows }, (_, i) => i));
+  const indices = add(g, places, zeroAfter(g, after));
+  const int = (value: number): { kind: "int"; value: number } => ({ kind: "int", value });
+  const attributes = { bits: int(bits), block_size: int(block), quantize_axis: int(1), gather_axis: int(0) };
+  const result = [{ type: "float32", shape: [rows, columns] }] as const;
+  const value = one(g.node("GatherBlockQuantized", [packed, indices, scales], result, attributes, MICROSOFT));
+  g.remakeWith(value, (inner, later) => dequantize(inner, matrix, later));
+  return value;
 }

@@ -137,6 +137,13 @@ export function concat(g: GraphBuilder, parts: readonly Value[], axis: number): 
   return one(g.node("Concat", parts, [{ type: first.type, shape }], { axis: int(axis) }));
 }
 
+/** The box of x from `begin` up to, not including, `end`, one place for each axis. */
+export function slice(g: GraphBuilder, x: Value, begin: readonly number[], end: readonly number[]): Value {
+  const shape = end.map((to, axis) => to - (begin[axis] ?? 0));
+  const axes = g.ints(shape.map((_, axis) => axis));
+  return one(g.node("Slice", [x, g.ints(begin), g.ints(end), axes], [{ type: x.type, shape }]));
+}
+
 /** The first `count` rows of x. */
 export function head(g: GraphBuilder, x: Value, count: number): Value {
   const shape = [count, ...x.shape.slice(1)];
@@ -209,6 +216,13 @@ export function equal(g: GraphBuilder, a: Value, b: Value): Value {
   const shape = broadcast(a.shape, b.shape);
   const test = one(g.node("Equal", [a, b], [{ type: "bool", shape }]));
   return one(g.node("Cast", [test], [{ type: "float32", shape }], { to: int(1) }));
+}
+
+/** int64: 1 where `a` is less than `b`, else 0. */
+export function isLess(g: GraphBuilder, a: Value, b: Value): Value {
+  const shape = broadcast(a.shape, b.shape);
+  const test = one(g.node("Less", [a, b], [{ type: "bool", shape }]));
+  return one(g.node("Cast", [test], [{ type: "int64", shape }], { to: int(7) }));
 }
 
 /** float32 -> int64, towards zero. */

@@ -13,6 +13,11 @@ export interface Adapter {
 export interface Parameters {
   /** Throws if the model has no such tensor. */
   tensor(name: string): Value;
+  /**
+   * A projection's weight, in float32 only where it is used if it is kept quantised: made after `after` has been, and made
+   * again for the backward pass.
+   */
+  weight(g: GraphBuilder, name: string, after: Value): Value;
   has(name: string): boolean;
   /** The adapter of a projection, by its module's name. */
   adapter(module: string): Adapter | undefined;
@@ -63,7 +68,7 @@ export function packPiece(g: GraphBuilder, piece: Piece, values: ReadonlyMap<str
  */
 export function project(g: GraphBuilder, parameters: Parameters, module: string, transB: boolean, x: Value): Value {
   const bias = parameters.has(`${module}.bias`) ? parameters.tensor(`${module}.bias`) : undefined;
-  const y = gemm(g, x, parameters.tensor(`${module}.weight`), { transB }, bias);
+  const y = gemm(g, x, parameters.weight(g, `${module}.weight`, x), { transB }, bias);
   const adapter = parameters.adapter(module);
   if (adapter === undefined) return y;
   const low = gemm(g, x, adapter.a, { transB: true });

@@ -1,8 +1,10 @@
 import type { GraphBuilder, Value } from "./builder.js";
 import type { ParameterSpec, Projection, Violation } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
+import { dequantize } from "./kernels.js";
 import { layoutOf, type ParameterLayout } from "./layout.js";
 import { inputPieces, type Parameters, unpackTensors } from "./parameters.js";
+import { blockOf, type QuantizedPlace } from "./quantize.js";
 
 /** Low-rank adapters (LoRA, Hu et al. 2021) beside some of the linear modules. */
 export interface LoraSpec {
@@ -18,6 +20,8 @@ export interface LoraSpec {
 /** What of a model is trained. Nothing set: all of it. */
 export interface Variant {
   readonly lora?: LoraSpec;
+  /** Keeps the frozen weights of the blocks' projections as integers (QLoRA, Dettmers et al. 2023). */
+  readonly base?: "int8" | "int4";
   /** The base's own tensors to train: names, `*` for any part of one. Left out: all, or none beside adapters. */
   readonly trained?: readonly string[];
 }
@@ -34,6 +38,8 @@ export interface AdapterPlace {
 export interface VariantLayout {
   readonly trainable: ParameterLayout;
   readonly frozen: ParameterLayout;
+  /** Frozen matrices that are kept as integers, in neither of the two. */
+  readonly quantized: readonly QuantizedPlace[];
   /** First values of the trainable tensors, as of all parameters. */
   readonly specs: readonly ParameterSpec[];
   readonly adapters: readonly AdapterPlace[];
@@ -82,6 +88,19 @@ function judgeLora({ rank, alpha, targets }: LoraSpec, projections: readonly Pro
   return violations;
 }
 
+/** The frozen matrices of the blocks' projections, as far as their rows divide into blocks; the head stays as it is. */
+function placeQuantized(
+  projections: readonly Projection[],
+  frozen: readonly ParameterSpec[],
+  bits: 4 | 8,
+): QuantizedPlace[] {
+  const names = new Set(projections.filter(({ module }) => module !== "lm_head").map(({ module }) => `${module}.weight`));
+  return frozen.flatMap(({ name, shape: [rows = 0, columns = 0] }) => {
+    const block = blockOf(columns);
+    return names.has(name) && block !== undefined ? [{ name, rows, columns, bits, block }] : [];
+  });
+}
+
 const matches = (pattern: string, name: string): boolean => {
   const parts = pattern.split("*").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   return new RegExp(`^${parts.join(".*")}$`).test(name);
@@ -115,8 +134,11 @@ export function resolveVariant(config: ModelConfig, variant: Variant): ResolvedV
   const adapters = lora === undefined ? [] : placeAdapters(projections, lora);
   const trained = base.filter(({ name }) => patterns.some((pattern) => matches(pattern, name)));
   const specs = [...adapters.flatMap((place) => adapterSpecs(place, lora?.rank ?? 0)), ...trained];
-  const frozen = layoutOf(base.filter((spec) => !trained.includes(spec)));
-  return { ok: true, layout: { trainable: layoutOf(specs), frozen, specs, adapters } };
+  const rest = base.filter((spec) => !trained.includes(spec));
+  const quantized = variant.base === undefined ? [] : placeQuantized(projections, rest, variant.base === "int8" ? 8 : 4);
+  const names = new Set(quantized.map(({ name }) => name));
+  const frozen = layoutOf(rest.filter(({ name }) => !names.has(name)));
+  return { ok: true, layout: { trainable: layoutOf(specs), frozen, quantized, specs, adapters } };
 }
 
 /** The layout of a variant that has been found to fit; throws a RangeError for one that does not. */
@@ -134,21 +156,36 @@ export interface BoundModel {
   readonly tensors: ReadonlyMap<string, Value>;
 }
 
-/** Declares a variant's tensors as inputs: `weights.i` of the trainable vector, `frozen.i` of the frozen one. */
+/**
+ * Declares a variant's tensors as inputs: `weights.i` of the trainable vector, `frozen.i` of the frozen one, and for
+ * quantised matrices `packed.i` and `scales.i`.
+ */
 export function bindVariant(g: GraphBuilder, layout: VariantLayout): BoundModel {
   const pieces = inputPieces(g, layout.trainable, "weights");
   const tensors = unpackTensors(g, layout.trainable, pieces);
   const frozen = unpackTensors(g, layout.frozen, inputPieces(g, layout.frozen, "frozen"));
   const places = new Map(layout.adapters.map((place) => [place.projection.module, place]));
+  const quantized = new Map(
+    layout.quantized.map((place, i) => {
+      const { rows, columns, bits, block } = place;
+      const packed = g.input(`packed.${i}`, "uint8", [rows, (columns * bits) / 8]);
+      const scales = g.input(`scales.${i}`, "float32", [rows, columns / block]);
+      return [place.name, { packed, scales, bits, block }] as const;
+    }),
+  );
   const find = (name: string): Value | undefined => tensors.get(name) ?? frozen.get(name);
   const tensor = (name: string): Value => {
     const value = find(name);
     if (value === undefined) throw new Error(`no tensor ${name}`);
     return value;
   };
+  const weight = (inner: GraphBuilder, name: string, after: Value): Value => {
+    const matrix = quantized.get(name);
+    return matrix === undefined ? tensor(name) : dequantize(inner, matrix, after);
+  };
   const adapter = (module: string): ReturnType<Parameters["adapter"]> => {
     const place = places.get(module);
     return place && { a: tensor(place.a), b: tensor(place.b), scale: place.scale };
   };
-  return { pieces, tensors, parameters: { tensor, has: (name) => find(name) !== undefined, adapter } };
+  return { pieces, tensors, parameters: { tensor, weight, has: (name) => find(name) !== undefined, adapter } };
 }

@@ -152,7 +152,11 @@ class OnnxGraph implements GraphSession {
 const SLOTS = ["m", "v"] as const;
 type Slot = (typeof SLOTS)[number];
 
-/** One set of state buffers, with the tensors that show it to the graph as its inputs and as its outputs. */
+/**
+ * The state's buffers, with the tensors that show them to the graph as its inputs and as its outputs. They are the same
+ * ones: a step updates in place. That is safe because the optimizer comes last, after the norm of all gradients and so
+ * after all else that reads weights, and its operators go through old and new values element by element.
+ */
 class StateBuffers {
   readonly state: TrainState;
   readonly feeds: Tensors = {};
@@ -168,7 +172,6 @@ class StateBuffers {
   }
 }
 
-/** Two sets of state buffers: a step reads one and writes the other, then they change places. */
 class OnnxTrainSession extends OnnxGraph implements TrainSession {
   readonly #batch: BatchFeeds;
   readonly #slots: readonly Slot[];
@@ -177,15 +180,13 @@ class OnnxTrainSession extends OnnxGraph implements TrainSession {
   readonly #loss = new Float32Array(1);
   readonly #gradNorm = new Float32Array(1);
   #terms: Tensors = {};
-  #current: StateBuffers;
-  #next: StateBuffers;
+  readonly #buffers: StateBuffers;
 
   constructor(session: ort.InferenceSession) {
     super(session);
     this.#batch = new BatchFeeds(session);
     this.#slots = SLOTS.filter((slot) => session.inputNames.includes(`${slot}.0`));
-    this.#current = new StateBuffers(this.pieces, this.#slots);
-    this.#next = new StateBuffers(this.pieces, this.#slots);
+    this.#buffers = new StateBuffers(this.pieces, this.#slots);
   }
 
   get parameters(): number {
@@ -199,7 +200,7 @@ class OnnxTrainSession extends OnnxGraph implements TrainSession {
         throw new RangeError(`the graph has ${this.parameters} parameters, ${key} has ${state[key].length}`);
       }
     }
-    for (const key of kept) this.#current.state[key].set(state[key]);
+    for (const key of kept) this.#buffers.state[key].set(state[key]);
   }
 
   setTerms({ anchor, mu, correction }: RoundTerms): void {
@@ -218,15 +219,14 @@ class OnnxTrainSession extends OnnxGraph implements TrainSession {
     this.#step[0] = step;
     const scalars = { lr: float(this.#lr, []), step: float(this.#step, []) };
     await this.session.run(
-      { ...this.#batch.feeds, ...this.#current.feeds, ...this.frozen, ...this.#terms, ...scalars },
-      { loss: float(this.#loss, []), grad_norm: float(this.#gradNorm, []), ...this.#next.fetches },
+      { ...this.#batch.feeds, ...this.#buffers.feeds, ...this.frozen, ...this.#terms, ...scalars },
+      { loss: float(this.#loss, []), grad_norm: float(this.#gradNorm, []), ...this.#buffers.fetches },
     );
-    [this.#current, this.#next] = [this.#next, this.#current];
     return { loss: this.#loss[0] ?? NaN, gradNorm: this.#gradNorm[0] ?? NaN };
   }
 
   state(): TrainState {
-    const { weights, m, v } = this.#current.state;
+    const { weights, m, v } = this.#buffers.state;
     return { weights: weights.slice(), m: m.slice(), v: v.slice() };
   }
 }

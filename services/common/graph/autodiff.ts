@@ -1,13 +1,8 @@
 import type { GraphBuilder, Node, Value } from "./builder.js";
-import { at, fusedRules, type Rule } from "./derivatives.js";
+import { at, fusedRules, intAttribute, type Rule } from "./derivatives.js";
 import { add, addRows, concat, dimension, full, gemm, matmul, mul, reduceSum, reshape, sub, transpose } from "./ops.js";
 
 /** Reverse-mode differentiation over graph nodes. The backward pass is ordinary nodes of the same graph. */
-
-const intAttribute = (node: Node, name: string): number => {
-  const attribute = node.attributes[name];
-  return attribute?.kind === "int" ? attribute.value : 0;
-};
 
 const floatAttribute = (node: Node, name: string): number => {
   const attribute = node.attributes[name];
@@ -24,7 +19,7 @@ function reduceTo(g: GraphBuilder, gradient: Value, target: Value): Value {
 /** Both gradients of op(a) op(b) without a transposed copy; `multiply` is gemm or the batched product. */
 function productRule(multiply: typeof gemm): Rule {
   return (g, node, dy) => {
-    const [a, b] = [g.remade(at(node.inputs, 0), dy), g.remade(at(node.inputs, 1), dy)];
+    const [a, b] = [at(node.inputs, 0), at(node.inputs, 1)];
     const transA = intAttribute(node, "transA") === 1;
     const transB = intAttribute(node, "transB") === 1;
     const alpha = floatAttribute(node, "alpha");

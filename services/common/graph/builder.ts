@@ -64,7 +64,6 @@ export class GraphBuilder {
   readonly #outputs: { value: Value; name: string }[] = [];
   readonly #initializers: Initializer[] = [];
   readonly #constants = new Map<string, Value>();
-  readonly #recipes = new Map<string, (g: GraphBuilder, after: Value) => Value>();
   readonly #prefix: string;
   #counter = 0;
 
@@ -119,16 +118,6 @@ export class GraphBuilder {
   detach(value: Value): Value {
     this.detached.add(value.name);
     return value;
-  }
-
-  /** Says how a value is made again, so that it need not be kept from the forward to the backward pass. */
-  remakeWith(value: Value, recipe: (g: GraphBuilder, after: Value) => Value): void {
-    this.#recipes.set(value.name, recipe);
-  }
-
-  /** The value, made again once `after` is there if there is a recipe for it. */
-  remade(value: Value, after: Value): Value {
-    return this.#recipes.get(value.name)?.(this, after) ?? value;
   }
 
   /** Makes a computed value a graph output called `name`. */

@@ -1,6 +1,6 @@
 import type { GraphBuilder, Node, Value } from "./builder.js";
-import { rotary } from "./kernels.js";
-import { add, dimension, matmul, mul, neg, reduceSum, reshape, sigmoid, sub } from "./ops.js";
+import { dequantize, rotary } from "./kernels.js";
+import { add, dimension, gemm, matmul, mul, neg, reduceSum, reshape, sigmoid, sub, transpose } from "./ops.js";
 
 /**
  * For each operator one rule gives the gradients of its inputs from the gradients of its outputs, as further nodes of the
@@ -12,6 +12,12 @@ export type Rule = (
   dy: Value,
   outputs: readonly (Value | undefined)[],
 ) => (Value | undefined)[];
+
+/** An integer attribute, 0 where it is absent. */
+export function intAttribute(node: Node, name: string): number {
+  const attribute = node.attributes[name];
+  return attribute?.kind === "int" ? attribute.value : 0;
+}
 
 /** The i-th of a node's operands. */
 export function at(values: readonly Value[], i: number): Value {
@@ -77,6 +83,17 @@ const rotaryRule: Rule = (g, node, dy) => {
   return [rotary(g, dy, positions, { cos, sin: neg(g, sin) })];
 };
 
+/** dx = dy W, with W in float32 for this product only; of 4-bit values in another order of columns, which is undone. */
+const quantizedRule: Rule = (g, node, dy) => {
+  const [packed, scales] = [at(node.inputs, 1), at(node.inputs, 2)];
+  const [columns, rows] = [intAttribute(node, "K"), intAttribute(node, "N")];
+  const [bits, block] = [intAttribute(node, "bits"), intAttribute(node, "block_size")];
+  const dx = gemm(g, dy, dequantize(g, { rows, columns, bits, block, packed, scales }, dy));
+  if (bits === 8) return [dx];
+  const count = dimension(dx.shape, 0);
+  return [reshape(g, transpose(g, reshape(g, dx, [count, 2, columns / 2]), [0, 2, 1]), [count, columns])];
+};
+
 /** The derivatives of kernels.ts. */
 export const fusedRules: Readonly<Record<string, Rule>> = {
   FastGelu: geluRule,
@@ -84,4 +101,5 @@ export const fusedRules: Readonly<Record<string, Rule>> = {
   LayerNormalization: layerNormRule,
   SimplifiedLayerNormalization: rmsNormRule,
   RotaryEmbedding: rotaryRule,
+  MatMulNBits: quantizedRule,
 };

@@ -1,5 +1,5 @@
 import type { GraphBuilder, Value } from "./builder.js";
-import { add, dimension, isLess, one, reshape, slice } from "./ops.js";
+import { bitwise, concat, dimension, isLess, mul, one, reshape, shiftRight, slice, sub, toFloat32 } from "./ops.js";
 
 /**
  * Fused operators of ONNX Runtime that are not in the ONNX standard, or more than arithmetic: one pass over memory where
@@ -8,6 +8,7 @@ import { add, dimension, isLess, one, reshape, slice } from "./ops.js";
 
 const MICROSOFT = "com.microsoft";
 const float = (value: number): { kind: "float"; value: number } => ({ kind: "float", value });
+const int = (value: number): { kind: "int"; value: number } => ({ kind: "int", value });
 const LAST_AXIS = { kind: "int", value: -1 } as const;
 
 /** GELU by the tanh approximation ("gelu_new"; Hendrycks and Gimpel 2016). */
@@ -52,15 +53,29 @@ export function rotary(g: GraphBuilder, x: Value, positions: Value, { cos, sin }
   return one(g.node("RotaryEmbedding", [x, positions, cos, sin], [x], {}, MICROSOFT));
 }
 
-/** A matrix of small integers: packed uint8 [rows, columns bits / 8], scales [rows, columns / block]. */
+/** A matrix [rows, columns] of small integers, see quantize.ts. */
 export interface QuantizedMatrix {
-  readonly packed: Value;
-  readonly scales: Value;
+  readonly rows: number;
+  readonly columns: number;
   readonly bits: number;
   readonly block: number;
+  /** uint8 [rows, columns / block, block bits / 8] */
+  readonly packed: Value;
+  /** [rows columns / block] */
+  readonly scales: Value;
 }
 
-/** int64 [1] zero that is known only when `x` is: it makes what uses it wait. */
+/** x [n, columns] times the matrix's transpose -> [n, rows]; it is not made in float32. */
+export function quantizedProduct(g: GraphBuilder, x: Value, matrix: QuantizedMatrix): Value {
+  const { rows, columns, bits, block, packed, scales } = matrix;
+  if (dimension(x.shape, 1) !== columns)
+    throw new Error(`cannot multiply [${x.shape.join(",")}] by ${columns} columns`);
+  const attributes = { K: int(columns), N: int(rows), bits: int(bits), block_size: int(block) };
+  const result = { type: x.type, shape: [dimension(x.shape, 0), rows] };
+  return one(g.node("MatMulNBits", [x, packed, scales], [result], attributes, MICROSOFT));
+}
+
+/** uint8 [1] zero that is known only when `x` is: it makes what uses it wait. */
 function zeroAfter(g: GraphBuilder, x: Value): Value {
   const corner = slice(
     g,
@@ -70,22 +85,23 @@ function zeroAfter(g: GraphBuilder, x: Value): Value {
   );
   const element = reshape(g, corner, [1]);
   // No number is less than itself, NaN included.
-  return g.detach(isLess(g, element, element));
+  return isLess(g, element, element);
 }
 
 /**
- * The matrix in float32 [rows, columns]. It is made when `after` is there and not before: a runtime that made all matrices
- * first, or found that two of them are the same, would hold the whole model in float32.
+ * The matrix in float32 [rows, columns]; of 4-bit values the even columns come first, then the odd ones. It is made when
+ * `after` is there and not before: a runtime that made all matrices first would hold the whole model in float32.
  */
 export function dequantize(g: GraphBuilder, matrix: QuantizedMatrix, after: Value): Value {
-  const { packed, scales, bits, block } = matrix;
-  const [rows, columns] = [dimension(packed.shape, 0), dimension(scales.shape, 1) * block];
-  const places = g.ints(Array.from({ length: rows }, (_, i) => i));
-  const indices = add(g, places, zeroAfter(g, after));
-  const int = (value: number): { kind: "int"; value: number } => ({ kind: "int", value });
-  const attributes = { bits: int(bits), block_size: int(block), quantize_axis: int(1), gather_axis: int(0) };
-  const result = [{ type: "float32", shape: [rows, columns] }] as const;
-  const value = one(g.node("GatherBlockQuantized", [packed, indices, scales], result, attributes, MICROSOFT));
-  g.remakeWith(value, (inner, later) => dequantize(inner, matrix, later));
-  return value;
+  const { rows, columns, bits, block, packed, scales } = matrix;
+  const bytes = (value: number): Value => g.constant("uint8", [], [value]);
+  const zero = zeroAfter(g, after);
+  const low = bitwise(g, "And", packed, bitwise(g, "Or", zero, bytes(2 ** bits - 1)));
+  const [halves, width] = [8 / bits, (block * bits) / 8];
+  const flat = (x: Value): Value => reshape(g, x, [rows, columns / halves]);
+  const high = (): Value => shiftRight(g, packed, bitwise(g, "Or", zero, bytes(4)));
+  const values = bits === 8 ? flat(low) : concat(g, [flat(low), flat(high())], 1);
+  const blocks = reshape(g, toFloat32(g, values), [rows, halves, columns / block, width]);
+  const centred = sub(g, blocks, g.scalar(2 ** (bits - 1)));
+  return reshape(g, mul(g, centred, reshape(g, scales, [rows, 1, columns / block, 1])), [rows, columns]);
 }

@@ -218,11 +218,26 @@ export function equal(g: GraphBuilder, a: Value, b: Value): Value {
   return one(g.node("Cast", [test], [{ type: "float32", shape }], { to: int(1) }));
 }
 
-/** int64: 1 where `a` is less than `b`, else 0. */
+/** uint8: 1 where `a` is less than `b`, else 0. */
 export function isLess(g: GraphBuilder, a: Value, b: Value): Value {
   const shape = broadcast(a.shape, b.shape);
   const test = one(g.node("Less", [a, b], [{ type: "bool", shape }]));
-  return one(g.node("Cast", [test], [{ type: "int64", shape }], { to: int(7) }));
+  return one(g.node("Cast", [test], [{ type: "uint8", shape }], { to: int(2) }));
+}
+
+/** uint8, bit by bit. */
+export function bitwise(g: GraphBuilder, op: "And" | "Or", a: Value, b: Value): Value {
+  return elementwise(g, `Bitwise${op}`, a, b);
+}
+
+/** uint8 `x` shifted right by `bits` places. */
+export function shiftRight(g: GraphBuilder, x: Value, bits: Value): Value {
+  return one(g.node("BitShift", [x, bits], [x], { direction: { kind: "string", value: "RIGHT" } }));
+}
+
+/** uint8 -> float32. */
+export function toFloat32(g: GraphBuilder, x: Value): Value {
+  return one(g.node("Cast", [x], [{ type: "float32", shape: x.shape }], { to: int(1) }));
 }
 
 /** float32 -> int64, towards zero. */

@@ -3,11 +3,13 @@ import { parameterLayout, selectTensors } from "./layout.js";
 import type { Variant, VariantLayout } from "./variant.js";
 import { variantLayout } from "./variant.js";
 
-/** A frozen matrix that is kept in blocks of small integers. */
+/** A projection's frozen matrix that is kept in blocks of small integers, as [out, in]. */
 export interface QuantizedPlace {
   readonly name: string;
   readonly rows: number;
   readonly columns: number;
+  /** Whether the model has it as [in, out]. */
+  readonly transposed: boolean;
   readonly bits: 4 | 8;
   /** Values along a row that share a scale; divides `columns`. */
   readonly block: number;
@@ -21,7 +23,10 @@ export interface FrozenBase {
 }
 
 /** Bytes and scales that a matrix takes. */
-export function quantizedSize({ rows, columns, bits, block }: QuantizedPlace): { bytes: number; scales: number } {
+export function quantizedSize({ rows, columns, bits, block }: Omit<QuantizedPlace, "name" | "transposed">): {
+  bytes: number;
+  scales: number;
+} {
   return { bytes: (rows * columns * bits) / 8, scales: (rows * columns) / block };
 }
 
@@ -35,7 +40,12 @@ export function blockOf(columns: number): number | undefined {
  * 2022 and, for 4 bits, 2023): q = round(w / s), s = max|w| / (2^(bits-1) - 1), kept as q + 2^(bits-1). Two 4-bit values
  * share a byte, the first in its low half. The error of a value is at most half its block's scale.
  */
-export function quantizeMatrix(values: Float32Array, place: QuantizedPlace, packed: Uint8Array, scales: Float32Array): void {
+export function quantizeMatrix(
+  values: Float32Array,
+  place: Pick<QuantizedPlace, "bits" | "block">,
+  packed: Uint8Array,
+  scales: Float32Array,
+): void {
   const { bits, block } = place;
   const zero = 2 ** (bits - 1);
   for (let b = 0; b < scales.length; b++) {
@@ -55,7 +65,11 @@ export function quantizeMatrix(values: Float32Array, place: QuantizedPlace, pack
 }
 
 /** The way back, as the graph has it. */
-export function dequantizeMatrix(place: QuantizedPlace, packed: Uint8Array, scales: Float32Array): Float32Array {
+export function dequantizeMatrix(
+  place: Omit<QuantizedPlace, "name" | "transposed">,
+  packed: Uint8Array,
+  scales: Float32Array,
+): Float32Array {
   const { rows, columns, bits, block } = place;
   const zero = 2 ** (bits - 1);
   return Float32Array.from({ length: rows * columns }, (_, i) => {
@@ -64,8 +78,22 @@ export function dequantizeMatrix(place: QuantizedPlace, packed: Uint8Array, scal
   });
 }
 
+/** [rows, columns] -> [columns, rows] */
+function transposed(matrix: Float32Array, rows: number, columns: number): Float32Array {
+  const result = new Float32Array(matrix.length);
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
+      result[column * rows + row] = matrix[row * columns + column] as number;
+    }
+  }
+  return result;
+}
+
 /** A quantised matrix's parts of the flat vectors. */
-function* partsOf(layout: VariantLayout, { packed, scales }: Omit<FrozenBase, "plain">): Generator<{
+function* partsOf(
+  layout: VariantLayout,
+  { packed, scales }: Omit<FrozenBase, "plain">,
+): Generator<{
   place: QuantizedPlace;
   packed: Uint8Array;
   scales: Float32Array;
@@ -99,7 +127,8 @@ export function freezeBase(config: ModelConfig, variant: Variant, base: Float32A
   };
   for (const { place, packed, scales } of partsOf(layout, frozen)) {
     const { offset, size } = places.get(place.name) ?? { offset: 0, size: 0 };
-    quantizeMatrix(base.subarray(offset, offset + size), place, packed, scales);
+    const matrix = base.subarray(offset, offset + size);
+    quantizeMatrix(place.transposed ? transposed(matrix, place.columns, place.rows) : matrix, place, packed, scales);
   }
   return frozen;
 }
@@ -116,6 +145,9 @@ export function thawBase(config: ModelConfig, variant: Variant, frozen: FrozenBa
     base.set(values, whole.tensors.find((place) => place.name === name)?.offset ?? 0);
   };
   for (const { name, offset, size } of layout.frozen.tensors) put(name, frozen.plain.subarray(offset, offset + size));
-  for (const { place, packed, scales } of partsOf(layout, frozen)) put(place.name, dequantizeMatrix(place, packed, scales));
+  for (const { place, packed, scales } of partsOf(layout, frozen)) {
+    const matrix = dequantizeMatrix(place, packed, scales);
+    put(place.name, place.transposed ? transposed(matrix, place.rows, place.columns) : matrix);
+  }
   return base;
 }

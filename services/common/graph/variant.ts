@@ -1,7 +1,6 @@
 import type { GraphBuilder, Value } from "./builder.js";
 import type { ParameterSpec, Projection, Violation } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
-import { dequantize } from "./kernels.js";
 import { layoutOf, type ParameterLayout } from "./layout.js";
 import { inputPieces, type Parameters, unpackTensors } from "./parameters.js";
 import { blockOf, type QuantizedPlace } from "./quantize.js";
@@ -94,10 +93,11 @@ function placeQuantized(
   frozen: readonly ParameterSpec[],
   bits: 4 | 8,
 ): QuantizedPlace[] {
-  const names = new Set(projections.filter(({ module }) => module !== "lm_head").map(({ module }) => `${module}.weight`));
-  return frozen.flatMap(({ name, shape: [rows = 0, columns = 0] }) => {
-    const block = blockOf(columns);
-    return names.has(name) && block !== undefined ? [{ name, rows, columns, bits, block }] : [];
+  const names = new Set(frozen.map(({ name }) => name));
+  return projections.flatMap(({ module, from, to, inOut }) => {
+    const [name, block] = [`${module}.weight`, blockOf(from)];
+    if (module === "lm_head" || block === undefined || !names.has(name)) return [];
+    return [{ name, rows: to, columns: from, bits, block, transposed: inOut }];
   });
 }
 
@@ -135,7 +135,8 @@ export function resolveVariant(config: ModelConfig, variant: Variant): ResolvedV
   const trained = base.filter(({ name }) => patterns.some((pattern) => matches(pattern, name)));
   const specs = [...adapters.flatMap((place) => adapterSpecs(place, lora?.rank ?? 0)), ...trained];
   const rest = base.filter((spec) => !trained.includes(spec));
-  const quantized = variant.base === undefined ? [] : placeQuantized(projections, rest, variant.base === "int8" ? 8 : 4);
+  const quantized =
+    variant.base === undefined ? [] : placeQuantized(projections, rest, variant.base === "int8" ? 8 : 4);
   const names = new Set(quantized.map(({ name }) => name));
   const frozen = layoutOf(rest.filter(({ name }) => !names.has(name)));
   return { ok: true, layout: { trainable: layoutOf(specs), frozen, quantized, specs, adapters } };
@@ -168,24 +169,21 @@ export function bindVariant(g: GraphBuilder, layout: VariantLayout): BoundModel 
   const quantized = new Map(
     layout.quantized.map((place, i) => {
       const { rows, columns, bits, block } = place;
-      const packed = g.input(`packed.${i}`, "uint8", [rows, (columns * bits) / 8]);
-      const scales = g.input(`scales.${i}`, "float32", [rows, columns / block]);
-      return [place.name, { packed, scales, bits, block }] as const;
+      const packed = g.input(`packed.${i}`, "uint8", [rows, columns / block, (block * bits) / 8]);
+      const scales = g.input(`scales.${i}`, "float32", [(rows * columns) / block]);
+      return [place.name, { rows, columns, bits, block, packed, scales }] as const;
     }),
   );
   const find = (name: string): Value | undefined => tensors.get(name) ?? frozen.get(name);
+  const has = (name: string): boolean => find(name) !== undefined;
   const tensor = (name: string): Value => {
     const value = find(name);
     if (value === undefined) throw new Error(`no tensor ${name}`);
     return value;
   };
-  const weight = (inner: GraphBuilder, name: string, after: Value): Value => {
-    const matrix = quantized.get(name);
-    return matrix === undefined ? tensor(name) : dequantize(inner, matrix, after);
-  };
   const adapter = (module: string): ReturnType<Parameters["adapter"]> => {
     const place = places.get(module);
     return place && { a: tensor(place.a), b: tensor(place.b), scale: place.scale };
   };
-  return { pieces, tensors, parameters: { tensor, weight, has: (name) => find(name) !== undefined, adapter } };
+  return { pieces, tensors, parameters: { tensor, quantized: (name) => quantized.get(name), has, adapter } };
 }

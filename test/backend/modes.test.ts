@@ -94,6 +94,16 @@ for (const [name, config] of Object.entries(configs)) {
     }
   });
 
+  test(`${name}: blocks computed again give the same bits`, async (t) => {
+    const backend = await openOnnxBackend({ threads: 1 });
+    for (const accumulate of [1, 2]) {
+      const options = { ...shape, ...adamw, clipNorm: 0.5, packed: true, accumulate };
+      const kept = await train(backend, config, options, { steps: 3 });
+      const again = await train(backend, config, { ...options, recompute: true }, { steps: 3 });
+      t.deepEqual(again, kept);
+    }
+  });
+
   test(`${name}: the cache gives the logits of the whole sequence`, async (t) => {
     const backend = await openOnnxBackend({ threads: 1 });
     const weights = rough(config);

@@ -1,5 +1,6 @@
-import type { GraphBuilder, Node, Value } from "./builder.js";
+import type { GraphBuilder, Node, Segment, Value } from "./builder.js";
 import { at, fusedRules, intAttribute, type Rule } from "./derivatives.js";
+import { waitFor } from "./kernels.js";
 import { add, addRows, concat, dimension, full, gemm, matmul, mul, reduceSum, reshape, sub, transpose } from "./ops.js";
 
 /** Reverse-mode differentiation over graph nodes. The backward pass is ordinary nodes of the same graph. */
@@ -82,17 +83,57 @@ const rules: Readonly<Record<string, Rule>> = {
 };
 
 /**
+ * The forward pass as the backward pass reads it: the nodes themselves, or, of segments that are computed again, copies
+ * that are made when the segment's gradient arrives (Chen et al. 2016: one segment's values at a time, one more forward
+ * pass).
+ */
+class ForwardReader {
+  readonly #copies = new Map<Node, Node>();
+  readonly #segmentOf = new Map<Node, Segment>();
+  readonly #g: GraphBuilder;
+  readonly #forward: readonly Node[];
+
+  constructor(g: GraphBuilder, forward: readonly Node[], recompute: boolean) {
+    this.#g = g;
+    this.#forward = forward;
+    for (const segment of recompute ? g.segments : []) {
+      for (const node of forward.slice(segment.from, segment.to)) this.#segmentOf.set(node, segment);
+    }
+  }
+
+  /** The node whose operands and results may be used from now on. */
+  read(node: Node, dy: Value): Node {
+    const segment = this.#segmentOf.get(node);
+    if (segment === undefined) return node;
+    if (!this.#copies.has(node)) this.#copy(segment, dy);
+    return this.#copies.get(node) ?? node;
+  }
+
+  #copy({ input, from, to }: Segment, dy: Value): void {
+    const exchanged = new Map([[input.name, waitFor(this.#g, input, dy)]]);
+    for (const node of this.#forward.slice(from, to)) {
+      const copy = this.#g.again(node, exchanged);
+      node.outputs.forEach((output, i) => exchanged.set(output.name, at(copy.outputs, i)));
+      this.#copies.set(node, copy);
+    }
+  }
+}
+
+/**
  * Emits the backward pass.
  * @param seeds values whose gradients are already known (for a loss: the gradient of the logits)
  * @param wanted the values to differentiate for
+ * @param recompute whether segments are computed again instead of kept
  * @returns one gradient per wanted value, of its shape; zeros for a value that nothing depends on
  */
 export function differentiate(
   g: GraphBuilder,
   seeds: readonly { value: Value; gradient: Value }[],
   wanted: readonly Value[],
+  recompute = false,
 ): Value[] {
   const forward = [...g.nodes];
+  const reader = new ForwardReader(g, forward, recompute);
   const active = new Set(wanted.map((value) => value.name));
   for (const node of forward) {
     if (!node.inputs.some((input) => active.has(input.name))) continue;
@@ -104,13 +145,13 @@ export function differentiate(
     gradients.set(value.name, sum === undefined ? gradient : add(g, sum, gradient));
   };
   seeds.forEach(({ value, gradient }) => accumulate(value, gradient));
-  for (const node of forward.reverse()) {
+  for (const node of [...forward].reverse()) {
     const received = node.outputs.map((output) => gradients.get(output.name));
     const dy = received.find((gradient) => gradient !== undefined);
     if (dy === undefined || !node.outputs.some((output) => active.has(output.name))) continue;
     const rule = rules[node.op];
     if (rule === undefined) throw new Error(`no derivative for ${node.op}`);
-    rule(g, node, dy, received).forEach((gradient, i) => {
+    rule(g, reader.read(node, dy), dy, received).forEach((gradient, i) => {
       const input = node.inputs[i];
       if (gradient !== undefined && input !== undefined && active.has(input.name)) accumulate(input, gradient);
     });

@@ -40,6 +40,13 @@ export interface Model {
   readonly outputs: readonly Value[];
 }
 
+/** Nodes from index `from` up to, not including, `to`, between which nothing but `input` comes from earlier segments. */
+export interface Segment {
+  readonly input: Value;
+  readonly from: number;
+  readonly to: number;
+}
+
 /** Names that a graph uses and does not define: those of the graph around it. */
 function freeNames({ nodes, initializers, inputs, outputs }: Model): string[] {
   const own = new Set([...initializers, ...inputs, ...nodes.flatMap((node) => node.outputs)].map(({ name }) => name));
@@ -60,6 +67,8 @@ export class GraphBuilder {
   readonly nodes: Node[] = [];
   /** Names of values through which no gradient flows. */
   readonly detached = new Set<string>();
+  /** Stretches of nodes that can be computed again from one value and what lies outside of them. */
+  readonly segments: Segment[] = [];
   readonly #inputs: Value[] = [];
   readonly #outputs: { value: Value; name: string }[] = [];
   readonly #initializers: Initializer[] = [];
@@ -118,6 +127,21 @@ export class GraphBuilder {
   detach(value: Value): Value {
     this.detached.add(value.name);
     return value;
+  }
+
+  /** Emits a block of a model, which a backward pass may compute again instead of keeping all its values. */
+  segment(input: Value, body: (input: Value) => Value): Value {
+    const from = this.nodes.length;
+    const output = body(input);
+    this.segments.push({ input, from, to: this.nodes.length });
+    return output;
+  }
+
+  /** A copy of a node, of which some inputs have been exchanged. */
+  again({ op, domain, inputs, outputs, attributes }: Node, exchanged: ReadonlyMap<string, Value>): Node {
+    const others = inputs.map((input) => exchanged.get(input.name) ?? input);
+    const made = this.node(op, others, outputs, attributes, domain);
+    return { op, domain, inputs: others, outputs: made, attributes };
   }
 
   /** Makes a computed value a graph output called `name`. */

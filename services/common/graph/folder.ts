@@ -8,7 +8,7 @@ import { joinSafetensors, readSafetensors, type SafetensorsFile, type TensorEntr
 export type FolderFiles = ReadonlyMap<string, Uint8Array>;
 
 export const WEIGHTS_FILE = "model.safetensors";
-export const INDEX_FILE = "model.safetensors.index.json";
+const INDEX_FILE = "model.safetensors.index.json";
 
 /**
  * What of an imported folder its flat float32 vector does not hold: types, order, names, metadata, shards, tensors
@@ -50,7 +50,7 @@ function parseJson(bytes: Uint8Array): unknown {
 const SHARD_NAME = /^[\w-]+(\.[\w-]+)*\.safetensors$/;
 
 /** The files that an index names, in order of first mention; names that are paths are refused. */
-export function shardsOf(
+function shardsOf(
   index: Uint8Array,
 ): { ok: true; shards: string[]; fileOf: ReadonlyMap<string, string> } | { ok: false; violation: Violation } {
   const json = parseJson(index);

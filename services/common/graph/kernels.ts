@@ -1,5 +1,18 @@
 import type { GraphBuilder, Value } from "./builder.js";
-import { bitwise, concat, dimension, isLess, mul, one, reshape, shiftRight, slice, sub, toFloat32 } from "./ops.js";
+import {
+  add,
+  bitwise,
+  concat,
+  dimension,
+  isLess,
+  mul,
+  one,
+  reshape,
+  shiftRight,
+  slice,
+  sub,
+  toFloat32,
+} from "./ops.js";
 
 /**
  * Fused operators of ONNX Runtime that are not in the ONNX standard, or more than arithmetic: one pass over memory where
@@ -86,6 +99,11 @@ function zeroAfter(g: GraphBuilder, x: Value): Value {
   const element = reshape(g, corner, [1]);
   // No number is less than itself, NaN included.
   return isLess(g, element, element);
+}
+
+/** x, but not before `after` is there; for an operator that is optimised away as equal to an earlier one, it is another. */
+export function waitFor(g: GraphBuilder, x: Value, after: Value): Value {
+  return add(g, x, toFloat32(g, zeroAfter(g, after)));
 }
 
 /**

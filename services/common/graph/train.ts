@@ -20,6 +20,8 @@ interface StepOptions extends BatchShape {
   readonly packed?: boolean;
   /** The batch is taken in so many equal parts one after the other; the result is the same, in less memory. */
   readonly accumulate?: number;
+  /** Blocks are computed again in the backward pass: a third more work, and the memory of one block's values. */
+  readonly recompute?: boolean;
   /** FedProx: inputs `anchor.i` and `mu`. */
   readonly proximal?: boolean;
   /** SCAFFOLD: inputs `correction.i`. With SGD only. */
@@ -62,11 +64,16 @@ interface Learned {
   readonly gradients: readonly Value[];
 }
 
+interface TrainedModel extends BoundModel {
+  readonly pieceList: readonly Piece[];
+  readonly recompute: boolean;
+}
+
 /** Forward and backward pass of a batch, or of a part of one with `whole` unmasked targets. */
 function learn(
   g: GraphBuilder,
   config: ModelConfig,
-  model: BoundModel & { pieceList: readonly Piece[] },
+  model: TrainedModel,
   { tokens, targets, segments }: BatchInputs,
   whole?: Value,
 ): Learned {
@@ -75,7 +82,7 @@ function learn(
   const logits = family.logits(g, config, model.parameters, family.hidden(g, config, model.parameters, sequence));
   const loss = crossEntropy(g, logits, targets, whole);
   const seeds = [{ value: logits, gradient: loss.gradient() }];
-  const byTensor = differentiate(g, seeds, [...model.tensors.values()]);
+  const byTensor = differentiate(g, seeds, [...model.tensors.values()], model.recompute);
   const named = new Map([...model.tensors.keys()].map((name, i) => [name, byTensor[i] as Value]));
   const gradients = model.pieceList.map((piece) => packPiece(g, piece, named));
   return { lossSum: loss.lossSum, count: loss.count, gradients };
@@ -85,7 +92,7 @@ function learn(
 function learnInParts(
   g: GraphBuilder,
   config: ModelConfig,
-  model: BoundModel & { pieceList: readonly Piece[] },
+  model: TrainedModel,
   batch: BatchInputs,
   parts: number,
 ): Learned {
@@ -143,7 +150,7 @@ export function buildTrainGraph(config: ModelConfig, options: TrainGraphOptions)
   const layout = variantLayout(config, options.variant);
   const { pieces } = layout.trainable;
   const batch = inputBatch(g, options, options.packed === true);
-  const model = { ...bindVariant(g, layout), pieceList: pieces };
+  const model = { ...bindVariant(g, layout), pieceList: pieces, recompute: options.recompute === true };
   const optimizer = optimizerOf(options);
   const slots = optimizer.slots.map((slot) => inputPieces(g, layout.trainable, slot));
   const lr = g.input("lr", "float32", []);

@@ -170,19 +170,20 @@ function hidden(g: GraphBuilder, config: Gpt2Config, weights: Parameters, sequen
     layerNorm(g, x, weights.tensor(`${name}.weight`), weights.tensor(`${name}.bias`), layerNormEps);
   const linear = (module: string, x: Value): Value => project(g, weights, module, false, x);
   let x = reshape(g, embed(g, weights, sequence), [batch * time, width]);
+  const attended = (rows: Value, layer: number): Value => {
+    const at = `transformer.h.${layer}.attn`;
+    const joint = reshape(g, linear(`${at}.c_attn`, rows), [batch, time, 3, heads, size]);
+    const parts = split(g, transpose(g, joint, [2, 0, 3, 1, 4]), 0, [1, 1, 1]);
+    const [q, k, v] = parts.map((part) => reshape(g, part, [batch, heads, time, size])) as [Value, Value, Value];
+    return linear(`${at}.c_proj`, sequence.attend(g, { q, k, v, window: 0 }, layer));
+  };
   for (let layer = 0; layer < config.layers; layer++) {
     const at = `transformer.h.${layer}`;
-    const joint = linear(`${at}.attn.c_attn`, norm(`${at}.ln_1`, x));
-    const parts = split(
-      g,
-      transpose(g, reshape(g, joint, [batch, time, 3, heads, size]), [2, 0, 3, 1, 4]),
-      0,
-      [1, 1, 1],
-    );
-    const [q, k, v] = parts.map((part) => reshape(g, part, [batch, heads, time, size])) as [Value, Value, Value];
-    x = add(g, x, linear(`${at}.attn.c_proj`, sequence.attend(g, { q, k, v, window: 0 }, layer)));
-    const inner = fastGelu(g, linear(`${at}.mlp.c_fc`, norm(`${at}.ln_2`, x)));
-    x = add(g, x, linear(`${at}.mlp.c_proj`, inner));
+    x = g.segment(x, (input) => {
+      const middle = add(g, input, attended(norm(`${at}.ln_1`, input), layer));
+      const inner = fastGelu(g, linear(`${at}.mlp.c_fc`, norm(`${at}.ln_2`, middle)));
+      return add(g, middle, linear(`${at}.mlp.c_proj`, inner));
+    });
   }
   return norm("transformer.ln_f", x);
 }

@@ -18,18 +18,21 @@ export function adamw(options: AdamWOptions): Optimizer {
   return {
     slots: ["m", "v"],
     prepare: (g, { lr, step, gradientScale }) => {
-      const one = g.scalar(1);
+      // Zero, known after all gradients are: a runtime that scaled old values before would hold them all at once.
+      const late = mul(g, gradientScale, g.scalar(0));
+      const after = (x: number): Value => add(g, g.scalar(x), late);
+      const [one, beta1, beta2] = [g.scalar(1), after(options.beta1), after(options.beta2)];
       const correction = (beta: number): Value => sub(g, one, pow(g, g.scalar(beta), step));
       const rootC2 = sqrt(g, correction(options.beta2));
       const intoM = mul(g, g.scalar(1 - options.beta1), gradientScale);
       const intoV = mul(g, g.scalar(1 - options.beta2), mul(g, gradientScale, gradientScale));
       const rate = div(g, mul(g, lr, rootC2), correction(options.beta1));
       const eps = mul(g, g.scalar(options.eps), rootC2);
-      const kept = sub(g, one, mul(g, lr, g.scalar(options.weightDecay)));
+      const kept = sub(g, after(1), mul(g, lr, g.scalar(options.weightDecay)));
       return ({ weights, slots }, gradient, decay) => {
         const [oldM, oldV] = slots as [Value, Value];
-        const m = add(g, mul(g, oldM, g.scalar(options.beta1)), mul(g, gradient, intoM));
-        const v = add(g, mul(g, oldV, g.scalar(options.beta2)), mul(g, mul(g, gradient, gradient), intoV));
+        const m = add(g, mul(g, oldM, beta1), mul(g, gradient, intoM));
+        const v = add(g, mul(g, oldV, beta2), mul(g, mul(g, gradient, intoV), gradient));
         const change = mul(g, div(g, m, add(g, sqrt(g, v), eps)), rate);
         return { weights: sub(g, decay ? mul(g, weights, kept) : weights, change), slots: [m, v] };
       };

@@ -1,3 +1,4 @@
+import type { Value } from "../builder.js";
 import { add, mul, sub } from "../ops.js";
 import type { Optimizer } from "./optimizer.js";
 
@@ -15,10 +16,13 @@ export function sgd({ momentum, weightDecay }: SgdOptions): Optimizer {
   return {
     slots: momentum === 0 ? [] : ["m"],
     prepare: (g, { lr, gradientScale }) => {
+      // Known after all gradients are: a runtime that scaled old values before would hold them all at once.
+      const late = mul(g, gradientScale, g.scalar(0));
+      const [kept, decayed] = [momentum, weightDecay].map((x) => add(g, g.scalar(x), late)) as [Value, Value];
       return ({ weights, slots: [m] }, gradient, decay) => {
         const scaled = mul(g, gradient, gradientScale);
-        const whole = decay && weightDecay !== 0 ? add(g, scaled, mul(g, weights, g.scalar(weightDecay))) : scaled;
-        const next = m === undefined ? whole : add(g, mul(g, m, g.scalar(momentum)), whole);
+        const whole = decay && weightDecay !== 0 ? add(g, scaled, mul(g, weights, decayed)) : scaled;
+        const next = m === undefined ? whole : add(g, mul(g, m, kept), whole);
         return { weights: sub(g, weights, mul(g, next, lr)), slots: m === undefined ? [] : [next] };
       };
     },

@@ -104,22 +104,28 @@ function hidden(g: GraphBuilder, traits: Traits, config: DecoderConfig, weights:
   const rows = dimension(seq.tokens.shape, 0) * dimension(seq.tokens.shape, 1);
   const normed = (name: string, x: Value): Value => rmsNorm(g, x, weights.tensor(`${name}.weight`), rmsNormEps);
   let x = reshape(g, gather(g, weights.tensor("model.embed_tokens.weight"), seq.tokens), [rows, width]);
-  for (let layer = 0; layer < config.layers; layer++) {
-    const block = blockName(layer);
-    const at = `${block}.self_attn`;
-    const input = normed(`${block}.input_layernorm`, x);
+  const attended = (x: Value, layer: number): Value => {
+    const at = `${blockName(layer)}.self_attn`;
     const heads = {
-      q: rotatedHeads(g, traits, config, weights, { at, kind: "q", x: input, sequence: seq, table }),
-      k: rotatedHeads(g, traits, config, weights, { at, kind: "k", x: input, sequence: seq, table }),
-      v: splitHeads(g, project(g, weights, `${at}.v_proj`, true, input), seq.tokens, headSize),
+      q: rotatedHeads(g, traits, config, weights, { at, kind: "q", x, sequence: seq, table }),
+      k: rotatedHeads(g, traits, config, weights, { at, kind: "k", x, sequence: seq, table }),
+      v: splitHeads(g, project(g, weights, `${at}.v_proj`, true, x), seq.tokens, headSize),
       window: config.window,
     };
-    x = add(g, x, project(g, weights, `${at}.o_proj`, true, seq.attend(g, heads, layer)));
-    const between = normed(`${block}.post_attention_layernorm`, x);
-    // SwiGLU (Shazeer 2020).
-    const gate = silu(g, project(g, weights, `${block}.mlp.gate_proj`, true, between));
-    const inner = mul(g, gate, project(g, weights, `${block}.mlp.up_proj`, true, between));
-    x = add(g, x, project(g, weights, `${block}.mlp.down_proj`, true, inner));
+    return project(g, weights, `${at}.o_proj`, true, seq.attend(g, heads, layer));
+  };
+  // SwiGLU (Shazeer 2020).
+  const gated = (x: Value, layer: number): Value => {
+    const at = `${blockName(layer)}.mlp`;
+    const gate = silu(g, project(g, weights, `${at}.gate_proj`, true, x));
+    return project(g, weights, `${at}.down_proj`, true, mul(g, gate, project(g, weights, `${at}.up_proj`, true, x)));
+  };
+  for (let layer = 0; layer < config.layers; layer++) {
+    const at = blockName(layer);
+    x = g.segment(x, (input) => {
+      const middle = add(g, input, attended(normed(`${at}.input_layernorm`, input), layer));
+      return add(g, middle, gated(normed(`${at}.post_attention_layernorm`, middle), layer));
+    });
   }
   return normed("model.norm", x);
 }

@@ -3,10 +3,11 @@ import fc from "fast-check";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { createRng } from "#common/domain/rng.js";
 import { parseModelConfig, type ModelConfig } from "#common/graph/config.js";
+import { freezeBase, thawBase } from "#common/graph/frozen.js";
 import { initVariant, initWeights } from "#common/graph/init.js";
 import { parameterLayout } from "#common/graph/layout.js";
 import { buildLogitsGraph } from "#common/graph/logits.js";
-import { dequantizeMatrix, freezeBase, quantizedSize, quantizeMatrix, thawBase } from "#common/graph/quantize.js";
+import { dequantizeMatrix, quantizedSize, quantizeMatrix } from "#common/graph/quantize.js";
 import { buildTrainGraph } from "#common/graph/train.js";
 import { type Variant, variantLayout } from "#common/graph/variant.js";
 

@@ -1,44 +1,8 @@
+import type { Attribute, ElementType, Initializer, Model, Node, Shape, Value } from "./model.js";
 import { encodeModel } from "./encoding.js";
 
-export type ElementType = "float32" | "int64" | "bool" | "uint8";
-export type Shape = readonly number[];
-
-/** An edge of the graph. Every shape is known when the graph is built: there are no symbolic dimensions. */
-export interface Value {
-  readonly name: string;
-  readonly type: ElementType;
-  readonly shape: Shape;
-}
-
-export type Attribute =
-  | { readonly kind: "int"; readonly value: number }
-  | { readonly kind: "float"; readonly value: number }
-  | { readonly kind: "ints"; readonly value: readonly number[] }
-  | { readonly kind: "string"; readonly value: string }
-  | { readonly kind: "tensor"; readonly value: Initializer }
-  | { readonly kind: "graph"; readonly value: Model };
-
-export interface Node {
-  readonly op: string;
-  readonly domain: string;
-  readonly inputs: readonly Value[];
-  readonly outputs: readonly Value[];
-  readonly attributes: Readonly<Record<string, Attribute>>;
-}
-
-export interface Initializer {
-  readonly name: string;
-  readonly type: ElementType;
-  readonly shape: Shape;
-  readonly data: readonly number[];
-}
-
-export interface Model {
-  readonly nodes: readonly Node[];
-  readonly initializers: readonly Initializer[];
-  readonly inputs: readonly Value[];
-  readonly outputs: readonly Value[];
-}
+export { sizeOf } from "./model.js";
+export type { Attribute, ElementType, Initializer, Model, Node, Shape, Value } from "./model.js";
 
 /** Nodes from index `from` up to, not including, `to`, between which nothing but `input` comes from earlier segments. */
 export interface Segment {
@@ -52,11 +16,6 @@ function freeNames({ nodes, initializers, inputs, outputs }: Model): string[] {
   const own = new Set([...initializers, ...inputs, ...nodes.flatMap((node) => node.outputs)].map(({ name }) => name));
   const used = [...nodes.flatMap((node) => node.inputs), ...outputs].map(({ name }) => name);
   return used.filter((name) => !own.has(name));
-}
-
-/** Number of elements of a shape; 1 for a scalar. */
-export function sizeOf(shape: Shape): number {
-  return shape.reduce((product, dimension) => product * dimension, 1);
 }
 
 /**

@@ -1,5 +1,5 @@
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
-import type { Attribute, ElementType, Initializer, Model, Node, Value } from "./builder.js";
+import type { Attribute, ElementType, Initializer, Model, Node, Value } from "./model.js";
 
 /** Field numbers and enum values are those of onnx/onnx.proto3. */
 const IR_VERSION = 9;

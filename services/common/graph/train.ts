@@ -7,7 +7,7 @@ import type { Piece } from "./layout.js";
 import { loop } from "./loop.js";
 import { countTargets, crossEntropy, meanLoss } from "./loss.js";
 import { add, div, gather, min, mul, reshape, sqrt, squareSum, sub, sum } from "./ops.js";
-import { type OptimizerOptions, optimizerOf } from "./optimizers/optimizer.js";
+import { type OptimizerOptions, optimizerOf } from "./optimizers/table.js";
 import { inputPieces, packPiece } from "./parameters.js";
 import { bindVariant, type BoundModel, type Variant, variantLayout } from "./variant.js";
 

@@ -2,7 +2,8 @@ import type { GraphBuilder, Value } from "./builder.js";
 import type { ParameterSpec, Projection, Violation } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
 import { layoutOf, type ParameterLayout } from "./layout.js";
-import { inputPieces, type Parameters, unpackTensors } from "./parameters.js";
+import { inputPieces, unpackTensors } from "./parameters.js";
+import type { Parameters } from "./projection.js";
 import { blockOf, type QuantizedPlace } from "./quantize.js";
 
 /** Low-rank adapters (LoRA, Hu et al. 2021) beside some of the linear modules. */

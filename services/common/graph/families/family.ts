@@ -1,6 +1,6 @@
 import type { Sequence } from "../attention.js";
 import type { GraphBuilder, Shape, Value } from "../builder.js";
-import type { Parameters } from "../parameters.js";
+import type { Parameters } from "../projection.js";
 
 /** What is wrong with one field of a model config, for a person to repair. */
 export interface Violation {

@@ -2,7 +2,7 @@ import type { Sequence } from "../attention.js";
 import type { GraphBuilder, Value } from "../builder.js";
 import { fastGelu, layerNorm } from "../kernels.js";
 import { add, dimension, gather, gemm, head, min, reshape, split, transpose } from "../ops.js";
-import { type Parameters, project } from "../parameters.js";
+import { type Parameters, project } from "../projection.js";
 import type { BatchShape, Family, ParameterSpec, Parsed, Projection, Work } from "./family.js";
 import { FieldReader } from "./fields.js";
 import { initialStd } from "./initial.js";

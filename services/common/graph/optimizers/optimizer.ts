@@ -1,6 +1,4 @@
 import type { GraphBuilder, Value } from "../builder.js";
-import { adamw, type AdamWOptions } from "./adamw.js";
-import { sgd, type SgdOptions } from "./sgd.js";
 
 /** One piece of the parameters with what the optimizer keeps of it, slot by slot. */
 export interface PieceState {
@@ -25,12 +23,4 @@ export interface Optimizer {
   readonly slots: readonly ("m" | "v")[];
   /** Emits what all pieces have in common. */
   prepare(g: GraphBuilder, inputs: StepInputs): Update;
-}
-
-/** AdamW unless SGD is asked for. */
-export type OptimizerOptions =
-  ({ readonly optimizer?: "adamw" } & AdamWOptions) | ({ readonly optimizer: "sgd" } & SgdOptions);
-
-export function optimizerOf(options: OptimizerOptions): Optimizer {
-  return options.optimizer === "sgd" ? sgd(options) : adamw(options);
 }

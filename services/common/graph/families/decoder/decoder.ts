@@ -3,7 +3,7 @@ import { splitHeads } from "../../attention.js";
 import type { GraphBuilder, Value } from "../../builder.js";
 import { rmsNorm, rotary, type RotaryTable, silu } from "../../kernels.js";
 import { add, dimension, gather, gemm, mul, reshape } from "../../ops.js";
-import { type Parameters, project } from "../../parameters.js";
+import { type Parameters, project } from "../../projection.js";
 import type { BatchShape, Family, ParameterSpec, Projection, Work } from "../family.js";
 import { initialStd } from "../initial.js";
 import { type DecoderConfig, type DecoderTraits, parseHuggingFace, parseOwn, writeHuggingFace } from "./config.js";

@@ -52,9 +52,10 @@ need redis-server redis-server
 if [ "$wanted" = test ]; then
   need git git
   need promtool prometheus
-  need tcpdump tcpdump
+  need protoc protobuf-compiler
+  need grpc_python_plugin protobuf-compiler-grpc
+  [ -e /usr/include/google/protobuf/struct.proto ] || missing+=(libprotobuf-dev)
   /usr/bin/python3 -c 'import grpc' 2>/dev/null || missing+=(python3-grpcio)
-  /usr/bin/python3 -c 'import grpc_tools.protoc' 2>/dev/null || missing+=(python3-grpc-tools)
 fi
 install_missing
 install_npm

@@ -16,12 +16,23 @@ const UPLOAD_TIMEOUT_MS = 30_000;
 
 const REJECTED = "the control plane does not accept this device's credential any more; join again with a new token";
 
-async function logStatus(nc: NatsConnection, log: Log): Promise<void> {
+/** Refusals without a connection in between after which the credential counts as rejected. */
+const MOST_REFUSALS = 3;
+
+/** Logs what happens to the connection, and ends it when the server keeps refusing the credential. */
+async function followStatus(nc: NatsConnection, log: Log, rejected: () => void): Promise<void> {
+  let refusals = 0;
   for await (const { type, data } of nc.status()) {
     if (type === Events.Disconnect) log.warn("disconnected from the control plane; reconnecting");
-    else if (type === Events.Reconnect) log.info("reconnected to the control plane");
-    else if (type === Events.Error)
+    else if (type === Events.Reconnect) {
+      refusals = 0;
+      log.info("reconnected to the control plane");
+    } else if (type === Events.Error) {
       log.warn("NATS reports an error", { error: typeof data === "string" ? data : JSON.stringify(data) });
+      if (!isCredentialRefused({ code: data }) || ++refusals < MOST_REFUSALS) continue;
+      rejected();
+      await nc.close();
+    }
   }
 }
 
@@ -49,10 +60,11 @@ export async function connectControlPlane(
   let { jwt } = identity;
   const inboxPrefix = deviceInbox(device);
   const nc = await dial({ servers, jwt: () => jwt, seed, inboxPrefix, name: device, clock, log, signal });
-  void logStatus(nc, log);
+  let rejected = false;
+  void followStatus(nc, log, () => (rejected = true));
   const closed = nc.closed().then((error) => {
-    // The client gives up only when the same refusal comes twice.
-    const refused = error instanceof Error && isCredentialRefused(error);
+    // The client gives up by itself only when the same refusal comes twice in a row.
+    const refused = rejected || (error instanceof Error && isCredentialRefused(error));
     if (error instanceof Error && !refused) log.error("the connection ended", { error: messageOf(error) });
     return { rejected: refused ? REJECTED : undefined };
   });

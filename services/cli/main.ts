@@ -3,14 +3,19 @@ import { EXIT } from "./exit.js";
 import { processIo } from "./io.js";
 import { runProgram } from "./program.js";
 
+const IMPATIENT_MS = 1000;
 const stopping = new AbortController();
+let abortedAtMs = 0;
 const stop = (): void => {
-  // A second signal does not wait for the draining.
-  if (stopping.signal.aborted) process.exit(EXIT.failed);
   stopping.abort();
+  abortedAtMs = Date.now();
 };
-process.on("SIGINT", stop);
 process.on("SIGTERM", stop);
+process.on("SIGINT", () => {
+  // An impatient second Ctrl-C does not wait for the draining. Some senders repeat a signal at once: that is no second.
+  if (stopping.signal.aborted && Date.now() - abortedAtMs > IMPATIENT_MS) process.exit(EXIT.failed);
+  if (!stopping.signal.aborted) stop();
+});
 // The reader of a pipe may leave first, as `head` does.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   if (error.code === "EPIPE") process.exit(EXIT.ok);

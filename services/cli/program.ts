@@ -7,6 +7,7 @@ import { describeCommands } from "./commands/describe.js";
 import { eventCommands } from "./commands/events.js";
 import { generateCommands } from "./commands/generate.js";
 import { getCommands } from "./commands/get.js";
+import { keysCommands } from "./commands/keys.js";
 import { modelCommands } from "./commands/model.js";
 import { steerCommands } from "./commands/steer.js";
 import { tokenCommands } from "./commands/token.js";
@@ -33,6 +34,7 @@ const GROUPS: readonly CommandGroup[] = [
   steerCommands,
   modelCommands,
   generateCommands,
+  keysCommands,
   completionCommands,
   versionCommands,
 ];

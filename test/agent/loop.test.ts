@@ -9,7 +9,7 @@ import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { decodeUpdate } from "#common/tensor/chunk.js";
 import { codecByName } from "#common/tensor/codec.js";
 import { DataPolicy, DeviceFacts } from "#proto/shoal/v1/device.js";
-import { AssignedTask, HeartbeatReply, type HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
+import { type AssignedTask, HeartbeatReply, type HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { BlobCache } from "#agent/cache.js";
 import { Datasets } from "#agent/data/datasets.js";

@@ -42,7 +42,7 @@ interface Corpus {
 function readCorpus(data: string): Corpus {
   const text = readFileSync(join(data, "input.txt"), "utf8");
   const alphabet = [...new Set(text)].sort().join("");
-  const index = new Map([...alphabet].map((c, i) => [c, i]));
+  const index = new Map(Array.from(alphabet, (c, i) => [c, i]));
   const encode = (part: string): Int32Array => Int32Array.from(part, (c) => index.get(c) ?? 0);
   const cut = Math.floor(text.length * 0.9);
   return {

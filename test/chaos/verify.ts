@@ -35,7 +35,11 @@ async function verifyRound(
   verified.commits += commits.length;
   verified.folded += result.folded.length;
   const counted = new Map<number, number>();
-  for (const verdict of [...result.folded, ...result.refused]) {
+  const inResult = [...result.folded, ...result.refused];
+  // What came after the result was written has its verdict in the tally only.
+  const tally = await ports.store.get("UpdateTally", name);
+  const later = (tally?.verdicts ?? []).filter((v) => !inResult.some((r) => r.commitSeq === v.commitSeq));
+  for (const verdict of [...inResult, ...later]) {
     counted.set(verdict.commitSeq, (counted.get(verdict.commitSeq) ?? 0) + 1);
   }
   for (const { reason } of result.refused) verified.refused[reason] = (verified.refused[reason] ?? 0) + 1;

@@ -1,10 +1,13 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import test from "ava";
 import fc from "fast-check";
 import { InvalidArgumentError } from "commander";
 import { durationMs, keyValue, realNumber, wholeNumber } from "#services/cli/arguments.js";
 import { targetOf } from "#services/cli/calls.js";
 import { outcomeOf, progressBarLine, progressLine } from "#services/cli/commands/watch.js";
-import { textOf } from "#services/cli/commands/generate.js";
+import { folderSource, textOf } from "#services/cli/generation.js";
 import { kindOf } from "#services/cli/commands/apply.js";
 import { contextPlace, loadContext, parseContext } from "#services/cli/context.js";
 import { CliError, EXIT, exitCodeOfStatus } from "#services/cli/exit.js";
@@ -139,4 +142,15 @@ test("streamed text waits for whole characters", async (t) => {
   const decode = (all: readonly number[]): string => new TextDecoder().decode(Uint8Array.from(all));
   for await (const piece of textOf(tokens(), decode)) pieces.push(piece);
   t.deepEqual(pieces, ["a", "é", "€", "b"]);
+});
+
+test("an exported folder brings its tokenizer along", (t) => {
+  const directory = mkdtempSync(join(tmpdir(), "shoal-test-"));
+  t.teardown(() => rmSync(directory, { recursive: true, force: true }));
+  t.is(folderSource(directory).tokenizer.vocabulary, 256);
+  writeFileSync(join(directory, "shoal_tokenizer.json"), '{"kind":"chars","chars":"abc"}');
+  t.deepEqual([...folderSource(directory).tokenizer.encode("cab")], [2, 0, 1]);
+  writeFileSync(join(directory, "shoal_tokenizer.json"), '{"kind":"runes"}');
+  const error = t.throws(() => folderSource(directory), { instanceOf: CliError });
+  t.is(error.exitCode, EXIT.invalid);
 });

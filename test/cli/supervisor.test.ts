@@ -166,20 +166,14 @@ const FACTS = {
 };
 
 test("units start after what they need; only the registry sees the keys", (t) => {
-  const units = planUnits(FACTS);
+  const stages = planUnits(FACTS);
+  const units = stages.flat();
   t.deepEqual(
-    units.map(({ name }) => name),
+    stages.map((stage) => stage.map(({ name }) => name).join(" ")),
     [
-      "nats",
-      "redis",
-      "registry-0",
-      "registry-1",
-      "scheduler-0",
-      "scheduler-1",
-      "aggregator-0",
-      "aggregator-1",
-      "telemetry-0",
-      "telemetry-1",
+      "nats redis",
+      "registry-0 registry-1",
+      "scheduler-0 scheduler-1 aggregator-0 aggregator-1 telemetry-0 telemetry-1",
     ],
   );
   for (const { name, env } of units) t.is(env["SHOAL_KEYS_DIR"], name.startsWith("registry") ? "/d/keys" : undefined);
@@ -204,7 +198,10 @@ test("the supervisor starts in order, restarts what dies and drains in reverse",
   const file = join(directory, "order");
   const said: string[] = [];
   const [a, b] = [listener("a", await drawPort(), file), listener("b", await drawPort(), file)];
-  const supervisor = new Supervisor([a, b], directory, { say: (line) => said.push(line), processes: () => undefined });
+  const supervisor = new Supervisor([[a], [b]], directory, {
+    say: (line) => said.push(line),
+    processes: () => undefined,
+  });
   await supervisor.start();
   const before = supervisor.pids();
   process.kill(before["b"] ?? 0, "SIGKILL");
@@ -228,7 +225,7 @@ test("a unit that never becomes ready can be given up on", async (t) => {
     env: {},
     health,
   };
-  const supervisor = new Supervisor([unit], directory, { say: () => undefined, processes: () => undefined });
+  const supervisor = new Supervisor([[unit]], directory, { say: () => undefined, processes: () => undefined });
   const started = supervisor.start();
   supervisor.interrupt();
   await started;

@@ -167,6 +167,8 @@ test.serial("a revoked device is thrown out, also after a restart of the server;
   for (const { creds } of [bad, worse])
     await t.throwsAsync(server.connect(creds, deviceInbox("bad")), { code: "AUTHORIZATION_VIOLATION" });
   t.true(await isHeard(good.link, subjects.heartbeat("good")));
+  for (let turn = 0; turn < 400 && !bad.link.nc.isClosed(); turn += 1) await sleep(25);
+  t.true(bad.link.nc.isClosed());
   await server.restart();
   await t.throwsAsync(server.connect(bad.creds, deviceInbox("bad")), { code: "AUTHORIZATION_VIOLATION" });
   for (let turn = 0; turn < 200 && !(good.link.connected && services.connected); turn += 1) await sleep(25);

@@ -14,6 +14,7 @@ const DEVICES = 4;
 const root = mkdtempSync(join(tmpdir(), "shoal-e2e-"));
 let fleet: Fleet;
 let recorder: Recorder;
+let isUp = false;
 let folders: string[];
 
 interface Ran {
@@ -52,6 +53,7 @@ test.before(async () => {
     replicas: 2,
     env: { SHOAL_PUBLIC_NATS_URLS: recorder.url, SHOAL_HEARTBEAT_MS: "1000" },
   });
+  isUp = true;
   recorder.target = fleet.context().natsUrl;
   folders = writeAddresses(join(root, "data"), DEVICES);
   const token = await fleet.token();
@@ -60,8 +62,8 @@ test.before(async () => {
 });
 
 test.after.always(async () => {
-  await fleet?.stop();
-  await recorder?.close();
+  if (isUp) await fleet.stop();
+  await recorder.close();
   rmSync(root, { recursive: true, force: true });
 });
 

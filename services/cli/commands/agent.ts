@@ -1,4 +1,3 @@
-import { runAgent } from "#agent/main.js";
 import { keyValue, realNumber, wholeNumber } from "../arguments.js";
 import { CliError, EXIT, type ExitCode } from "../exit.js";
 import type { CommandGroup, Shell } from "../shell.js";
@@ -24,6 +23,8 @@ async function joinToken({ io }: Shell, option: string | undefined): Promise<str
 }
 
 async function agent(shell: Shell, flags: AgentFlags): Promise<void> {
+  // Loaded only here: the tensor runtime behind it is heavy, and no other command needs it.
+  const { runAgent } = await import("#agent/main.js");
   const code = await runAgent(
     {
       joinToken: await joinToken(shell, flags.join),

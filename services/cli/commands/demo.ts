@@ -1,6 +1,6 @@
 import { writeFileSync } from "node:fs";
 import { wholeNumber } from "../arguments.js";
-import { runDemo, type DemoOptions } from "../demo/demo.js";
+import type { DemoOptions } from "../demo/demo.js";
 import { summary } from "../demo/display.js";
 import { DEMO } from "../demo/settings.js";
 import { writeJson } from "../io.js";
@@ -24,6 +24,7 @@ export const demoCommands: CommandGroup = (program, shell) => {
     .option("--checkpoint <dir>", "folder for the trained model", ".shoal/demo/checkpoint")
     .option("--keep", "keep the folders of control plane and devices", false)
     .action(async (options: DemoFlags) => {
+      const { runDemo } = await import("../demo/demo.js");
       const report = await runDemo(shell, options);
       if (options.json === "-") {
         writeJson(shell.io, report);

@@ -1,6 +1,5 @@
 import { wholeNumber } from "../arguments.js";
 import { writeJson } from "../io.js";
-import { startControlPlane } from "../supervisor/control-plane.js";
 import type { CommandGroup, Shell } from "../shell.js";
 
 interface UpOptions {
@@ -36,6 +35,7 @@ export function serviceSettings(env: Shell["io"]["env"]): Record<string, string>
 
 async function up(shell: Shell, options: UpOptions): Promise<void> {
   const { io } = shell;
+  const { startControlPlane } = await import("../supervisor/control-plane.js");
   const plane = await startControlPlane({
     dir: options.dir,
     replicas: options.replicas,

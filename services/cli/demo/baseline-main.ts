@@ -8,6 +8,7 @@ import { folderSource } from "#agent/data/source.js";
 import { splitDocuments, type Shard } from "#agent/data/split.js";
 import { openTokenizer } from "#agent/data/tokenizers.js";
 import { importCheckpoint } from "#common/graph/checkpoint.js";
+import { deriveSeed } from "#common/domain/seed.js";
 import { parseModelConfig } from "#common/graph/config.js";
 import { initWeights } from "#common/graph/init.js";
 import { OptimizerSpec, TokenizerSpec } from "#proto/shoal/v1/job.js";
@@ -23,7 +24,10 @@ function setupOf(seed: number): TrainingSetup {
   const parsed = parseModelConfig({ family: "gpt2", ...DEMO.model });
   if (!parsed.ok) throw new Error(`the demo's model cannot be built: ${JSON.stringify(parsed.violations)}`);
   const { batchSize, seqLen } = DEMO;
-  return { config: parsed.config, optimizer: OptimizerSpec.fromPartial(DEMO.optimizer), batchSize, seqLen, seed };
+  const { config } = parsed;
+  // The weights the scheduler starts the job with.
+  const initial = initWeights(config, deriveSeed(seed, "weights"));
+  return { config, optimizer: OptimizerSpec.fromPartial(DEMO.optimizer), batchSize, seqLen, seed, initial };
 }
 
 async function readShards(folders: BaselinePlan["folders"]): Promise<Map<string, Shard>> {
@@ -51,7 +55,7 @@ async function runPlan(backend: Backend, plan: BaselinePlan): Promise<void> {
   const everyone = [...shards.values()];
   const judge = async (name: string, weights: Float32Array): Promise<void> =>
     tell({ kind: "loss", name, loss: await heldOutLoss(backend, setup, weights, everyone) });
-  if (plan.initial) await judge("initial", initWeights(setup.config, plan.seed));
+  if (plan.initial) await judge("initial", setup.initial);
   for (const [name, folder] of Object.entries(plan.checkpoints)) await judge(name, readWeights(folder));
   for (const { name, devices, steps } of plan.runs) {
     const streams = devices.map((device) => shards.get(device)?.train ?? new Int32Array(0));

@@ -5,7 +5,6 @@ import { createRng } from "#common/domain/rng.js";
 import { learningRateAt } from "#common/domain/schedule.js";
 import type { ModelConfig } from "#common/graph/config.js";
 import { buildEvalGraph } from "#common/graph/eval.js";
-import { initWeights } from "#common/graph/init.js";
 import { buildTrainGraph } from "#common/graph/train.js";
 import type { OptimizerSpec } from "#proto/shoal/v1/job.js";
 
@@ -15,7 +14,10 @@ export interface TrainingSetup {
   readonly optimizer: OptimizerSpec;
   readonly batchSize: number;
   readonly seqLen: number;
+  /** Of the order of the data. */
   readonly seed: number;
+  /** Where all models start. */
+  readonly initial: Float32Array;
 }
 
 /** Several streams one after the other, with a newline in between. */
@@ -58,7 +60,7 @@ export async function heldOutLoss(
 }
 
 /**
- * Trains a fresh model on one stream in one place, with the federated job's inner optimizer and its schedule over these
+ * Trains the starting model on one stream in one place, with the federated job's inner optimizer and its schedule over these
  * steps.
  * @param onStep called after each step
  * @returns flat weights
@@ -70,11 +72,11 @@ export async function trainAlone(
   steps: number,
   onStep: (step: number, loss: number) => void,
 ): Promise<Float32Array> {
-  const { config, optimizer, batchSize, seqLen, seed } = setup;
+  const { config, optimizer, batchSize, seqLen, seed, initial } = setup;
   const session = await backend.train(buildTrainGraph(config, { ...optimizer, batch: batchSize, seqLen }));
   try {
-    const weights = initWeights(config, seed);
-    session.load({ weights, m: new Float32Array(weights.length), v: new Float32Array(weights.length) });
+    const zeros = new Float32Array(initial.length);
+    session.load({ weights: initial, m: zeros, v: zeros });
     const rng = createRng(seed);
     for (let step = 0; step < steps; step++) {
       const lr = learningRateAt(optimizer, steps, step);

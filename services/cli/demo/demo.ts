@@ -2,10 +2,11 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { availableParallelism, cpus, tmpdir, totalmem } from "node:os";
 import { join, resolve } from "node:path";
 import { exportCheckpoint } from "#common/graph/checkpoint.js";
+import { deriveSeed } from "#common/domain/seed.js";
 import { parseModelConfig } from "#common/graph/config.js";
 import { initWeights } from "#common/graph/init.js";
 import { connectClients, type Clients } from "../calls.js";
-import { generateFromFolder } from "../commands/generate.js";
+import { generateFromFolder } from "../generation.js";
 import { exportModel } from "../folders.js";
 import { LiveArea } from "../output/progress.js";
 import type { Shell } from "../shell.js";
@@ -45,7 +46,7 @@ function writeInitial(folder: string, seed: number): void {
   const parsed = parseModelConfig({ family: "gpt2", ...DEMO.model });
   if (!parsed.ok) throw new Error(`the demo's model cannot be built: ${JSON.stringify(parsed.violations)}`);
   mkdirSync(folder, { recursive: true });
-  const files = exportCheckpoint(parsed.config, initWeights(parsed.config, seed));
+  const files = exportCheckpoint(parsed.config, initWeights(parsed.config, deriveSeed(seed, "weights")));
   for (const [name, bytes] of Object.entries(files)) writeFileSync(join(folder, name), bytes as Uint8Array);
 }
 

@@ -18,9 +18,9 @@ export interface DemoShard {
   readonly bytes: number;
 }
 
-/** Shards hold between these many bytes, so that all of it fits the demo's time and they are clearly unequal. */
-const LEAST_BYTES = 90_000;
-const MOST_BYTES = 420_000;
+/** Shards hold between these many bytes: clearly unequal, and none is enough to learn the language from alone. */
+const LEAST_BYTES = 15_000;
+const MOST_BYTES = 70_000;
 
 /** "William J Clinton" -> "william-j-clinton". */
 export function deviceName(president: string): string {

@@ -1,5 +1,5 @@
 import { spawn, type ChildProcess } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { CliError, EXIT } from "../exit.js";
@@ -21,6 +21,13 @@ const READY_MS = 60_000;
 /** Time a unit is given to drain before it is killed. */
 const DRAIN_MS = 10_000;
 
+/** Lines of a log that are shown with a failure, since a demo's log goes with its folder. */
+const SHOWN_LINES = 8;
+
+function lastLines(log: string): string {
+  return readFileSync(log, "utf8").trimEnd().split("\n").slice(-SHOWN_LINES).join("\n");
+}
+
 interface Running {
   readonly unit: Unit;
   child: ChildProcess | undefined;
@@ -29,41 +36,38 @@ interface Running {
   startedAtMs: number;
 }
 
-/** Keeps a list of units alive: starts them in order, restarts those that die, ends them in reverse. */
+/** Keeps units alive: starts them stage by stage, restarts those that die, ends them in reverse. */
 export class Supervisor {
-  readonly #running: Running[];
+  readonly #stages: Running[][];
   readonly #stopping = new AbortController();
 
   constructor(
-    units: readonly Unit[],
+    stages: readonly (readonly Unit[])[],
     private readonly logsDir: string,
     private readonly events: SupervisorEvents,
   ) {
-    this.#running = units.map((unit) => ({
-      unit,
-      child: undefined,
-      record: undefined,
-      failures: 0,
-      startedAtMs: 0,
-    }));
+    const idle = { child: undefined, record: undefined, failures: 0, startedAtMs: 0 };
+    this.#stages = stages.map((units) => units.map((unit) => ({ ...idle, unit })));
   }
 
   /**
-   * Starts every unit once the one before it is ready.
-   * @throws CliError if one does not become ready; those that were started still run until `stop`
+   * Starts every stage once the one before it is ready.
+   * @throws CliError if a unit does not become ready; those that were started still run until `stop`
    */
   async start(): Promise<void> {
-    for (const running of this.#running) {
+    for (const stage of this.#stages) {
       if (this.#isStopping()) return;
-      this.#spawn(running);
-      if (await waitReady(running.unit.health, READY_MS, this.#stopping.signal)) continue;
-      if (this.#isStopping()) return;
-      const log = join(this.logsDir, `${running.unit.name}.log`);
-      throw new CliError(
-        `${running.unit.name} did not become ready in ${READY_MS / 1000} s: see ${log}`,
-        EXIT.unavailable,
-      );
+      for (const running of stage) this.#spawn(running);
+      await Promise.all(stage.map((running) => this.#ready(running)));
     }
+  }
+
+  async #ready({ unit }: Running): Promise<void> {
+    if (await waitReady(unit.health, READY_MS, this.#stopping.signal)) return;
+    if (this.#isStopping()) return;
+    const log = join(this.logsDir, `${unit.name}.log`);
+    const message = `${unit.name} did not become ready in ${READY_MS / 1000} s: see ${log}, which ends with`;
+    throw new CliError(`${message}\n${lastLines(log)}`, EXIT.unavailable);
   }
 
   /** Makes `start` return early, so that `stop` can follow. */
@@ -76,15 +80,17 @@ export class Supervisor {
     return Object.fromEntries(this.#records().map(({ name, pid }) => [name, pid]));
   }
 
-  /** Ends the units in reverse order, each when the one after it has drained. */
+  /** Ends the stages in reverse order, each when the one after it has drained. */
   async stop(): Promise<void> {
     this.interrupt();
-    for (const running of [...this.#running].reverse()) {
-      if (running.record === undefined) continue;
-      await endProcess(running.record, DRAIN_MS);
-      running.record = undefined;
-      this.events.processes(this.#records());
-    }
+    for (const stage of [...this.#stages].reverse()) await Promise.all(stage.map((running) => this.#end(running)));
+  }
+
+  async #end(running: Running): Promise<void> {
+    if (running.record === undefined) return;
+    await endProcess(running.record, DRAIN_MS);
+    running.record = undefined;
+    this.events.processes(this.#records());
   }
 
   #isStopping(): boolean {
@@ -92,7 +98,7 @@ export class Supervisor {
   }
 
   #records(): ProcessRecord[] {
-    return this.#running.flatMap(({ record }) => (record === undefined ? [] : [record]));
+    return this.#stages.flat().flatMap(({ record }) => (record === undefined ? [] : [record]));
   }
 
   #spawn(running: Running): void {

@@ -73,8 +73,8 @@ export function addresses(
   };
 }
 
-/** All units in the order of their start: each needs only those before it. */
-export function planUnits(facts: UnitFacts): Unit[] {
+/** All units in stages: each stage needs only those before it, and its units start at the same time. */
+export function planUnits(facts: UnitFacts): Unit[][] {
   const { ports, replicas } = facts;
   const nats: Unit = {
     name: "nats",
@@ -109,6 +109,7 @@ export function planUnits(facts: UnitFacts): Unit[] {
     },
     health: { kind: "http", url: `http://${addressOf(ports, name, index, "metrics")}/readyz` },
   });
-  const services = SERVICES.flatMap((name) => Array.from({ length: replicas }, (_, i) => service(name, i)));
-  return [nats, redis, ...services];
+  const replicasOf = (name: ServiceName): Unit[] => Array.from({ length: replicas }, (_, i) => service(name, i));
+  const rest = SERVICES.filter((name) => name !== "registry");
+  return [[nats, redis], replicasOf("registry"), rest.flatMap(replicasOf)];
 }

@@ -21,9 +21,6 @@ const codecs: { [K in Kind]: Codec<ResourceOf[K]> } = {
   Dataset,
 };
 
-/** Every kind a store holds. */
-export const KINDS = Object.keys(codecs) as Kind[];
-
 /** JSON text of a resource in protobuf's JSON mapping; its resourceVersion, which the store owns, is left out. */
 export function encodeResource<K extends Kind>(kind: K, resource: ResourceOf[K]): string {
   const { metadata } = resource;

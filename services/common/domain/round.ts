@@ -1,9 +1,6 @@
 import type { Exclusion, Round, RoundStatus, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { type Observation, setCondition } from "./condition.js";
 
-/** Phases of a round. "Completed" and "Failed" are final. */
-export type RoundPhase = "Planning" | "Training" | "Aggregating" | "Completed" | "Failed";
-
 /** What the world says of a round, gathered by the caller. */
 export interface RoundFacts {
   /** The aggregator's judgement so far. */

@@ -5,9 +5,6 @@
 export interface WorkQueue {
   add(key: string, options?: { delayMs?: number }): Promise<void>;
   /** Works on keys until the signal aborts; the promise settles when the last handler has ended. */
-  run(
-    handler: (key: string) => Promise<void>,
-    options: { concurrency: number; signal: AbortSignal },
-  ): Promise<void>;
+  run(handler: (key: string) => Promise<void>, options: { concurrency: number; signal: AbortSignal }): Promise<void>;
   close(): Promise<void>;
 }

@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import type { Clock } from "../ports/clock.js";
 import type { Log } from "../ports/log.js";
 
@@ -19,7 +20,10 @@ export class Lifecycle {
     private readonly log: Log,
     private readonly clock: Clock,
     private readonly boundMs = 20_000,
-  ) {}
+  ) {
+    // Every part of a service listens to it: many listeners are no leak.
+    setMaxListeners(0, this.stopping.signal);
+  }
 
   /** Aborts when stopping begins: work in hand should end. */
   get signal(): AbortSignal {

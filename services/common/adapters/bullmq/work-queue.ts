@@ -36,7 +36,11 @@ export class BullWorkQueue implements WorkQueue {
   private complainedAtMs = -Infinity;
 
   constructor(private readonly options: BullWorkQueueOptions) {
-    this.redis = new Redis(options.redisUrl, { maxRetriesPerRequest: null, enableOfflineQueue: false, retryStrategy: retryDelayMs });
+    this.redis = new Redis(options.redisUrl, {
+      maxRetriesPerRequest: null,
+      enableOfflineQueue: false,
+      retryStrategy: retryDelayMs,
+    });
     this.redis.on("error", (error) => this.complain(error));
     this.queue = new Queue(options.name, {
       connection: this.redis,

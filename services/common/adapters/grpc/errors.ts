@@ -47,29 +47,9 @@ export function notFound(kind: string, name: string): GrpcError {
   return new GrpcError(status.NOT_FOUND, `there is no ${kind} named ${JSON.stringify(name)}`);
 }
 
-/** ALREADY_EXISTS. */
-export function alreadyExists(kind: string, name: string): GrpcError {
-  return new GrpcError(status.ALREADY_EXISTS, `a ${kind} named ${JSON.stringify(name)} exists already`);
-}
-
 /** FAILED_PRECONDITION: the request is right, the state is not; says what must change. */
 export function failedPrecondition(message: string): GrpcError {
   return new GrpcError(status.FAILED_PRECONDITION, message);
-}
-
-/** ABORTED: a race was lost too often; the same request may succeed. */
-export function aborted(message: string): GrpcError {
-  return new GrpcError(status.ABORTED, message);
-}
-
-/** UNAVAILABLE: something this needs is away; the same request may succeed later. */
-export function unavailable(message: string): GrpcError {
-  return new GrpcError(status.UNAVAILABLE, message);
-}
-
-/** OUT_OF_RANGE. */
-export function outOfRange(message: string): GrpcError {
-  return new GrpcError(status.OUT_OF_RANGE, message);
 }
 
 /** Codes of failures that pass: the caller should try again. */
@@ -104,9 +84,14 @@ export function fromServiceError(error: unknown): GrpcError {
   return new GrpcError(statusOf(error.code), details, violations, { cause: error });
 }
 
+const STATUSES = new Map(
+  Object.values(status)
+    .filter((value): value is status => typeof value === "number")
+    .map((value) => [value.toString(), value]),
+);
+
 function statusOf(code: number): status {
-  const known = Object.values(status).find((value): value is status => value === code);
-  return known ?? status.UNKNOWN;
+  return STATUSES.get(code.toString()) ?? status.UNKNOWN;
 }
 
 /** google.rpc.Status { code = 1, message = 2, details = 3 } holding one Any { type_url = 1, value = 2 } of a BadRequest. */

@@ -68,6 +68,7 @@ export class ManualClock implements Clock {
   /** Moves the time, waking sleepers one after the other at their own time; what they do then runs before the next. */
   async advance(ms: number): Promise<void> {
     const endMs = this.timeMs + ms;
+    await settle();
     for (;;) {
       const next = [...this.sleepers].sort((a, b) => a.dueMs - b.dueMs)[0];
       if (next === undefined || next.dueMs > endMs) break;

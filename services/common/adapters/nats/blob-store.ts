@@ -25,10 +25,9 @@ export class NatsBlobStore implements BlobStore {
     const js = this.link.jetstream();
     await forEachInFlight(pieceCount(bytes.length), async (piece) => {
       const data = bytes.subarray(piece * MAX_PIECE_BYTES, (piece + 1) * MAX_PIECE_BYTES);
-      await this.link.ready();
-      await js.publish(`shoal.blob.${hex}.${piece}`, data, { timeout: 10_000 });
+      await this.link.call(() => js.publish(`shoal.blob.${hex}.${piece}`, data, { timeout: 10_000 }));
     });
-    await js.publish(`shoal.blob.${hex}.ref`, BlobRef.encode(ref).finish(), { timeout: 10_000 });
+    await this.link.call(() => js.publish(`shoal.blob.${hex}.ref`, BlobRef.encode(ref).finish(), { timeout: 10_000 }));
     return ref;
   }
 

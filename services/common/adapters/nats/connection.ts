@@ -86,10 +86,27 @@ export class NatsLink {
   }
 
   /**
-   * Waits, for some seconds at most, until the connection stands. A request made while it does not is lost with it and
-   * would be missed only after its whole timeout.
+   * Makes a request when the connection stands, waiting for it some seconds at most. One that was under way when the
+   * connection broke is lost: it fails with code "DISCONNECT" at the reconnect, not only after its whole timeout.
    */
-  async ready(): Promise<void> {
+  async call<T>(request: () => Promise<T>): Promise<T> {
+    await this.ready();
+    let forget = (): void => undefined;
+    const broken = new Promise<never>((_resolve, reject) => {
+      forget = this.onReconnect(() =>
+        reject(new CodedError("DISCONNECT", "the connection to NATS broke during a request")),
+      );
+    });
+    const requested = request();
+    requested.catch(() => undefined);
+    try {
+      return await Promise.race([requested, broken]);
+    } finally {
+      forget();
+    }
+  }
+
+  private async ready(): Promise<void> {
     if (this.connected || this.nc.isClosed()) return;
     const done = new AbortController();
     const forget = this.onReconnect(() => done.abort());

@@ -1,7 +1,7 @@
 import { decode, encodeAccount, encodeOperator, encodeUser, fmtCreds } from "@nats-io/jwt";
 import { fromSeed } from "@nats-io/nkeys";
 import type { NatsConnection } from "nats";
-import { createAccount, createOperator, createUser, fromSeed as keyPairOf } from "nkeys.js";
+import { createAccount, createOperator, createUser } from "nkeys.js";
 import { deviceInbox, joinInbox } from "../../domain/subjects.js";
 import { CodedError } from "../coded-error.js";
 
@@ -176,9 +176,9 @@ export function revokeInAccountJwt(
   return encodeAccount(claims.name, claims.sub, { ...claims.nats, revocations }, { signer: bytes(operatorSeed) });
 }
 
-/** Users that an account's JWT revokes. */
-export function revokedIn(accountJwt: string): string[] {
-  return Object.keys(decode<AccountClaims>(accountJwt).nats.revocations ?? {});
+/** Users that an account's JWT revokes, and the Unix seconds up to which their JWTs are worth nothing. */
+export function revokedIn(accountJwt: string): ReadonlyMap<string, number> {
+  return new Map(Object.entries(decode<AccountClaims>(accountJwt).nats.revocations ?? {}));
 }
 
 interface ClaimsReply {
@@ -201,21 +201,13 @@ export async function revokeUsers(
     (await system.request(`$SYS.REQ.ACCOUNT.${keys.account}.CLAIMS.LOOKUP`, "", { timeout: 5000 })).string();
   for (let attempt = 0; attempt < 10; attempt += 1) {
     const current = await lookUp();
-    const revoked = new Set(revokedIn(current));
-    if (publicKeys.every((key) => revoked.has(key))) return;
+    // A key that was revoked before and has joined again holds a newer JWT: only a revocation of now covers it.
+    const revoked = revokedIn(current);
+    if (publicKeys.every((key) => (revoked.get(key) ?? 0) >= Math.floor(atMs / 1000))) return;
     const next = await revokeInAccountJwt(current, keys.operatorSeed, publicKeys, atMs);
     const reply = (await system.request("$SYS.REQ.CLAIMS.UPDATE", next, { timeout: 5000 })).json<ClaimsReply>();
     if (reply.error !== undefined)
       throw new CodedError("REVOCATION_REFUSED", `nats-server refused the account: ${reply.error.description}`);
   }
   throw new CodedError("REVOCATION_REFUSED", "nats-server did not keep the revocation after 10 attempts");
-}
-
-/** Checks that a seed is one; throws code "BAD_SEED". */
-export function publicKeyOfSeed(seed: string): string {
-  try {
-    return keyPairOf(bytes(seed)).getPublicKey();
-  } catch (error) {
-    throw new CodedError("BAD_SEED", "not an nkey seed", { cause: error });
-  }
 }

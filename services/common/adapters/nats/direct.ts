@@ -19,8 +19,8 @@ export async function readStored(
 ): Promise<{ subject: string; data: Uint8Array } | undefined> {
   const api = `$JS.API.DIRECT.GET.${stream}`;
   const [subject, payload] = "seq" in query ? [api, JSON.stringify(query)] : [`${api}.${query.lastOf}`, ""];
-  await link.ready();
-  const message = await link.nc.request(subject, payload, { timeout: TIMEOUT_MS }).catch((error: unknown) => {
+  const request = () => link.nc.request(subject, payload, { timeout: TIMEOUT_MS });
+  const message = await link.call(request).catch((error: unknown) => {
     throw requestError(error, subject, TIMEOUT_MS);
   });
   const code = message.headers?.code ?? 0;

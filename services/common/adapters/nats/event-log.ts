@@ -42,9 +42,9 @@ export class NatsEventLog implements EventLog {
   }
 
   private async appendOnce(subject: string, data: Uint8Array): Promise<void> {
-    await this.link.ready();
     try {
-      await this.link.jetstream().publish(subject, data, { expect: { lastSubjectSequence: 0 } });
+      const js = this.link.jetstream();
+      await this.link.call(() => js.publish(subject, data, { expect: { lastSubjectSequence: 0 } }));
     } catch (error) {
       if (error instanceof NatsError && error.api_error?.err_code === WRONG_LAST_SEQUENCE) return;
       throw error;

@@ -61,9 +61,8 @@ async function* attempt(
   caughtUp: boolean,
   signal: AbortSignal,
 ): AsyncGenerator<Followed> {
-  await link.ready();
   const manager = await link.manager();
-  const headSeq = caughtUp ? 0 : (await manager.streams.info(source.stream)).state.last_seq;
+  const headSeq = caughtUp ? 0 : (await link.call(() => manager.streams.info(source.stream))).state.last_seq;
   const delivery = new Delivery(link, Math.max(source.afterSeq, headSeq), caughtUp);
   const stop = (): void => delivery.stop();
   signal.addEventListener("abort", stop);
@@ -74,7 +73,7 @@ async function* attempt(
   let name: string | undefined;
   let timer: NodeJS.Timeout | undefined;
   try {
-    const consumer = await manager.consumers.add(source.stream, {
+    const config = {
       filter_subject: source.filter,
       ...pushTo(delivery.inbox),
       deliver_policy: DeliverPolicy.StartSequence,
@@ -86,7 +85,8 @@ async function* attempt(
       num_replicas: 1,
       flow_control: true,
       idle_heartbeat: nanos(HEARTBEAT_MS),
-    });
+    };
+    const consumer = await link.call(() => manager.consumers.add(source.stream, config));
     name = consumer.name;
     if (consumer.num_pending === 0 && consumer.delivered.consumer_seq === 0) delivery.tellCaughtUp();
     timer = setInterval(() => {

@@ -22,8 +22,7 @@ export class NatsResourceStore implements ResourceStore {
   }
 
   async get<K extends Kind>(kind: K, name: string): Promise<ResourceOf[K] | undefined> {
-    await this.link.ready();
-    const entry = await this.kv.get(`${kind}.${name}`);
+    const entry = await this.link.call(() => this.kv.get(`${kind}.${name}`));
     if (entry?.operation !== "PUT") return undefined;
     return decodeResource(kind, entry.string(), String(entry.revision));
   }
@@ -69,13 +68,12 @@ export class NatsResourceStore implements ResourceStore {
   ): Promise<{ ok: true } | { ok: false; reason: "Conflict" | "NotFound" }> {
     const key = `${kind}.${name}`;
     for (;;) {
-      await this.link.ready();
-      const entry = await this.kv.get(key);
+      const entry = await this.link.call(() => this.kv.get(key));
       if (entry?.operation !== "PUT") return { ok: false, reason: "NotFound" };
       if (resourceVersion !== undefined && resourceVersion !== String(entry.revision))
         return { ok: false, reason: "Conflict" };
       try {
-        await this.kv.delete(key, { previousSeq: entry.revision });
+        await this.link.call(() => this.kv.delete(key, { previousSeq: entry.revision }));
         return { ok: true };
       } catch (error) {
         if (!isLostRace(error)) throw error;
@@ -107,9 +105,9 @@ export class NatsResourceStore implements ResourceStore {
     lostRace: "Exists" | "Conflict",
   ): Promise<Written<K>> {
     const text = encodeResource(kind, resource);
-    await this.link.ready();
     try {
-      const seq = await put(`${kind}.${nameOf(resource)}`, text);
+      const key = `${kind}.${nameOf(resource)}`;
+      const seq = await this.link.call(() => put(key, text));
       return { ok: true, resource: decodeResource(kind, text, String(seq)) };
     } catch (error) {
       if (isLostRace(error)) return { ok: false, reason: lostRace };

@@ -48,7 +48,8 @@ export class NatsUpdateLog implements UpdateLog {
   }
 
   async purgeRound(round: string): Promise<void> {
-    await (await this.link.manager()).streams.purge(STREAMS.updates, { filter: subjects.roundUpdates(round) });
+    const { streams } = await this.link.manager();
+    await this.link.call(() => streams.purge(STREAMS.updates, { filter: subjects.roundUpdates(round) }));
   }
 }
 

@@ -1,6 +1,6 @@
 import { Client, credentials, Metadata, status, type CallOptions } from "@grpc/grpc-js";
-import { fromServiceError, GrpcError } from "./errors.js";
-import { MAX_MESSAGE_BYTES } from "./server.js";
+import { fromServiceError, GrpcError } from "#common/adapters/grpc/errors.js";
+import { MAX_MESSAGE_BYTES } from "#common/adapters/grpc/server.js";
 
 /** A method as ts-proto describes it, e.g. JobServiceService.getJob. */
 export interface Method<Req, Res> {

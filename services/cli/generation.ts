@@ -1,0 +1,111 @@
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { generateTokens, type SamplingOptions } from "#agent/backend/generate.js";
+import { openOnnxBackend } from "#agent/backend/onnx.js";
+import { openTokenizer, type Tokenizer } from "#agent/data/tokenizers.js";
+import { createRng } from "#common/domain/rng.js";
+import { importCheckpoint } from "#common/graph/checkpoint.js";
+import { buildLogitsGraph } from "#common/graph/logits.js";
+import { z } from "zod";
+import { TokenizerSpec } from "#proto/shoal/v1/job.js";
+import { CliError, EXIT } from "./exit.js";
+
+export interface GenerateOptions {
+  readonly prompt: string;
+  readonly tokens: number;
+  readonly temperature: number;
+  readonly topK: number;
+  readonly seed: number;
+  readonly threads: number;
+}
+
+/** A checkpoint folder and how its model reads text. */
+export interface Source {
+  readonly directory: string;
+  readonly tokenizer: Tokenizer;
+}
+
+/** The tokenizer a spec names, with the folder's tokenizer.json where it needs one. */
+export function tokenizerOf(spec: TokenizerSpec, directory: string): Tokenizer {
+  const path = join(directory, "tokenizer.json");
+  const opened = openTokenizer(spec, existsSync(path) ? readFileSync(path) : undefined);
+  if (!opened.ok) throw new CliError(opened.problem, EXIT.invalid);
+  return opened.tokenizer;
+}
+
+const describedTokenizer = z.union([
+  z.object({ kind: z.literal("bytes") }),
+  z.object({ kind: z.literal("chars"), chars: z.string() }),
+]);
+
+/** What an exported folder says of its tokenizer: tokenizer.json, else shoal_tokenizer.json, else bytes. */
+function describedIn(directory: string): TokenizerSpec {
+  if (existsSync(join(directory, "tokenizer.json"))) return TokenizerSpec.fromPartial({ kind: "huggingface" });
+  const path = join(directory, "shoal_tokenizer.json");
+  if (!existsSync(path)) return TokenizerSpec.fromPartial({ kind: "bytes" });
+  try {
+    return TokenizerSpec.fromPartial(describedTokenizer.parse(JSON.parse(readFileSync(path, "utf8"))));
+  } catch {
+    throw new CliError(`${path} does not describe a tokenizer of kind "bytes" or "chars"`, EXIT.invalid);
+  }
+}
+
+/** A checkpoint folder with its own tokenizer. */
+export function folderSource(directory: string): Source {
+  return { directory, tokenizer: tokenizerOf(describedIn(directory), directory) };
+}
+
+/** Gives out text as soon as its characters are complete, though a character may take several tokens. */
+export async function* textOf(
+  tokens: AsyncIterable<number>,
+  decode: (tokens: readonly number[]) => string,
+): AsyncGenerator<string, void, undefined> {
+  const seen: number[] = [];
+  let given = 0;
+  for await (const token of tokens) {
+    seen.push(token);
+    const text = decode(seen);
+    // U+FFFD at the end is a character that is not complete yet.
+    const complete = text.replace(/\uFFFD+$/, "");
+    if (complete.length <= given) continue;
+    yield complete.slice(given);
+    given = complete.length;
+  }
+  const rest = decode(seen).slice(given);
+  if (rest !== "") yield rest;
+}
+
+/**
+ * Continues a prompt with the checkpoint in a folder.
+ * @throws CliError (invalid) for a checkpoint that cannot be used
+ */
+export async function* generateText(source: Source, options: GenerateOptions): AsyncGenerator<string, void, undefined> {
+  const checkpoint = importCheckpoint(
+    readFileSync(join(source.directory, "config.json")),
+    readFileSync(join(source.directory, "model.safetensors")),
+  );
+  if (!checkpoint.ok) {
+    const list = checkpoint.violations.map(({ field, description }) => `${field} ${description}`).join("; ");
+    throw new CliError(`${source.directory} holds no model that can be used: ${list}`, EXIT.invalid);
+  }
+  const prompt = [...source.tokenizer.encode(options.prompt)];
+  if (prompt.length === 0) throw new CliError("the prompt has no token of this model: give another one", EXIT.usage);
+  const backend = await openOnnxBackend({ threads: options.threads });
+  const graph = buildLogitsGraph(checkpoint.config, { seqLen: checkpoint.config.contextLength });
+  const session = await backend.logits(graph);
+  try {
+    const sampling: SamplingOptions = { count: options.tokens, temperature: options.temperature, topK: options.topK };
+    const tokens = generateTokens(session, checkpoint.weights, prompt, sampling, createRng(options.seed));
+    yield* textOf(tokens, (all) => source.tokenizer.decode(all));
+  } finally {
+    await session.dispose();
+  }
+}
+
+/** Continues a prompt with the checkpoint in a folder whose tokenizer is its own or bytes. */
+export function generateFromFolder(
+  directory: string,
+  options: GenerateOptions,
+): AsyncGenerator<string, void, undefined> {
+  return generateText(folderSource(directory), options);
+}

@@ -1,5 +1,5 @@
 import type { Rng } from "#common/domain/rng.js";
-import type { LogitsSession } from "./backend.js";
+import type { DecodeSession, LogitsSession } from "./backend.js";
 
 export interface SamplingOptions {
   /** Tokens to make. */
@@ -43,6 +43,32 @@ export async function* generateTokens(
     const seen = Int32Array.from(tokens.slice(-session.seqLen));
     const token = sampleToken(await session.logits(weights, seen), options, rng);
     tokens.push(token);
+    yield token;
+  }
+}
+
+/**
+ * As `generateTokens`, with a cache: every token is computed once. When the cache is full it begins again with the newer
+ * half of what it held, so that at least half of its capacity is always seen.
+ */
+export async function* generateCached(
+  session: DecodeSession,
+  weights: Float32Array,
+  prompt: readonly number[],
+  options: SamplingOptions,
+  rng: Rng,
+): AsyncGenerator<number, void, undefined> {
+  const tokens = prompt.slice(-session.capacity);
+  session.reset();
+  let fresh = tokens;
+  for (let i = 0; i < options.count; i++) {
+    if (session.filled + fresh.length > session.capacity) {
+      session.reset();
+      fresh = tokens.slice(-Math.max(1, session.capacity >> 1));
+    }
+    const token = sampleToken(await session.next(weights, Int32Array.from(fresh)), options, rng);
+    tokens.push(token);
+    fresh = [token];
     yield token;
   }
 }

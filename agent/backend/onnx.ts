@@ -1,6 +1,17 @@
 import * as ort from "onnxruntime-node";
 import { buildMatmulGraph } from "#common/graph/matmul.js";
-import type { Backend, Batch, EvalSession, LogitsSession, TrainSession, TrainState } from "./backend.js";
+import type {
+  Backend,
+  Batch,
+  DecodeSession,
+  EvalSession,
+  FrozenTensors,
+  GraphSession,
+  LogitsSession,
+  RoundTerms,
+  TrainSession,
+  TrainState,
+} from "./backend.js";
 
 export interface OnnxOptions {
   /** Threads inside one operator, a whole number from 1. */
@@ -8,6 +19,9 @@ export interface OnnxOptions {
 }
 
 const float = (data: Float32Array, dims: readonly number[]): ort.Tensor => new ort.Tensor("float32", data, dims);
+
+const tensorOf = (data: Float32Array | Uint8Array, dims: readonly number[]): ort.Tensor =>
+  data instanceof Uint8Array ? new ort.Tensor("uint8", data, dims) : float(data, dims);
 
 /** Copies into a tensor's int64 buffer, which is reused from step to step. */
 function fill(target: BigInt64Array, values: Int32Array): void {
@@ -34,26 +48,29 @@ function floats(results: ort.InferenceSession.ReturnType, name: string): Float32
 
 const scalar = (results: ort.InferenceSession.ReturnType, name: string): number => floats(results, name)[0] ?? NaN;
 
-/** Token and target buffers of a batch input. */
+type Tensors = Record<string, ort.Tensor>;
+const BATCH_INPUTS = ["tokens", "targets", "segments"] as const;
+
+/** Buffers of a batch's inputs, as far as the graph has them. */
 class BatchFeeds {
-  readonly #tokens: BigInt64Array;
-  readonly #targets: BigInt64Array;
-  readonly feeds: { tokens: ort.Tensor; targets: ort.Tensor };
+  readonly feeds: Tensors = {};
+  readonly #buffers: { name: (typeof BATCH_INPUTS)[number]; data: BigInt64Array }[] = [];
 
   constructor(session: ort.InferenceSession) {
-    const dims = dimensions(session, "tokens");
-    const size = dims.reduce((product, d) => product * d, 1);
-    this.#tokens = new BigInt64Array(size);
-    this.#targets = new BigInt64Array(size);
-    this.feeds = {
-      tokens: new ort.Tensor("int64", this.#tokens, dims),
-      targets: new ort.Tensor("int64", this.#targets, dims),
-    };
+    for (const name of BATCH_INPUTS.filter((input) => session.inputNames.includes(input))) {
+      const dims = dimensions(session, name);
+      const data = new BigInt64Array(product(dims));
+      this.#buffers.push({ name, data });
+      this.feeds[name] = new ort.Tensor("int64", data, dims);
+    }
   }
 
   set(batch: Batch): void {
-    fill(this.#tokens, batch.tokens);
-    fill(this.#targets, batch.targets);
+    for (const { name, data } of this.#buffers) {
+      const values = batch[name];
+      if (values === undefined) throw new RangeError(`the graph packs documents: the batch must have ${name}`);
+      fill(data, values);
+    }
   }
 }
 
@@ -63,134 +80,259 @@ interface Piece {
   readonly end: number;
 }
 
-/** Where the graph's inputs `weights.0`, `weights.1`, ... lie in the flat vector: one after the other. */
-function weightPieces(session: ort.InferenceSession): Piece[] {
+const product = (dims: readonly number[]): number => dims.reduce((all, d) => all * d, 1);
+const total = (pieces: readonly Piece[]): number => pieces.at(-1)?.end ?? 0;
+
+/** Where the graph's inputs `<name>.0`, `<name>.1`, ... lie in their flat vector: one after the other. */
+function piecesOf(session: ort.InferenceSession, name: string): Piece[] {
   let end = 0;
-  const count = session.inputNames.filter((name) => name.startsWith("weights.")).length;
+  const count = session.inputNames.filter((input) => input.startsWith(`${name}.`)).length;
   return Array.from({ length: count }, (_, i) => {
-    const dims = dimensions(session, `weights.${i}`);
+    const dims = dimensions(session, `${name}.${i}`);
     const begin = end;
-    end += dims.reduce((product, d) => product * d, 1);
+    end += product(dims);
     return { dims, begin, end };
   });
 }
 
 /** Tensors `<name>.0`, `<name>.1`, ... that are views of one flat vector, which is not copied. */
-function views(name: string, pieces: readonly Piece[], flat: Float32Array): Record<string, ort.Tensor> {
-  const size = pieces.at(-1)?.end ?? 0;
-  if (flat.length !== size) throw new RangeError(`the graph has ${size} parameters, the vector has ${flat.length}`);
+function views(name: string, pieces: readonly Piece[], flat: Float32Array | Uint8Array): Tensors {
+  if (flat.length !== total(pieces)) {
+    throw new RangeError(`the graph has ${total(pieces)} values of ${name}, the vector has ${flat.length}`);
+  }
   return Object.fromEntries(
-    pieces.map(({ dims, begin, end }, i) => [`${name}.${i}`, float(flat.subarray(begin, end), dims)]),
+    pieces.map(({ dims, begin, end }, i) => [`${name}.${i}`, tensorOf(flat.subarray(begin, end), dims)]),
   );
 }
 
-/** One set of state buffers, with the tensors that show it to the graph as its inputs and as its outputs. */
-class StateBuffers {
-  readonly state: TrainState;
-  readonly feeds: Record<string, ort.Tensor>;
-  readonly fetches: Record<string, ort.Tensor>;
+/** What every session has: the graph, its weights' places and its frozen tensors. */
+class OnnxGraph implements GraphSession {
+  readonly session: ort.InferenceSession;
+  readonly pieces: readonly Piece[];
+  readonly #frozenPieces: Readonly<Record<keyof FrozenTensors, readonly Piece[]>>;
+  #frozen: Tensors | undefined;
 
-  constructor(pieces: readonly Piece[]) {
-    const buffer = (): Float32Array => new Float32Array(pieces.at(-1)?.end ?? 0);
-    const [weights, m, v] = [buffer(), buffer(), buffer()];
-    this.state = { weights, m, v };
-    this.feeds = { ...views("weights", pieces, weights), ...views("m", pieces, m), ...views("v", pieces, v) };
-    this.fetches = {
-      ...views("weights_out", pieces, weights),
-      ...views("m_out", pieces, m),
-      ...views("v_out", pieces, v),
+  constructor(session: ort.InferenceSession) {
+    this.session = session;
+    this.pieces = piecesOf(session, "weights");
+    const [plain, packed, scales] = ["frozen", "packed", "scales"].map((name) => piecesOf(session, name));
+    this.#frozenPieces = { plain: plain ?? [], packed: packed ?? [], scales: scales ?? [] };
+    if (Object.values(this.#frozenPieces).every((pieces) => pieces.length === 0)) this.#frozen = {};
+  }
+
+  get frozenParameters(): number {
+    return total(this.#frozenPieces.plain);
+  }
+
+  loadFrozen(values: Float32Array | FrozenTensors): void {
+    const none = { packed: new Uint8Array(), scales: new Float32Array() };
+    const { plain, packed, scales } = values instanceof Float32Array ? { plain: values, ...none } : values;
+    this.#frozen = {
+      ...views("frozen", this.#frozenPieces.plain, plain),
+      ...views("packed", this.#frozenPieces.packed, packed),
+      ...views("scales", this.#frozenPieces.scales, scales),
     };
+  }
+
+  /** The frozen tensors; throws if they have not been loaded. */
+  get frozen(): Tensors {
+    if (this.#frozen === undefined) throw new RangeError("the graph has frozen tensors: load them first");
+    return this.#frozen;
+  }
+
+  weights(values: Float32Array): Tensors {
+    return { ...views("weights", this.pieces, values), ...this.frozen };
+  }
+
+  async dispose(): Promise<void> {
+    await this.session.release();
   }
 }
 
-/** Two sets of state buffers: a step reads one and writes the other, then they change places. */
-class OnnxTrainSession implements TrainSession {
-  readonly parameters: number;
-  readonly #session: ort.InferenceSession;
+const SLOTS = ["m", "v"] as const;
+type Slot = (typeof SLOTS)[number];
+
+/**
+ * The state's buffers, with the tensors that show them to the graph as its inputs and as its outputs. They are the same
+ * ones: a step updates in place. That is safe because the optimizer comes last, after the norm of all gradients and so
+ * after all else that reads weights, and its operators go through old and new values element by element.
+ */
+class StateBuffers {
+  readonly state: TrainState;
+  readonly feeds: Tensors = {};
+  readonly fetches: Tensors = {};
+
+  constructor(pieces: readonly Piece[], slots: readonly Slot[]) {
+    const buffer = (kept: boolean): Float32Array => new Float32Array(kept ? total(pieces) : 0);
+    this.state = { weights: buffer(true), m: buffer(slots.includes("m")), v: buffer(slots.includes("v")) };
+    for (const name of ["weights", ...slots] as const) {
+      Object.assign(this.feeds, views(name, pieces, this.state[name]));
+      Object.assign(this.fetches, views(`${name}_out`, pieces, this.state[name]));
+    }
+  }
+}
+
+class OnnxTrainSession extends OnnxGraph implements TrainSession {
   readonly #batch: BatchFeeds;
+  readonly #slots: readonly Slot[];
   readonly #lr = new Float32Array(1);
   readonly #step = new Float32Array(1);
   readonly #loss = new Float32Array(1);
   readonly #gradNorm = new Float32Array(1);
-  #current: StateBuffers;
-  #next: StateBuffers;
+  #terms: Tensors = {};
+  readonly #buffers: StateBuffers;
 
   constructor(session: ort.InferenceSession) {
-    this.#session = session;
+    super(session);
     this.#batch = new BatchFeeds(session);
-    const pieces = weightPieces(session);
-    this.parameters = pieces.at(-1)?.end ?? 0;
-    this.#current = new StateBuffers(pieces);
-    this.#next = new StateBuffers(pieces);
+    this.#slots = SLOTS.filter((slot) => session.inputNames.includes(`${slot}.0`));
+    this.#buffers = new StateBuffers(this.pieces, this.#slots);
+  }
+
+  get parameters(): number {
+    return total(this.pieces);
   }
 
   load(state: TrainState): void {
-    for (const key of ["weights", "m", "v"] as const) {
+    const kept = ["weights", ...this.#slots] as const;
+    for (const key of kept) {
       if (state[key].length !== this.parameters) {
         throw new RangeError(`the graph has ${this.parameters} parameters, ${key} has ${state[key].length}`);
       }
     }
-    for (const key of ["weights", "m", "v"] as const) this.#current.state[key].set(state[key]);
+    for (const key of kept) this.#buffers.state[key].set(state[key]);
+  }
+
+  setTerms({ anchor, mu, correction }: RoundTerms): void {
+    const vector = (name: string, values: Float32Array | undefined): Tensors =>
+      values === undefined ? {} : views(name, this.session.inputNames.includes(`${name}.0`) ? this.pieces : [], values);
+    this.#terms = {
+      ...vector("anchor", anchor),
+      ...vector("correction", correction),
+      ...(mu === undefined ? {} : { mu: float(Float32Array.of(mu), []) }),
+    };
   }
 
   async step(batch: Batch, lr: number, step: number): Promise<{ loss: number; gradNorm: number }> {
     this.#batch.set(batch);
     this.#lr[0] = lr;
     this.#step[0] = step;
-    await this.#session.run(
-      { ...this.#batch.feeds, ...this.#current.feeds, lr: float(this.#lr, []), step: float(this.#step, []) },
-      { loss: float(this.#loss, []), grad_norm: float(this.#gradNorm, []), ...this.#next.fetches },
+    const scalars = { lr: float(this.#lr, []), step: float(this.#step, []) };
+    await this.session.run(
+      { ...this.#batch.feeds, ...this.#buffers.feeds, ...this.frozen, ...this.#terms, ...scalars },
+      { loss: float(this.#loss, []), grad_norm: float(this.#gradNorm, []), ...this.#buffers.fetches },
     );
-    [this.#current, this.#next] = [this.#next, this.#current];
     return { loss: this.#loss[0] ?? NaN, gradNorm: this.#gradNorm[0] ?? NaN };
   }
 
   state(): TrainState {
-    const { weights, m, v } = this.#current.state;
+    const { weights, m, v } = this.#buffers.state;
     return { weights: weights.slice(), m: m.slice(), v: v.slice() };
   }
+}
 
-  async dispose(): Promise<void> {
-    await this.#session.release();
+class OnnxEvalSession extends OnnxGraph implements EvalSession {
+  readonly #batch = new BatchFeeds(this.session);
+
+  async evaluate(weights: Float32Array, batch: Batch): Promise<{ lossSum: number; tokens: number }> {
+    this.#batch.set(batch);
+    const results = await this.session.run({ ...this.#batch.feeds, ...this.weights(weights) });
+    return { lossSum: scalar(results, "loss_sum"), tokens: scalar(results, "token_count") };
   }
 }
 
-function evalSession(session: ort.InferenceSession): EvalSession {
-  const batchFeeds = new BatchFeeds(session);
-  const pieces = weightPieces(session);
-  return {
-    async evaluate(weights, batch) {
-      batchFeeds.set(batch);
-      const results = await session.run({ ...batchFeeds.feeds, ...views("weights", pieces, weights) });
-      return { lossSum: scalar(results, "loss_sum"), tokens: scalar(results, "token_count") };
-    },
-    dispose: () => session.release(),
-  };
+const int64 = (value: number): ort.Tensor => new ort.Tensor("int64", BigInt64Array.of(BigInt(value)), [1]);
+
+class OnnxLogitsSession extends OnnxGraph implements LogitsSession {
+  readonly #dims = dimensions(this.session, "tokens");
+  readonly seqLen = this.#dims[1] ?? 0;
+  readonly #window = new BigInt64Array(this.seqLen);
+
+  async logits(weights: Float32Array, tokens: Int32Array): Promise<Float32Array> {
+    const seen = tokens.subarray(Math.max(0, tokens.length - this.seqLen));
+    if (seen.length === 0) throw new RangeError("at least one token is needed");
+    this.#window.fill(0n);
+    fill(this.#window.subarray(0, seen.length), seen);
+    const results = await this.session.run({
+      tokens: new ort.Tensor("int64", this.#window, this.#dims),
+      position: int64(seen.length - 1),
+      ...this.weights(weights),
+    });
+    return floats(results, "logits");
+  }
 }
 
-function logitsSession(session: ort.InferenceSession): LogitsSession {
-  const dims = dimensions(session, "tokens");
-  const pieces = weightPieces(session);
-  const seqLen = dims[1] ?? 0;
-  const window = new BigInt64Array(seqLen);
-  const position = new BigInt64Array(1);
-  return {
-    seqLen,
-    async logits(weights, tokens) {
-      const seen = tokens.subarray(Math.max(0, tokens.length - seqLen));
-      if (seen.length === 0) throw new RangeError("at least one token is needed");
-      window.fill(0n);
-      fill(window.subarray(0, seen.length), seen);
-      position[0] = BigInt(seen.length - 1);
-      const results = await session.run({
-        tokens: new ort.Tensor("int64", window, dims),
-        position: new ort.Tensor("int64", position, [1]),
-        ...views("weights", pieces, weights),
-      });
-      return floats(results, "logits");
-    },
-    dispose: () => session.release(),
-  };
+/** A block's cache [kvHeads, capacity, d]: the graph reads it, and its new rows are copied in behind the filled ones. */
+interface CachePart {
+  readonly output: string;
+  readonly data: Float32Array;
+  readonly rowSize: number;
+}
+
+class OnnxDecodeSession extends OnnxGraph implements DecodeSession {
+  readonly capacity: number;
+  readonly #parts: readonly CachePart[];
+  readonly #past: Tensors = {};
+  readonly #chunk = dimensions(this.session, "tokens")[1] ?? 1;
+  #filled = 0;
+
+  constructor(session: ort.InferenceSession) {
+    super(session);
+    const inputs = session.inputNames.filter((name) => name.startsWith("past_"));
+    this.#parts = inputs.map((name) => {
+      const dims = dimensions(session, name);
+      const data = new Float32Array(product(dims));
+      this.#past[name] = float(data, dims);
+      return { output: name.replace("past_", "new_"), data, rowSize: dims[2] ?? 0 };
+    });
+    this.capacity = dimensions(session, inputs[0] ?? "past_k.0")[1] ?? 0;
+  }
+
+  get filled(): number {
+    return this.#filled;
+  }
+
+  reset(): void {
+    this.#filled = 0;
+  }
+
+  async next(weights: Float32Array, tokens: Int32Array): Promise<Float32Array> {
+    if (tokens.length === 0) throw new RangeError("at least one token is needed");
+    if (this.#filled + tokens.length > this.capacity) {
+      throw new RangeError(
+        `the cache holds ${this.#filled} of ${this.capacity} tokens and cannot take ${tokens.length}`,
+      );
+    }
+    const feeds = this.weights(weights);
+    let logits = new Float32Array(0);
+    for (let from = 0; from < tokens.length; from += this.#chunk) {
+      logits = await this.#take(feeds, tokens.subarray(from, from + this.#chunk));
+    }
+    return logits;
+  }
+
+  async #take(weights: Tensors, tokens: Int32Array): Promise<Float32Array<ArrayBuffer>> {
+    const window = new BigInt64Array(this.#chunk);
+    fill(window.subarray(0, tokens.length), tokens);
+    const results = await this.session.run({
+      tokens: new ort.Tensor("int64", window, [1, this.#chunk]),
+      filled: int64(this.#filled),
+      position: int64(tokens.length - 1),
+      ...this.#past,
+      ...weights,
+    });
+    for (const { output, data, rowSize } of this.#parts) {
+      const rows = floats(results, output);
+      const heads = data.length / (this.capacity * rowSize);
+      for (let head = 0; head < heads; head++) {
+        const from = head * this.#chunk * rowSize;
+        const to = (head * this.capacity + this.#filled) * rowSize;
+        data.set(rows.subarray(from, from + tokens.length * rowSize), to);
+      }
+    }
+    this.#filled += tokens.length;
+    return Float32Array.from(floats(results, "logits"));
+  }
 }
 
 async function measureMatmul(session: ort.InferenceSession, n: number, seconds: number): Promise<number> {
@@ -228,8 +370,9 @@ export function openOnnxBackend({ threads }: OnnxOptions): Promise<Backend> {
   return Promise.resolve({
     name: "onnxruntime-cpu",
     train: async (graph) => new OnnxTrainSession(await open(graph)),
-    eval: async (graph) => evalSession(await open(graph)),
-    logits: async (graph) => logitsSession(await open(graph)),
+    eval: async (graph) => new OnnxEvalSession(await open(graph)),
+    logits: async (graph) => new OnnxLogitsSession(await open(graph)),
+    decode: async (graph) => new OnnxDecodeSession(await open(graph)),
     matmulGflops: async (n, seconds) => {
       const session = await open(buildMatmulGraph(n));
       try {

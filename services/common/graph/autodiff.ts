@@ -1,36 +1,9 @@
-import type { GraphBuilder, Node, Value } from "./builder.js";
-import {
-  add,
-  addRows,
-  concat,
-  dimension,
-  full,
-  gemm,
-  matmul,
-  mul,
-  reduceSum,
-  reshape,
-  sigmoid,
-  sub,
-  transpose,
-} from "./ops.js";
+import type { GraphBuilder, Node, Segment, Value } from "./builder.js";
+import { at, fusedRules, intAttribute, type Rule } from "./derivatives.js";
+import { waitFor } from "./kernels.js";
+import { add, addRows, concat, dimension, full, gemm, matmul, mul, reduceSum, reshape, sub, transpose } from "./ops.js";
 
-/**
- * Reverse-mode differentiation over graph nodes: for each operator one rule gives the gradients of its inputs from the
- * gradients of its outputs. A rule emits ordinary nodes, so the backward pass is part of the same graph.
- */
-type Rule = (g: GraphBuilder, node: Node, dy: Value, outputs: readonly (Value | undefined)[]) => (Value | undefined)[];
-
-function at(values: readonly Value[], i: number): Value {
-  const value = values[i];
-  if (value === undefined) throw new Error(`missing operand ${i}`);
-  return value;
-}
-
-const intAttribute = (node: Node, name: string): number => {
-  const attribute = node.attributes[name];
-  return attribute?.kind === "int" ? attribute.value : 0;
-};
+/** Reverse-mode differentiation over graph nodes. The backward pass is ordinary nodes of the same graph. */
 
 const floatAttribute = (node: Node, name: string): number => {
   const attribute = node.attributes[name];
@@ -62,37 +35,6 @@ function productRule(multiply: typeof gemm): Rule {
   };
 }
 
-/**
- * With s = sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), gelu = x s and gelu' = s + gelu (1 - s) 2u'.
- */
-const geluRule: Rule = (g, node, dy) => {
-  const x = at(node.inputs, 0);
-  const y = at(node.outputs, 0);
-  const linear = 2 * Math.sqrt(2 / Math.PI);
-  const cubic = linear * 0.044715;
-  const square = mul(g, x, x);
-  const s = sigmoid(g, mul(g, x, add(g, mul(g, square, g.scalar(cubic)), g.scalar(linear))));
-  const slope = add(g, mul(g, square, g.scalar(3 * cubic)), g.scalar(linear));
-  const rest = mul(g, sub(g, y, mul(g, y, s)), slope);
-  return [mul(g, dy, add(g, s, rest))];
-};
-
-/** dx = r (h - mean(h) - n mean(h n)), with h = dy scale, n the normalised input and r = 1/std (Ba et al. 2016). */
-const layerNormRule: Rule = (g, node, dy) => {
-  const [x, scale] = [at(node.inputs, 0), at(node.inputs, 1)];
-  const [mean, inverseStd] = [at(node.outputs, 1), at(node.outputs, 2)];
-  const width = dimension(x.shape, -1);
-  const normalised = mul(g, sub(g, x, mean), inverseStd);
-  const weighted = mul(g, dy, normalised);
-  // The row means over h are products with the scale vector, so h n is never formed.
-  const column = reshape(g, scale, [width, 1]);
-  const meanOfH = matmul(g, dy, column, { alpha: 1 / width });
-  const meanOfHn = matmul(g, weighted, column, { alpha: 1 / width });
-  const centred = sub(g, sub(g, mul(g, dy, scale), meanOfH), mul(g, normalised, meanOfHn));
-  const rows = x.shape.slice(0, -1).map((_, i) => i);
-  return [mul(g, centred, inverseStd), reduceSum(g, weighted, rows), reduceSum(g, dy, rows)];
-};
-
 const softmaxRule: Rule = (g, node, dy) => {
   const y = at(node.outputs, 0);
   const weighted = mul(g, dy, y);
@@ -110,8 +52,11 @@ const rules: Readonly<Record<string, Rule>> = {
   Add: (g, node, dy) => [reduceTo(g, dy, at(node.inputs, 0)), reduceTo(g, dy, at(node.inputs, 1))],
   Gemm: productRule(gemm),
   FusedMatMul: productRule((g, a, b, how) => matmul(g, a, b, how)),
-  FastGelu: geluRule,
-  LayerNormalization: layerNormRule,
+  ...fusedRules,
+  Mul: (g, node, dy) => {
+    const [a, b] = [at(node.inputs, 0), at(node.inputs, 1)];
+    return [reduceTo(g, mul(g, dy, b), a), reduceTo(g, mul(g, dy, a), b)];
+  },
   Softmax: softmaxRule,
   Gather: gatherRule,
   Reshape: (g, node, dy) => [reshape(g, dy, at(node.inputs, 0).shape)],
@@ -138,17 +83,57 @@ const rules: Readonly<Record<string, Rule>> = {
 };
 
 /**
+ * The forward pass as the backward pass reads it: the nodes themselves, or, of segments that are computed again, copies
+ * that are made when the segment's gradient arrives (Chen et al. 2016: one segment's values at a time, one more forward
+ * pass).
+ */
+class ForwardReader {
+  readonly #copies = new Map<Node, Node>();
+  readonly #segmentOf = new Map<Node, Segment>();
+  readonly #g: GraphBuilder;
+  readonly #forward: readonly Node[];
+
+  constructor(g: GraphBuilder, forward: readonly Node[], recompute: boolean) {
+    this.#g = g;
+    this.#forward = forward;
+    for (const segment of recompute ? g.segments : []) {
+      for (const node of forward.slice(segment.from, segment.to)) this.#segmentOf.set(node, segment);
+    }
+  }
+
+  /** The node whose operands and results may be used from now on. */
+  read(node: Node, dy: Value): Node {
+    const segment = this.#segmentOf.get(node);
+    if (segment === undefined) return node;
+    if (!this.#copies.has(node)) this.#copy(segment, dy);
+    return this.#copies.get(node) ?? node;
+  }
+
+  #copy({ input, from, to }: Segment, dy: Value): void {
+    const exchanged = new Map([[input.name, waitFor(this.#g, input, dy)]]);
+    for (const node of this.#forward.slice(from, to)) {
+      const copy = this.#g.again(node, exchanged);
+      node.outputs.forEach((output, i) => exchanged.set(output.name, at(copy.outputs, i)));
+      this.#copies.set(node, copy);
+    }
+  }
+}
+
+/**
  * Emits the backward pass.
  * @param seeds values whose gradients are already known (for a loss: the gradient of the logits)
  * @param wanted the values to differentiate for
+ * @param recompute whether segments are computed again instead of kept
  * @returns one gradient per wanted value, of its shape; zeros for a value that nothing depends on
  */
 export function differentiate(
   g: GraphBuilder,
   seeds: readonly { value: Value; gradient: Value }[],
   wanted: readonly Value[],
+  recompute = false,
 ): Value[] {
   const forward = [...g.nodes];
+  const reader = new ForwardReader(g, forward, recompute);
   const active = new Set(wanted.map((value) => value.name));
   for (const node of forward) {
     if (!node.inputs.some((input) => active.has(input.name))) continue;
@@ -160,13 +145,13 @@ export function differentiate(
     gradients.set(value.name, sum === undefined ? gradient : add(g, sum, gradient));
   };
   seeds.forEach(({ value, gradient }) => accumulate(value, gradient));
-  for (const node of forward.reverse()) {
+  for (const node of [...forward].reverse()) {
     const received = node.outputs.map((output) => gradients.get(output.name));
     const dy = received.find((gradient) => gradient !== undefined);
     if (dy === undefined || !node.outputs.some((output) => active.has(output.name))) continue;
     const rule = rules[node.op];
     if (rule === undefined) throw new Error(`no derivative for ${node.op}`);
-    rule(g, node, dy, received).forEach((gradient, i) => {
+    rule(g, reader.read(node, dy), dy, received).forEach((gradient, i) => {
       const input = node.inputs[i];
       if (gradient !== undefined && input !== undefined && active.has(input.name)) accumulate(input, gradient);
     });

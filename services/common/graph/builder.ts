@@ -1,8 +1,22 @@
+import type { Attribute, ElementType, Initializer, Model, Node, Shape, Value } from "./model.js";
 import { encodeModel } from "./encoding.js";
-import type { Attribute, ElementType, Initializer, Node, Shape, Value } from "./model.js";
 
-export type { Attribute, ElementType, Initializer, Node, Shape, Value } from "./model.js";
 export { sizeOf } from "./model.js";
+export type { Attribute, ElementType, Initializer, Model, Node, Shape, Value } from "./model.js";
+
+/** Nodes from index `from` up to, not including, `to`, between which nothing but `input` comes from earlier segments. */
+export interface Segment {
+  readonly input: Value;
+  readonly from: number;
+  readonly to: number;
+}
+
+/** Names that a graph uses and does not define: those of the graph around it. */
+function freeNames({ nodes, initializers, inputs, outputs }: Model): string[] {
+  const own = new Set([...initializers, ...inputs, ...nodes.flatMap((node) => node.outputs)].map(({ name }) => name));
+  const used = [...nodes.flatMap((node) => node.inputs), ...outputs].map(({ name }) => name);
+  return used.filter((name) => !own.has(name));
+}
 
 /**
  * Collects the nodes of one ONNX graph in the order they are made, which is a topological order.
@@ -12,11 +26,19 @@ export class GraphBuilder {
   readonly nodes: Node[] = [];
   /** Names of values through which no gradient flows. */
   readonly detached = new Set<string>();
+  /** Stretches of nodes that can be computed again from one value and what lies outside of them. */
+  readonly segments: Segment[] = [];
   readonly #inputs: Value[] = [];
   readonly #outputs: { value: Value; name: string }[] = [];
   readonly #initializers: Initializer[] = [];
   readonly #constants = new Map<string, Value>();
+  readonly #prefix: string;
   #counter = 0;
+
+  /** @param prefix of all names; a graph inside another must not use that one's */
+  constructor(prefix = "") {
+    this.#prefix = prefix;
+  }
 
   /** Declares a graph input. */
   input(name: string, type: ElementType, shape: Shape): Value {
@@ -30,7 +52,7 @@ export class GraphBuilder {
     const key = `${type}:${shape.join("x")}:${data.join(",")}`;
     const known = this.#constants.get(key);
     if (known !== undefined) return known;
-    const value = { name: `c${this.#constants.size}`, type, shape };
+    const value = { name: `${this.#prefix}c${this.#constants.size}`, type, shape };
     this.#initializers.push({ ...value, data });
     this.#constants.set(key, value);
     return value;
@@ -55,7 +77,7 @@ export class GraphBuilder {
     domain = "",
   ): Value[] {
     const id = this.#counter++;
-    const outputs = results.map(({ type, shape }, i) => ({ name: `${op}_${id}_${i}`, type, shape }));
+    const outputs = results.map(({ type, shape }, i) => ({ name: `${this.#prefix}${op}_${id}_${i}`, type, shape }));
     this.nodes.push({ op, domain, inputs, outputs, attributes });
     return outputs;
   }
@@ -66,30 +88,61 @@ export class GraphBuilder {
     return value;
   }
 
+  /** Emits a block of a model, which a backward pass may compute again instead of keeping all its values. */
+  segment(input: Value, body: (input: Value) => Value): Value {
+    const from = this.nodes.length;
+    const output = body(input);
+    this.segments.push({ input, from, to: this.nodes.length });
+    return output;
+  }
+
+  /** A copy of a node, of which some inputs have been exchanged. */
+  again({ op, domain, inputs, outputs, attributes }: Node, exchanged: ReadonlyMap<string, Value>): Node {
+    const others = inputs.map((input) => exchanged.get(input.name) ?? input);
+    const made = this.node(op, others, outputs, attributes, domain);
+    return { op, domain, inputs: others, outputs: made, attributes };
+  }
+
   /** Makes a computed value a graph output called `name`. */
   output(name: string, value: Value): void {
     this.#outputs.push({ value, name });
   }
 
-  /** The finished graph as the bytes of an ONNX ModelProto; nodes no output depends on are left out. */
-  encode(): Uint8Array {
-    const needed = new Set(this.#outputs.map((output) => output.value.name));
+  /** A builder for a graph inside this one, which may use this one's values. */
+  inner(): GraphBuilder {
+    return new GraphBuilder(`${this.#prefix}${this.#counter++}/`);
+  }
+
+  /** The finished graph; nodes that no output depends on are left out. */
+  model(): Model {
+    const names = new Map(this.#outputs.map((output) => [output.value.name, output.name]));
+    const needed = new Set(names.keys());
     const kept: Node[] = [];
     for (const node of [...this.nodes].reverse()) {
       if (!node.outputs.some((output) => needed.has(output.name))) continue;
       for (const input of node.inputs) needed.add(input.name);
+      for (const attribute of Object.values(node.attributes)) {
+        for (const name of attribute.kind === "graph" ? freeNames(attribute.value) : []) {
+          if (names.has(name)) throw new Error(`${name} is an output and cannot be used inside`);
+          needed.add(name);
+        }
+      }
       kept.push(node);
     }
     // The value itself takes the output's name: an Identity node would cost a copy.
-    const names = new Map(this.#outputs.map((output) => [output.value.name, output.name]));
     const rename = (value: Value): Value => ({ ...value, name: names.get(value.name) ?? value.name });
-    return encodeModel({
+    return {
       nodes: kept
         .reverse()
         .map((node) => ({ ...node, inputs: node.inputs.map(rename), outputs: node.outputs.map(rename) })),
       initializers: this.#initializers.filter((initializer) => needed.has(initializer.name)),
       inputs: this.#inputs,
       outputs: this.#outputs.map((output) => rename(output.value)),
-    });
+    };
+  }
+
+  /** The finished graph as the bytes of an ONNX ModelProto. */
+  encode(): Uint8Array {
+    return encodeModel(this.model());
   }
 }

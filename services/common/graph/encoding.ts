@@ -7,8 +7,8 @@ const OPSETS = [
   { domain: "", version: 20 },
   { domain: "com.microsoft", version: 1 },
 ] as const;
-const DATA_TYPE: Record<ElementType, number> = { float32: 1, int64: 7, bool: 9 };
-const ATTRIBUTE_TYPE: Record<Attribute["kind"], number> = { float: 1, int: 2, string: 3, tensor: 4, ints: 7 };
+const DATA_TYPE: Record<ElementType, number> = { float32: 1, int64: 7, bool: 9, uint8: 2 };
+const ATTRIBUTE_TYPE: Record<Attribute["kind"], number> = { float: 1, int: 2, string: 3, tensor: 4, graph: 5, ints: 7 };
 
 function message(writer: BinaryWriter, field: number, body: (writer: BinaryWriter) => void): void {
   writer.tag(field, WireType.LengthDelimited).fork();
@@ -59,6 +59,9 @@ function writeAttribute(writer: BinaryWriter, name: string, attribute: Attribute
     case "tensor":
       message(writer, 5, (body) => writeTensor(body, attribute.value));
       break;
+    case "graph":
+      message(writer, 6, (body) => writeGraph(body, attribute.value));
+      break;
     case "ints":
       packedInts(writer, 8, attribute.value);
       break;
@@ -89,18 +92,20 @@ function writeValueInfo(writer: BinaryWriter, value: Value): void {
   );
 }
 
+function writeGraph(graph: BinaryWriter, { nodes, initializers, inputs, outputs }: Model): void {
+  for (const node of nodes) message(graph, 1, (body) => writeNode(body, node));
+  text(graph, 2, "shoal");
+  for (const initializer of initializers) message(graph, 5, (body) => writeTensor(body, initializer));
+  for (const input of inputs) message(graph, 11, (body) => writeValueInfo(body, input));
+  for (const output of outputs) message(graph, 12, (body) => writeValueInfo(body, output));
+}
+
 /** Encodes a graph as an ONNX ModelProto. Equal models give equal bytes. */
 export function encodeModel(model: Model): Uint8Array {
   const writer = new BinaryWriter();
   integer(writer, 1, IR_VERSION);
   text(writer, 2, "shoal");
-  message(writer, 7, (graph) => {
-    for (const node of model.nodes) message(graph, 1, (body) => writeNode(body, node));
-    text(graph, 2, "shoal");
-    for (const initializer of model.initializers) message(graph, 5, (body) => writeTensor(body, initializer));
-    for (const input of model.inputs) message(graph, 11, (body) => writeValueInfo(body, input));
-    for (const output of model.outputs) message(graph, 12, (body) => writeValueInfo(body, output));
-  });
+  message(writer, 7, (graph) => writeGraph(graph, model));
   for (const { domain, version } of OPSETS) {
     message(writer, 8, (opset) => {
       text(opset, 1, domain);

@@ -1,4 +1,5 @@
 import { type Shape, sizeOf } from "./builder.js";
+import type { ParameterSpec } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
 
 export interface TensorPlace {
@@ -35,10 +36,8 @@ export interface ParameterLayout {
  * Where each tensor lies in the one flat float32 vector that travels between device and server. Decayed tensors come
  * first, the small rest is one stretch; within each group the order is that of the model's modules.
  */
-export function parameterLayout(config: ModelConfig): ParameterLayout {
-  const specs = familyOf(config)
-    .parameters(config)
-    .map(({ name, shape }) => ({ name, shape, size: sizeOf(shape), decay: shape.length >= 2 }));
+export function layoutOf(parameters: readonly Pick<ParameterSpec, "name" | "shape">[]): ParameterLayout {
+  const specs = parameters.map(({ name, shape }) => ({ name, shape, size: sizeOf(shape), decay: shape.length >= 2 }));
   const ordered = [...specs.filter((spec) => spec.decay), ...specs.filter((spec) => !spec.decay)];
   let total = 0;
   const tensors = ordered.map((spec) => {
@@ -55,4 +54,22 @@ export function parameterLayout(config: ModelConfig): ParameterLayout {
     pieces.push({ shape: [total - offset], offset, size: total - offset, decay: false, tensors: rest });
   }
   return { tensors, total, pieces };
+}
+
+/** The layout of a whole model. */
+export function parameterLayout(config: ModelConfig): ParameterLayout {
+  return layoutOf(familyOf(config).parameters(config));
+}
+
+/** The tensors of one layout out of a flat vector of another that holds them all, as a new vector. */
+export function selectTensors(from: ParameterLayout, flat: Float32Array, wanted: ParameterLayout): Float32Array {
+  if (flat.length !== from.total) throw new RangeError(`${flat.length} values for a layout of ${from.total}`);
+  const places = new Map(from.tensors.map((place) => [place.name, place]));
+  const selected = new Float32Array(wanted.total);
+  for (const { name, offset, size } of wanted.tensors) {
+    const place = places.get(name);
+    if (place?.size !== size) throw new RangeError(`no tensor ${name} of ${size} values`);
+    selected.set(flat.subarray(place.offset, place.offset + size), offset);
+  }
+  return selected;
 }

@@ -1,6 +1,4 @@
-/** An ONNX model as plain data: what the builder collects and the encoding writes. */
-
-export type ElementType = "float32" | "int64" | "bool";
+export type ElementType = "float32" | "int64" | "bool" | "uint8";
 export type Shape = readonly number[];
 
 /** An edge of the graph. Every shape is known when the graph is built: there are no symbolic dimensions. */
@@ -15,7 +13,8 @@ export type Attribute =
   | { readonly kind: "float"; readonly value: number }
   | { readonly kind: "ints"; readonly value: readonly number[] }
   | { readonly kind: "string"; readonly value: string }
-  | { readonly kind: "tensor"; readonly value: Initializer };
+  | { readonly kind: "tensor"; readonly value: Initializer }
+  | { readonly kind: "graph"; readonly value: Model };
 
 export interface Node {
   readonly op: string;

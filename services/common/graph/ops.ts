@@ -10,7 +10,8 @@ const float = (value: number): Attribute => ({ kind: "float", value });
 const flag = (value: boolean): Attribute => int(value ? 1 : 0);
 const MICROSOFT = "com.microsoft";
 
-function one(values: readonly Value[]): Value {
+/** The only output of an operator. */
+export function one(values: readonly Value[]): Value {
   const [value] = values;
   if (value === undefined) throw new Error("operator without output");
   return value;
@@ -70,17 +71,6 @@ export function logSoftmax(g: GraphBuilder, x: Value): Value {
   return one(g.node("LogSoftmax", [x], [x], { axis: int(-1) }));
 }
 
-/** GELU by the tanh approximation ("gelu_new"), one fused kernel. */
-export function fastGelu(g: GraphBuilder, x: Value): Value {
-  return one(g.node("FastGelu", [x], [x], {}, MICROSOFT));
-}
-
-/** Layer normalisation over the last axis: x [..., d], scale and bias [d] -> [..., d]. */
-export function layerNorm(g: GraphBuilder, x: Value, scale: Value, bias: Value, epsilon: number): Value {
-  const row = { type: x.type, shape: [...x.shape.slice(0, -1), 1] };
-  return one(g.node("LayerNormalization", [x, scale, bias], [x, row, row], { axis: int(-1), epsilon: float(epsilon) }));
-}
-
 export interface Product {
   readonly transA?: boolean;
   readonly transB?: boolean;
@@ -121,7 +111,9 @@ export function matmul(g: GraphBuilder, a: Value, b: Value, how: Product = {}): 
   return one(g.node("FusedMatMul", [a, b], [{ type: a.type, shape }], attributes, MICROSOFT));
 }
 
+/** The same elements in another shape; `x` itself where that is its shape already. */
 export function reshape(g: GraphBuilder, x: Value, shape: Shape): Value {
+  if (x.shape.join() === shape.join()) return x;
   if (sizeOf(x.shape) !== sizeOf(shape))
     throw new Error(`cannot reshape [${x.shape.join(",")}] to [${shape.join(",")}]`);
   return one(g.node("Reshape", [x, g.ints(shape)], [{ type: x.type, shape }]));
@@ -143,6 +135,13 @@ export function concat(g: GraphBuilder, parts: readonly Value[], axis: number): 
   const total = parts.reduce((sum, part) => sum + dimension(part.shape, axis), 0);
   const shape = first.shape.map((d, i) => (i === axis ? total : d));
   return one(g.node("Concat", parts, [{ type: first.type, shape }], { axis: int(axis) }));
+}
+
+/** The box of x from `begin` up to, not including, `end`, one place for each axis. */
+export function slice(g: GraphBuilder, x: Value, begin: readonly number[], end: readonly number[]): Value {
+  const shape = end.map((to, axis) => to - (begin[axis] ?? 0));
+  const axes = g.ints(shape.map((_, axis) => axis));
+  return one(g.node("Slice", [x, g.ints(begin), g.ints(end), axes], [{ type: x.type, shape }]));
 }
 
 /** The first `count` rows of x. */
@@ -212,7 +211,46 @@ export function full(g: GraphBuilder, shape: Shape, x: number): Value {
   return one(g.node("ConstantOfShape", [g.ints(shape)], [{ type: "float32", shape }], { value }));
 }
 
-/** Keeps what lies above the main diagonal, zeroes the rest. */
-export function aboveDiagonal(g: GraphBuilder, x: Value): Value {
-  return one(g.node("Trilu", [x, g.constant("int64", [], [1])], [x], { upper: int(1) }));
+/** int64 -> float32: 1 where `a` equals `b`, else 0. */
+export function equal(g: GraphBuilder, a: Value, b: Value): Value {
+  const shape = broadcast(a.shape, b.shape);
+  const test = one(g.node("Equal", [a, b], [{ type: "bool", shape }]));
+  return one(g.node("Cast", [test], [{ type: "float32", shape }], { to: int(1) }));
+}
+
+/** uint8: 1 where `a` is less than `b`, else 0. */
+export function isLess(g: GraphBuilder, a: Value, b: Value): Value {
+  const shape = broadcast(a.shape, b.shape);
+  const test = one(g.node("Less", [a, b], [{ type: "bool", shape }]));
+  return one(g.node("Cast", [test], [{ type: "uint8", shape }], { to: int(2) }));
+}
+
+/** uint8, bit by bit. */
+export function bitwise(g: GraphBuilder, op: "And" | "Or", a: Value, b: Value): Value {
+  return elementwise(g, `Bitwise${op}`, a, b);
+}
+
+/** uint8 `x` shifted right by `bits` places. */
+export function shiftRight(g: GraphBuilder, x: Value, bits: Value): Value {
+  return one(g.node("BitShift", [x, bits], [x], { direction: { kind: "string", value: "RIGHT" } }));
+}
+
+/** uint8 -> float32. */
+export function toFloat32(g: GraphBuilder, x: Value): Value {
+  return one(g.node("Cast", [x], [{ type: "float32", shape: x.shape }], { to: int(1) }));
+}
+
+/** float32 -> int64, towards zero. */
+export function toInt64(g: GraphBuilder, x: Value): Value {
+  return one(g.node("Cast", [x], [{ type: "int64", shape: x.shape }], { to: int(7) }));
+}
+
+/** Keeps what lies on or above diagonal `k` of the last two axes, zeroes the rest; 0 is the main diagonal. */
+export function upperTriangle(g: GraphBuilder, x: Value, k: number): Value {
+  return one(g.node("Trilu", [x, g.constant("int64", [], [k])], [x], { upper: int(1) }));
+}
+
+/** Keeps what lies on or below diagonal `k` of the last two axes, zeroes the rest. */
+export function lowerTriangle(g: GraphBuilder, x: Value, k: number): Value {
+  return one(g.node("Trilu", [x, g.constant("int64", [], [k])], [x], { upper: int(0) }));
 }

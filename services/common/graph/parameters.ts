@@ -1,17 +1,21 @@
 import type { GraphBuilder, Value } from "./builder.js";
-import type { ParameterLayout, Piece } from "./layout.js";
+import type { Piece } from "./layout.js";
 import { concat, split } from "./ops.js";
+
+interface Pieces {
+  readonly pieces: readonly Piece[];
+}
 
 /**
  * Declares a flat vector as graph inputs `<name>.0`, `<name>.1`, ...: consecutive pieces of it, which a runtime feeds as
  * views of one buffer.
  */
-export function inputPieces(g: GraphBuilder, layout: ParameterLayout, name: string): Value[] {
+export function inputPieces(g: GraphBuilder, layout: Pieces, name: string): Value[] {
   return layout.pieces.map((piece, i) => g.input(`${name}.${i}`, "float32", piece.shape));
 }
 
-/** The model's tensors by name, out of the pieces of the weights. */
-export function unpackTensors(g: GraphBuilder, layout: ParameterLayout, pieces: readonly Value[]): Map<string, Value> {
+/** The tensors by name, out of the pieces of a vector. */
+export function unpackTensors(g: GraphBuilder, layout: Pieces, pieces: readonly Value[]): Map<string, Value> {
   const tensors = new Map<string, Value>();
   layout.pieces.forEach((piece, i) => {
     const value = pieces[i];

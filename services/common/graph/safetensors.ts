@@ -1,4 +1,5 @@
 import { sizeOf } from "./builder.js";
+import { decodeWeights, DTYPE_BYTES, isWeightType } from "./dtypes.js";
 
 /**
  * The safetensors format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes without gaps.
@@ -14,16 +15,27 @@ export type ParsedSafetensors =
   | { readonly ok: true; readonly tensors: ReadonlyMap<string, NamedTensor> }
   | { readonly ok: false; readonly reason: string };
 
-interface Entry {
+/** Where a tensor's bytes lie in a file's body. */
+export interface TensorEntry {
   readonly name: string;
-  readonly dtype: Dtype;
+  readonly dtype: string;
   readonly shape: readonly number[];
   readonly begin: number;
   readonly end: number;
 }
 
-type Dtype = "F32" | "F16" | "BF16";
-const BYTES: Record<Dtype, number> = { F32: 4, F16: 2, BF16: 2 };
+/** A file whose header fits its bytes; no tensor has been decoded yet. */
+export interface SafetensorsFile {
+  /** The JSON header as it stands, with its padding. */
+  readonly header: Uint8Array;
+  /** In the header's order. */
+  readonly entries: readonly TensorEntry[];
+  readonly body: Uint8Array;
+}
+
+export type ReadSafetensors =
+  { readonly ok: true; readonly file: SafetensorsFile } | { readonly ok: false; readonly reason: string };
+
 const MAX_RANK = 8;
 const LENGTH_BYTES = 8;
 const ALIGNMENT = 8;
@@ -31,30 +43,32 @@ const ALIGNMENT = 8;
 class Refusal extends Error {}
 
 const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
-const isDtype = (value: unknown): value is Dtype => typeof value === "string" && Object.hasOwn(BYTES, value);
 const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-function readHeader(bytes: Uint8Array): { header: Record<string, unknown>; body: Uint8Array } {
+function readHeader(bytes: Uint8Array): { json: Record<string, unknown>; header: Uint8Array; body: Uint8Array } {
   if (bytes.length < LENGTH_BYTES) throw new Refusal("the file is shorter than its 8-byte length field");
   const length = new DataView(bytes.buffer, bytes.byteOffset, LENGTH_BYTES).getBigUint64(0, true);
   if (length > BigInt(bytes.length - LENGTH_BYTES))
     throw new Refusal(`the header's length ${length} is beyond the file`);
   const bodyStart = LENGTH_BYTES + Number(length);
-  let header: unknown;
+  const header = bytes.subarray(LENGTH_BYTES, bodyStart);
+  let json: unknown;
   try {
-    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(LENGTH_BYTES, bodyStart)));
+    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(header));
   } catch {
     throw new Refusal("the header is not JSON in UTF-8");
   }
-  if (!isRecord(header)) throw new Refusal("the header is not a JSON object");
-  return { header, body: bytes.subarray(bodyStart) };
+  if (!isRecord(json)) throw new Refusal("the header is not a JSON object");
+  return { json, header, body: bytes.subarray(bodyStart) };
 }
 
-function readEntry(name: string, value: unknown): Entry {
+function readEntry(name: string, value: unknown): TensorEntry {
   if (!isRecord(value)) throw new Refusal(`tensor ${name}: not an object`);
   const { dtype, shape, data_offsets: offsets } = value;
-  if (!isDtype(dtype)) throw new Refusal(`tensor ${name}: dtype ${String(dtype)} is not F32, F16 or BF16`);
+  if (typeof dtype !== "string" || !Object.hasOwn(DTYPE_BYTES, dtype)) {
+    throw new Refusal(`tensor ${name}: dtype ${String(dtype)} is not known`);
+  }
   if (!Array.isArray(shape) || shape.length > MAX_RANK || !shape.every(isCount)) {
     throw new Refusal(`tensor ${name}: the shape is not a list of at most ${MAX_RANK} sizes`);
   }
@@ -62,38 +76,20 @@ function readEntry(name: string, value: unknown): Entry {
     throw new Refusal(`tensor ${name}: data_offsets are not two positions`);
   }
   const [begin = 0, end = 0] = offsets;
-  const size = sizeOf(shape) * BYTES[dtype];
+  const size = sizeOf(shape) * (DTYPE_BYTES[dtype] ?? 0);
   if (end - begin !== size) throw new Refusal(`tensor ${name}: ${end - begin} bytes where its shape needs ${size}`);
   return { name, dtype, shape, begin, end };
 }
 
-/** IEEE half precision to number. */
-function decodeHalf(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 0x1f;
-  const fraction = bits & 0x3ff;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 0x1f) return fraction === 0 ? sign * Infinity : NaN;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-}
-
-function decode(dtype: Dtype, bytes: Uint8Array): Float32Array {
-  // The file's bytes may stand at any address, so they are copied before they are read as wider elements.
-  const copy = new Uint8Array(bytes).buffer;
-  if (dtype === "F32") return new Float32Array(copy);
-  const halves = new Uint16Array(copy);
-  if (dtype === "F16") return Float32Array.from(halves, decodeHalf);
-  return new Float32Array(Uint32Array.from(halves, (bits) => bits << 16).buffer);
-}
-
 /**
- * Reads a file of F32, F16 or BF16 tensors into float32. Whatever does not fit together (lengths, offsets, overlaps,
- * gaps, shapes) is refused with the tensor's name, and nothing is allocated beyond a small multiple of the file's size.
+ * Reads a file's header and holds it against the file's length. Whatever does not fit together (lengths, offsets,
+ * overlaps, gaps, shapes) is refused with the tensor's name, and nothing is allocated beyond a small multiple of the
+ * header's size.
  */
-export function parseSafetensors(bytes: Uint8Array): ParsedSafetensors {
+export function readSafetensors(bytes: Uint8Array): ReadSafetensors {
   try {
-    const { header, body } = readHeader(bytes);
-    const entries = Object.entries(header)
+    const { json, header, body } = readHeader(bytes);
+    const entries = Object.entries(json)
       .filter(([name]) => name !== "__metadata__")
       .map(([name, value]) => readEntry(name, value));
     let position = 0;
@@ -103,14 +99,37 @@ export function parseSafetensors(bytes: Uint8Array): ParsedSafetensors {
       position = end;
     }
     if (position !== body.length) throw new Refusal(`the tensors take ${position} bytes, the file has ${body.length}`);
-    const tensors = entries.map(({ name, dtype, shape, begin, end }) => {
-      return [name, { shape, data: decode(dtype, body.subarray(begin, end)) }] as const;
-    });
-    return { ok: true, tensors: new Map(tensors) };
+    return { ok: true, file: { header, entries, body } };
   } catch (error) {
     if (error instanceof Refusal) return { ok: false, reason: error.message };
     throw error;
   }
+}
+
+/** Reads a file of F32, F16 or BF16 tensors into float32; others are refused with the tensor's name. */
+export function parseSafetensors(bytes: Uint8Array): ParsedSafetensors {
+  const read = readSafetensors(bytes);
+  if (!read.ok) return read;
+  const tensors = new Map<string, NamedTensor>();
+  for (const { name, dtype, shape, begin, end } of read.file.entries) {
+    if (!isWeightType(dtype)) return { ok: false, reason: `tensor ${name}: dtype ${dtype} is not F32, F16 or BF16` };
+    tensors.set(name, { shape, data: decodeWeights(dtype, read.file.body.subarray(begin, end)) });
+  }
+  return { ok: true, tensors };
+}
+
+/** The bytes of a file of which header and body are known. */
+export function joinSafetensors(header: Uint8Array, body: readonly Uint8Array[]): Uint8Array {
+  const size = body.reduce((sum, part) => sum + part.length, 0);
+  const file = new Uint8Array(LENGTH_BYTES + header.length + size);
+  new DataView(file.buffer).setBigUint64(0, BigInt(header.length), true);
+  file.set(header, LENGTH_BYTES);
+  let offset = LENGTH_BYTES + header.length;
+  for (const part of body) {
+    file.set(part, offset);
+    offset += part.length;
+  }
+  return file;
 }
 
 /** Writes tensors as F32 in the order given. Equal tensors give equal bytes. */
@@ -126,18 +145,8 @@ export function writeSafetensors(
     position += data.byteLength;
   }
   const json = new TextEncoder().encode(JSON.stringify(Object.fromEntries(entries)));
-  const headerLength = Math.ceil(json.length / ALIGNMENT) * ALIGNMENT;
-  const file = new Uint8Array(LENGTH_BYTES + headerLength + position).fill(
-    0x20,
-    LENGTH_BYTES,
-    LENGTH_BYTES + headerLength,
-  );
-  new DataView(file.buffer).setBigUint64(0, BigInt(headerLength), true);
-  file.set(json, LENGTH_BYTES);
-  let offset = LENGTH_BYTES + headerLength;
-  for (const { data } of tensors.values()) {
-    file.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength), offset);
-    offset += data.byteLength;
-  }
-  return file;
+  const header = new Uint8Array(Math.ceil(json.length / ALIGNMENT) * ALIGNMENT).fill(0x20);
+  header.set(json);
+  const parts = [...tensors.values()].map(({ data }) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  return joinSafetensors(header, parts);
 }

@@ -1,4 +1,6 @@
+import type { Sequence } from "../attention.js";
 import type { GraphBuilder, Shape, Value } from "../builder.js";
+import type { Parameters } from "../projection.js";
 
 /** What is wrong with one field of a model config, for a person to repair. */
 export interface Violation {
@@ -18,12 +20,20 @@ export interface ParameterSpec {
   readonly init: { readonly mean: number; readonly std: number };
 }
 
+/** A linear module, which an adapter can stand beside. */
+export interface Projection {
+  /** Its weight is `<module>.weight`. */
+  readonly module: string;
+  readonly from: number;
+  readonly to: number;
+  /** Whether the weight lies as [in, out] (GPT-2's Conv1D) instead of [out, in]. */
+  readonly inOut: boolean;
+}
+
 export interface BatchShape {
   readonly batch: number;
   readonly seqLen: number;
 }
-
-export type Parameters = ReadonlyMap<string, Value>;
 
 /** What the work of one step on this family depends on; see cost.ts. */
 export interface Work {
@@ -44,7 +54,7 @@ export interface Family<C> {
   /** Names of further tensors a checkpoint may hold that carry no weights of their own. */
   isRedundant(name: string): boolean;
   /** The tensor that a checkpoint may hold a second time under another name (tied weights), or undefined. */
-  tiedTo(name: string): string | undefined;
+  tiedTo(config: C, name: string): string | undefined;
   /** Reads our own field names. */
   parse(fields: Readonly<Record<string, unknown>>): Parsed<C>;
   /** Reads the fields of a Hugging Face config.json. */
@@ -52,8 +62,12 @@ export interface Family<C> {
   toHuggingFace(config: C): Record<string, unknown>;
   /** Every tensor in the order of Hugging Face's modules. */
   parameters(config: C): ParameterSpec[];
-  /** tokens int64 [b,t] -> hidden states [b*t, width] after the last norm. */
-  hidden(g: GraphBuilder, config: C, parameters: Parameters, tokens: Value): Value;
+  /** The linear modules of the blocks, and of the head where it has a weight of its own. */
+  projections(config: C): Projection[];
+  /** Keys' and values' heads of a block and their size, for a cache. */
+  cacheShape(config: C): { kvHeads: number; headSize: number };
+  /** A sequence's tokens [b, t] -> hidden states [b*t, width] after the last norm. */
+  hidden(g: GraphBuilder, config: C, parameters: Parameters, sequence: Sequence): Value;
   /** Hidden states [n, width] -> logits [n, vocab]. */
   logits(g: GraphBuilder, config: C, parameters: Parameters, hidden: Value): Value;
   work(config: C, shape: BatchShape): Work;

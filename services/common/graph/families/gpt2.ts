@@ -1,24 +1,12 @@
+import type { Sequence } from "../attention.js";
 import type { GraphBuilder, Value } from "../builder.js";
-import {
-  aboveDiagonal,
-  add,
-  dimension,
-  fastGelu,
-  full,
-  gather,
-  gemm,
-  head,
-  layerNorm,
-  matmul,
-  mul,
-  range,
-  reshape,
-  softmax,
-  split,
-  transpose,
-} from "../ops.js";
-import type { BatchShape, Family, Parameters, ParameterSpec, Parsed, Work } from "./family.js";
+import { fastGelu, layerNorm } from "../kernels.js";
+import { add, dimension, gather, gemm, head, min, reshape, split, transpose } from "../ops.js";
+import { type Parameters, project } from "../projection.js";
+import type { BatchShape, Family, ParameterSpec, Parsed, Projection, Work } from "./family.js";
 import { FieldReader } from "./fields.js";
+import { initialStd } from "./initial.js";
+import { neutralField } from "./neutral.js";
 
 /** GPT-2 (Radford et al. 2019): learned positions, pre-norm blocks, gelu_new, biases, head tied to the token table. */
 export interface Gpt2Config {
@@ -49,9 +37,6 @@ const HUGGING_FACE: Record<SizeField, string> = {
 };
 const MAX_PARAMETERS = 500_000_000;
 const DEFAULT_EPS = 1e-5;
-/** How far below every other score the scores of later positions are put; e^-40 is nothing beside 1 in float32. */
-const MASK_DEPTH = 40;
-
 function read(fields: FieldReader, name: (field: SizeField) => string, epsilon: string): Parsed<Gpt2Config> {
   const [vocabSize, contextLength, layers, heads, width] = SIZES.map((field) =>
     fields.size(name(field), LIMITS[field]),
@@ -86,7 +71,11 @@ function parseHuggingFace(source: Readonly<Record<string, unknown>>): Parsed<Gpt
   fields.only("add_cross_attention", [false], "only false is supported: decoder-only models");
   const width = source["n_embd"];
   if (typeof width === "number") fields.only("n_inner", [4 * width], `must be absent, null or ${4 * width}`);
-  return read(fields, (field) => HUGGING_FACE[field], "layer_norm_epsilon");
+  fields.everyOf("architectures", ["GPT2LMHeadModel", "GPT2Model"]);
+  fields.skip("n_inner");
+  const parsed = read(fields, (field) => HUGGING_FACE[field], "layer_norm_epsilon");
+  fields.refuseUnread(neutralField);
+  return fields.violations.length === 0 ? parsed : { ok: false, violations: fields.violations };
 }
 
 function toHuggingFace(config: Gpt2Config): Record<string, unknown> {
@@ -107,14 +96,6 @@ function toHuggingFace(config: Gpt2Config): Record<string, unknown> {
     resid_pdrop: 0,
     torch_dtype: "float32",
   };
-}
-
-/**
- * Standard deviation of first weights: GPT-2's 0.02 belongs to its width of 768; narrower layers need larger weights to
- * keep the same scale of activations (LeCun et al. 1998: 1 / sqrt(width)), and learn visibly faster with them.
- */
-function initialStd(width: number): number {
-  return 0.02 * Math.sqrt(Math.max(1, 768 / width));
 }
 
 /** Shapes as Conv1D keeps them, [in, out]. What adds to the residual stream starts smaller, by sqrt(2 layers). */
@@ -152,66 +133,59 @@ function parameters(config: Gpt2Config): ParameterSpec[] {
   ];
 }
 
-function tensor(weights: Parameters, name: string): Value {
-  const value = weights.get(`transformer.${name}`);
-  if (value === undefined) throw new Error(`no tensor transformer.${name}`);
-  return value;
+function projections({ layers, width }: Gpt2Config): Projection[] {
+  const conv = (module: string, from: number, to: number): Projection => ({ module, from, to, inOut: true });
+  return Array.from({ length: layers }, (_, layer) => {
+    const at = `transformer.h.${layer}`;
+    return [
+      conv(`${at}.attn.c_attn`, width, 3 * width),
+      conv(`${at}.attn.c_proj`, width, width),
+      conv(`${at}.mlp.c_fc`, width, 4 * width),
+      conv(`${at}.mlp.c_proj`, 4 * width, width),
+    ];
+  }).flat();
 }
 
-function linear(g: GraphBuilder, weights: Parameters, name: string, x: Value): Value {
-  return gemm(g, x, tensor(weights, `${name}.weight`), {}, tensor(weights, `${name}.bias`));
+/** Token and position embeddings of a sequence -> [b, t, width]. */
+function embed(g: GraphBuilder, weights: Parameters, { tokens, positions, length }: Sequence): Value {
+  const words = gather(g, weights.tensor("transformer.wte.weight"), tokens);
+  const table = weights.tensor("transformer.wpe.weight");
+  const time = dimension(tokens.shape, 1);
+  if (positions.shape.length > 1) return add(g, words, gather(g, table, positions));
+  // Rows that begin at 0 and fill the sequence need no lookup.
+  if (time === length) return add(g, words, head(g, table, time));
+  const places = Array.from({ length: time }, (_, i) => i);
+  const rows = add(g, g.constant("int64", [1, time], places), positions);
+  // Padding behind the last token may be beyond the table.
+  const last = g.constant("int64", [], [dimension(table.shape, 0) - 1]);
+  return add(g, words, gather(g, table, min(g, rows, last)));
 }
 
-function norm(g: GraphBuilder, config: Gpt2Config, weights: Parameters, name: string, x: Value): Value {
-  return layerNorm(g, x, tensor(weights, `${name}.weight`), tensor(weights, `${name}.bias`), config.layerNormEps);
-}
-
-/**
- * Pushes the scores [..., t, t] of later positions below all others of the batch, by no more than it takes: with a mask
- * of -1e9 their probabilities are denormal numbers, on which a CPU is many times slower.
- */
-function causal(g: GraphBuilder, scores: Value): Value {
-  const time = dimension(scores.shape, -1);
-  const later = aboveDiagonal(g, full(g, [time, time], -1));
-  const depth = add(g, g.detach(range(g, scores)), g.scalar(MASK_DEPTH));
-  return add(g, scores, mul(g, later, depth));
-}
-
-/** Causal self-attention: x [b*t, width] -> [b*t, width]. */
-function attention(
-  g: GraphBuilder,
-  { heads, width }: Gpt2Config,
-  weights: Parameters,
-  at: string,
-  x: Value,
-  [batch, time]: readonly [number, number],
-): Value {
-  const size = width / heads;
-  const joint = reshape(g, linear(g, weights, `${at}.c_attn`, x), [batch, time, 3, heads, size]);
-  const parts = split(g, transpose(g, joint, [2, 0, 3, 1, 4]), 0, [1, 1, 1]);
-  const [q, k, v] = parts.map((part) => reshape(g, part, [batch * heads, time, size])) as [Value, Value, Value];
-  const scores = matmul(g, q, k, { transB: true, alpha: 1 / Math.sqrt(size) });
-  const mixed = matmul(g, softmax(g, causal(g, scores)), v);
-  const rows = transpose(g, reshape(g, mixed, [batch, heads, time, size]), [0, 2, 1, 3]);
-  return linear(g, weights, `${at}.c_proj`, reshape(g, rows, [batch * time, width]));
-}
-
-function hidden(g: GraphBuilder, config: Gpt2Config, weights: Parameters, tokens: Value): Value {
+function hidden(g: GraphBuilder, config: Gpt2Config, weights: Parameters, sequence: Sequence): Value {
+  const { tokens } = sequence;
   const [batch, time] = [dimension(tokens.shape, 0), dimension(tokens.shape, 1)];
-  const positions = head(g, tensor(weights, "wpe.weight"), time);
-  let x = add(g, gather(g, tensor(weights, "wte.weight"), tokens), positions);
-  x = reshape(g, x, [batch * time, config.width]);
+  const { width, heads, layerNormEps } = config;
+  const size = width / heads;
+  const norm = (name: string, x: Value): Value =>
+    layerNorm(g, x, weights.tensor(`${name}.weight`), weights.tensor(`${name}.bias`), layerNormEps);
+  const linear = (module: string, x: Value): Value => project(g, weights, module, false, x);
+  let x = reshape(g, embed(g, weights, sequence), [batch * time, width]);
+  const attended = (rows: Value, layer: number): Value => {
+    const at = `transformer.h.${layer}.attn`;
+    const joint = reshape(g, linear(`${at}.c_attn`, rows), [batch, time, 3, heads, size]);
+    const parts = split(g, transpose(g, joint, [2, 0, 3, 1, 4]), 0, [1, 1, 1]);
+    const [q, k, v] = parts.map((part) => reshape(g, part, [batch, heads, time, size])) as [Value, Value, Value];
+    return linear(`${at}.c_proj`, sequence.attend(g, { q, k, v, window: 0 }, layer));
+  };
   for (let layer = 0; layer < config.layers; layer++) {
-    const at = `h.${layer}`;
-    const attended = attention(g, config, weights, `${at}.attn`, norm(g, config, weights, `${at}.ln_1`, x), [
-      batch,
-      time,
-    ]);
-    x = add(g, x, attended);
-    const inner = fastGelu(g, linear(g, weights, `${at}.mlp.c_fc`, norm(g, config, weights, `${at}.ln_2`, x)));
-    x = add(g, x, linear(g, weights, `${at}.mlp.c_proj`, inner));
+    const at = `transformer.h.${layer}`;
+    x = g.segment(x, (input) => {
+      const middle = add(g, input, attended(norm(`${at}.ln_1`, input), layer));
+      const inner = fastGelu(g, linear(`${at}.mlp.c_fc`, norm(`${at}.ln_2`, middle)));
+      return add(g, middle, linear(`${at}.mlp.c_proj`, inner));
+    });
   }
-  return norm(g, config, weights, "ln_f", x);
+  return norm("transformer.ln_f", x);
 }
 
 function work({ vocabSize, layers, heads, width }: Gpt2Config, { batch, seqLen }: BatchShape): Work {
@@ -232,12 +206,14 @@ export const gpt2: Family<Gpt2Config> = {
   prefix: "transformer.",
   // Causal masks that older checkpoints carry as buffers.
   isRedundant: (name) => /^(transformer\.)?h\.\d+\.attn\.(masked_)?bias$/.test(name),
-  tiedTo: (name) => (name === "lm_head.weight" ? "transformer.wte.weight" : undefined),
+  tiedTo: (_config, name) => (name === "lm_head.weight" ? "transformer.wte.weight" : undefined),
   parse,
   parseHuggingFace,
   toHuggingFace,
   parameters,
+  projections,
+  cacheShape: ({ heads, width }) => ({ kvHeads: heads, headSize: width / heads }),
   hidden,
-  logits: (g, _config, weights, x) => gemm(g, x, tensor(weights, "wte.weight"), { transB: true }),
+  logits: (g, _config, weights, x) => gemm(g, x, weights.tensor("transformer.wte.weight"), { transB: true }),
   work,
 };

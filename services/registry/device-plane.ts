@@ -1,3 +1,4 @@
+import { isResourceName } from "#common/domain/resources.js";
 import { deviceOf, MAX_PIECE_BYTES, subjects } from "#common/domain/subjects.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Bus, BusMessage } from "#common/ports/bus.js";
@@ -110,6 +111,7 @@ export class DevicePlane {
     refusal: (why: Refusal) => HeartbeatReply,
   ): Promise<HeartbeatReply> {
     const { store, clock, credentials, heartbeatMs } = this.ports;
+    if (!isResourceName(name)) return refusal(REFUSALS.unknownDevice);
     const lease = await store.get("Lease", name);
     const nowMs = clock.nowMs();
     let dueLease: typeof lease;
@@ -148,7 +150,7 @@ export class DevicePlane {
 
   private async readRange(name: string, request: BlobRangeRequest, signal: AbortSignal): Promise<BlobRangeReply> {
     const refuse = (refusal: Refusal): BlobRangeReply => BlobRangeReply.fromPartial({ refusal });
-    const device = await this.ports.store.get("Device", name);
+    const device = isResourceName(name) ? await this.ports.store.get("Device", name) : undefined;
     if (device === undefined) return refuse(REFUSALS.unknownDevice);
     const verdict = await this.judgeRange(device, request, signal);
     if (!verdict.ok) return refuse(verdict.refusal);

@@ -1,6 +1,6 @@
 import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
 import { cutPage, parsePage } from "#common/domain/pages.js";
-import { API_VERSION, newMeta, type Violation } from "#common/domain/resources.js";
+import { API_VERSION, isResourceName, nameViolations, newMeta, type Violation } from "#common/domain/resources.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
@@ -55,6 +55,10 @@ const TOKEN_ID_BYTES = 6;
 const noDevice = (name: string): Answer<never> =>
   refuse("NOT_FOUND", `no device is named "${name.slice(0, 64)}": list devices to see their names`);
 
+/** The answer to a name that no resource can have; undefined to one that some may have. */
+const badName = (field: string, name: string): Answer<never> | undefined =>
+  isResourceName(name) ? undefined : invalid(...nameViolations(field, name));
+
 /** Orders that any change of the spec counts as a generation. */
 function withSpec(device: Device, cordoned: boolean, draining: boolean): Device | undefined {
   const { spec, metadata } = device;
@@ -94,6 +98,8 @@ export class FleetApi {
   }
 
   async getDevice({ name }: GetDeviceRequest): Promise<Answer<GetDeviceResponse>> {
+    const bad = badName("name", name);
+    if (bad !== undefined) return bad;
     const [device, lease] = await Promise.all([
       this.ports.store.get("Device", name),
       this.ports.store.get("Lease", name),
@@ -104,6 +110,8 @@ export class FleetApi {
   /** What exists, then "synced", then changes, until the signal aborts. */
   watchDevices(request: WatchDevicesRequest, signal: AbortSignal): Answer<AsyncIterable<WatchDevicesResponse>> {
     const { name, resourceVersion } = request;
+    const bad = name === "" ? undefined : badName("name", name);
+    if (bad !== undefined) return bad;
     if (resourceVersion !== "" && !/^\d{1,19}$/.test(resourceVersion)) {
       const description = "is not a version: send the resource_version of a list or of an event, or nothing";
       return invalid({ field: "resource_version", value: resourceVersion.slice(0, 64), description });
@@ -141,6 +149,8 @@ export class FleetApi {
     name: string,
     change: (device: Device) => Device | undefined,
   ): Promise<Answer<{ device: Device }>> {
+    const bad = badName("name", name);
+    if (bad !== undefined) return bad;
     const changed = await changeDevice(this.ports.store, name, change);
     if (changed.ok) return answer({ device: changed.device });
     if (changed.reason === "NotFound") return noDevice(name);
@@ -149,6 +159,8 @@ export class FleetApi {
 
   /** Revokes the credential first: after a crash in between the device still exists and can be deleted again. */
   async deleteDevice({ name }: DeleteDeviceRequest): Promise<Answer<DeleteDeviceResponse>> {
+    const bad = badName("name", name);
+    if (bad !== undefined) return bad;
     const { store, credentials, log } = this.ports;
     const device = await store.get("Device", name);
     if (device === undefined) return noDevice(name);
@@ -191,6 +203,8 @@ export class FleetApi {
 
   /** Revoking twice is no error. */
   async revokeJoinToken({ id }: RevokeJoinTokenRequest): Promise<Answer<RevokeJoinTokenResponse>> {
+    const bad = badName("id", id);
+    if (bad !== undefined) return bad;
     const changed = await this.changeToken(id, (token) => (token.revoked ? undefined : { ...token, revoked: true }));
     if (changed === "Done") return answer({});
     if (changed === "Contended") return refuse("ABORTED", "the token is being used at this moment: try again");
@@ -201,6 +215,7 @@ export class FleetApi {
     id: string,
     change: (token: JoinToken) => JoinToken | undefined,
   ): Promise<"Done" | "NotFound" | "Contended"> {
+    if (!isResourceName(id)) return "NotFound";
     for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
       const token = await this.ports.store.get("JoinToken", id);
       if (token === undefined) return "NotFound";

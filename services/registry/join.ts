@@ -1,3 +1,4 @@
+import { isResourceName } from "#common/domain/resources.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
@@ -22,7 +23,11 @@ const refused = (refusal: Refusal): JoinReply => ({ refusal, device: "", jwt: ""
 
 async function decide(ports: JoinPorts, tokenId: string, request: JoinRequest): Promise<JoinVerdict> {
   const { store, clock } = ports;
-  const [token, existing] = await Promise.all([store.get("JoinToken", tokenId), store.get("Device", request.device)]);
+  // What is no name is not looked up; the verdict then says what is wrong with it.
+  const [token, existing] = await Promise.all([
+    isResourceName(tokenId) ? store.get("JoinToken", tokenId) : undefined,
+    isResourceName(request.device) ? store.get("Device", request.device) : undefined,
+  ]);
   const name = token === undefined ? undefined : reservedName(token, request.publicKey);
   const reserved = name === undefined || name === "" ? undefined : await store.get("Device", name);
   return decideJoin({ token, existing, reserved }, request, clock.nowMs());

@@ -2,7 +2,7 @@ import { parseDocument } from "yaml";
 import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
 import { decodeDataset } from "#common/domain/manifest.js";
 import { cutPage, parsePage } from "#common/domain/pages.js";
-import { API_VERSION, newMeta } from "#common/domain/resources.js";
+import { API_VERSION, isResourceName, nameViolations, newMeta } from "#common/domain/resources.js";
 import { exportCheckpoint } from "#common/graph/checkpoint.js";
 import { parseModelConfig } from "#common/graph/config.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
@@ -85,6 +85,7 @@ export class ModelApi {
 
   /** The model's files, piece by piece, in the order config, weights, tokenizer. */
   async export({ name }: ExportRequest): Promise<Answer<Iterable<ExportResponse>>> {
+    if (!isResourceName(name)) return invalid(...nameViolations("name", name));
     const model = await this.ports.store.get("Model", name);
     if (model === undefined) return noModel(name);
     const config = parseModelConfig(model.config);
@@ -115,6 +116,7 @@ export class ModelApi {
   }
 
   async getModel({ name }: GetModelRequest): Promise<Answer<GetModelResponse>> {
+    if (!isResourceName(name)) return invalid(...nameViolations("name", name));
     const model = await this.ports.store.get("Model", name);
     return model === undefined ? noModel(name) : answer({ model });
   }

@@ -6,7 +6,7 @@ import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
 import { setCondition } from "#common/domain/condition.js";
 import { completeTrainingJob, decodeTrainingJob } from "#common/domain/manifest.js";
 import { cutPage, parsePage } from "#common/domain/pages.js";
-import { API_VERSION, newMeta, roundName } from "#common/domain/resources.js";
+import { API_VERSION, isResourceName, nameViolations, newMeta, roundName } from "#common/domain/resources.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
@@ -28,6 +28,9 @@ const FINISHED = new Set(["Completed", "Cancelled", "Failed"]);
 
 const noJob = (name: string): Answer<never> =>
   refuse("NOT_FOUND", `no job is named "${name.slice(0, 64)}": list jobs to see their names`);
+/** The answer to a name that no resource can have; undefined to one that some may have. */
+const badName = (field: string, name: string): Answer<never> | undefined =>
+  isResourceName(name) ? undefined : invalid(...nameViolations(field, name));
 const lostRaces = (): Answer<never> => refuse("ABORTED", "the job kept changing meanwhile; try again");
 const isSelected = (job: TrainingJob, selector: Readonly<Record<string, string>>): boolean =>
   Object.entries(selector).every(([key, value]) => job.metadata?.labels[key] === value);
@@ -57,7 +60,9 @@ export class JobApi {
       const decoded = decodeTrainingJob(document.value, readModel);
       return decoded.ok ? decoded : invalid(...decoded.violations);
     }
-    const stored = await this.parts.store.get("TrainingJob", source.value.metadata?.name ?? "");
+    const name = source.value.metadata?.name ?? "";
+    // A bad name is refused with everything else that is wrong, by the rules of manifests.
+    const stored = isResourceName(name) ? await this.parts.store.get("TrainingJob", name) : undefined;
     const decoded = completeTrainingJob(source.value, readModel, stored?.spec);
     return decoded.ok ? decoded : invalid(...decoded.violations);
   }
@@ -87,6 +92,8 @@ export class JobApi {
 
   /** One job by name. */
   async get({ name }: rpc.JobServiceGetRequest): Promise<Answer<rpc.JobServiceGetResponse>> {
+    const bad = badName("name", name);
+    if (bad !== undefined) return bad;
     const job = await this.parts.store.get("TrainingJob", name);
     return job === undefined ? noJob(name) : answer({ job });
   }
@@ -104,6 +111,8 @@ export class JobApi {
 
   /** What exists, then "synced", then changes, until the signal aborts. Resumes after a version. */
   watch(request: rpc.JobServiceWatchRequest, signal: AbortSignal): Answer<AsyncIterable<rpc.JobServiceWatchResponse>> {
+    const bad = request.name === "" ? undefined : badName("name", request.name);
+    if (bad !== undefined) return bad;
     if (request.resourceVersion !== "" && !/^\d{1,19}$/.test(request.resourceVersion)) {
       const description = "is not a version: send the resource_version of a list or of an event, or nothing";
       return invalid({ field: "resource_version", value: request.resourceVersion.slice(0, 64), description });
@@ -136,6 +145,8 @@ export class JobApi {
 
   /** Stops a job: no further rounds; what is committed to the round under way is folded if it is enough. Idempotent. */
   async cancel({ name }: rpc.JobServiceCancelRequest): Promise<Answer<rpc.JobServiceCancelResponse>> {
+    const bad = badName("name", name);
+    if (bad !== undefined) return bad;
     for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
       const job = await this.parts.store.get("TrainingJob", name);
       if (job === undefined) return noJob(name);
@@ -161,6 +172,8 @@ export class JobApi {
 
   /** Removes a job that is not running, with its rounds, tallies, results and updates. Its model stays. */
   async delete({ name }: rpc.JobServiceDeleteRequest): Promise<Answer<rpc.JobServiceDeleteResponse>> {
+    const bad = badName("name", name);
+    if (bad !== undefined) return bad;
     const { store, updates } = this.parts;
     for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
       const job = await store.get("TrainingJob", name);
@@ -193,6 +206,8 @@ export class JobApi {
 
   /** Why the job is where it is. */
   async explain({ name }: rpc.JobServiceExplainRequest): Promise<Answer<rpc.JobServiceExplainResponse>> {
+    const bad = badName("name", name);
+    if (bad !== undefined) return bad;
     const { store } = this.parts;
     const job = await store.get("TrainingJob", name);
     if (job === undefined) return noJob(name);
@@ -204,6 +219,8 @@ export class JobApi {
   /** A page of a job's rounds in order of number, with their results. */
   async listRounds(request: rpc.JobServiceListRoundsRequest): Promise<Answer<rpc.JobServiceListRoundsResponse>> {
     const { job, pageSize, pageToken } = request;
+    const bad = badName("job", job);
+    if (bad !== undefined) return bad;
     const scope = `rounds ${job}`;
     const parsed = parsePage(pageSize, pageToken, scope, PAGES);
     if (!parsed.ok) return invalid(...parsed.violations);

@@ -1,6 +1,6 @@
 import { answer, type Answer, invalid } from "#common/domain/answer.js";
 import { pageToken, parsePage } from "#common/domain/pages.js";
-import type { Violation } from "#common/domain/resources.js";
+import { nameViolations, type Violation } from "#common/domain/resources.js";
 import type { EventLog } from "#common/ports/event-log.js";
 import type {
   Event,
@@ -56,8 +56,7 @@ async function* ofJob(events: AsyncIterable<Event>, job: string): AsyncGenerator
 }
 
 function seriesViolations({ job, metrics, fromRound }: QuerySeriesRequest): Violation[] {
-  const violations: Violation[] = [];
-  if (job === "") violations.push({ field: "job", value: "", description: "is missing: name the job" });
+  const violations = nameViolations("job", job);
   const known: readonly string[] = METRICS;
   for (const metric of metrics.filter((candidate) => !known.includes(candidate))) {
     violations.push({ field: "metrics", value: metric.slice(0, 64), description: `must be of ${METRICS.join(", ")}` });

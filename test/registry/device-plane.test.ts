@@ -161,6 +161,21 @@ test("garbage on any subject is refused, not answered with silence", async (t) =
   home.end();
 });
 
+test("a device of an impossible name is told so; the store is not asked for it", async (t) => {
+  const home = await registry();
+  const bundle = await tokenOf(home);
+  const get = home.store.get.bind(home.store);
+  home.store.get = (kind, name) =>
+    /^[a-z0-9-]+$/.test(name) ? get(kind, name) : Promise.reject(new Error(`bad key "${name}"`));
+  for (const name of ["", "a.b", "*", "Gateway", "a b"]) {
+    t.is((await join(home, bundle, name, createUser().getPublicKey())).refusal?.reason, "InvalidName", name);
+  }
+  t.is((await join(home, { ...bundle, tokenId: "A_b" }, "a", "U")).refusal?.reason, "TokenUnknown");
+  t.is((await beat(home, "A_b")).refusal?.reason, "UnknownDevice");
+  t.is((await read(home, "A_b", "sha256:0")).refusal?.reason, "UnknownDevice");
+  home.end();
+});
+
 test("a heartbeat renews the lease and brings the assignment until the update is judged", async (t) => {
   const home = await enrolled();
   const weights = await home.blobs.put(new Uint8Array(300).fill(3));

@@ -132,12 +132,15 @@ test("one device is got, cordoned, drained and deleted; unknown ones are NOT_FOU
   t.deepEqual([back?.spec?.cordoned, back?.spec?.draining], [false, false]);
   await call(fleet.deleteDevice.bind(fleet), { name: "a" });
   t.deepEqual(revoked, ["Ua"]);
-  for (const name of ["a", "", "x".repeat(5000), "a.b>*"]) {
-    await refused(t, call(fleet.getDevice.bind(fleet), { name }), "NOT_FOUND");
-    await refused(t, call(fleet.cordonDevice.bind(fleet), { name, uncordon: false }), "NOT_FOUND");
-    await refused(t, call(fleet.drainDevice.bind(fleet), { name }), "NOT_FOUND");
-    await refused(t, call(fleet.deleteDevice.bind(fleet), { name }), "NOT_FOUND");
+  for (const name of ["a", "", "x".repeat(5000), "a.b>*", "*"]) {
+    const [code, field] = name === "a" ? (["NOT_FOUND"] as const) : (["INVALID_ARGUMENT", "name"] as const);
+    await refused(t, call(fleet.getDevice.bind(fleet), { name }), code, field);
+    await refused(t, call(fleet.cordonDevice.bind(fleet), { name, uncordon: false }), code, field);
+    await refused(t, call(fleet.drainDevice.bind(fleet), { name }), code, field);
+    await refused(t, call(fleet.deleteDevice.bind(fleet), { name }), code, field);
   }
+  const wild = fleet.watchDevices({ name: "*", resourceVersion: "" }) as AsyncIterable<WatchDevicesResponse>;
+  await refused(t, wild[Symbol.asyncIterator]().next(), "INVALID_ARGUMENT", "name");
 });
 
 test("a watch sends what exists, SYNCED, changes and deletions, and resumes from a version", async (t) => {
@@ -197,7 +200,7 @@ test("join tokens are issued, stored without their secret, and revoked", async (
   await revoke(issued.id);
   t.true((await store.get("JoinToken", issued.id))?.revoked);
   await refused(t, revoke("nobody"), "NOT_FOUND");
-  await refused(t, revoke(""), "NOT_FOUND");
+  await refused(t, revoke(""), "INVALID_ARGUMENT", "id");
 });
 
 const parsed = parseModelConfig({ family: "gpt2", vocabSize: 256, contextLength: 16, layers: 2, heads: 2, width: 64 });
@@ -292,6 +295,8 @@ test("exports, lists and gets of what is not there are refused", async (t) => {
   const { models, store, blobs } = await serve(t);
   await refused(t, exportModel(models, "ghost"), "NOT_FOUND");
   await refused(t, call(models.getModel.bind(models), { name: "ghost" }), "NOT_FOUND");
+  await refused(t, exportModel(models, "a.b"), "INVALID_ARGUMENT", "name");
+  await refused(t, call(models.getModel.bind(models), { name: "*" }), "INVALID_ARGUMENT", "name");
   await refused(
     t,
     call(models.listModels.bind(models), { pageSize: 5000, pageToken: "" }),

@@ -129,6 +129,36 @@ test("an apply without a source, and calls for jobs that are not there", async (
   t.regex(refusal(watch), /resource_version is not a version/);
 });
 
+test("what can be no name is refused with its field before the store is asked", async (t) => {
+  const { api, store } = worldOf();
+  const asked: string[] = [];
+  const get = store.get.bind(store);
+  store.get = (kind, name) => {
+    asked.push(name);
+    return get(kind, name);
+  };
+  for (const name of ["", "*", ">", "a.b", "A", "a b", "-a", "x".repeat(64)]) {
+    for (const call of [api.get({ name }), api.cancel({ name }), api.delete({ name }), api.explain({ name })]) {
+      t.regex(refusal(await call), /^INVALID_ARGUMENT name must be/, name);
+    }
+    t.regex(refusal(await api.listRounds({ job: name, pageSize: 0, pageToken: "" })), /^INVALID_ARGUMENT job must be/);
+    const typed = TrainingJob.fromPartial({ metadata: { name } });
+    t.regex(
+      refusal(await api.apply({ source: { $case: "job", value: typed }, dryRun: false })),
+      /^INVALID_ARGUMENT .*metadata\.name /,
+    );
+    if (name === "") continue;
+    const watch = api.watch({ name, resourceVersion: "", labelSelector: {} }, new AbortController().signal);
+    t.regex(refusal(watch), /^INVALID_ARGUMENT name must be/);
+  }
+  const nameless = TrainingJob.fromPartial({ spec: { rounds: 5 } });
+  t.regex(
+    refusal(await api.apply({ source: { $case: "job", value: nameless }, dryRun: false })),
+    /^INVALID_ARGUMENT .*metadata\.name /,
+  );
+  t.deepEqual(asked, []);
+});
+
 test("lists come in pages, watches resume", async (t) => {
   const { api, store } = worldOf();
   for (const name of ["c", "a", "b"]) await applied(api, text(name));

@@ -24,6 +24,13 @@ export function isResourceName(name: string): boolean {
   return NAME.test(name);
 }
 
+/** Empty if the text is a resource name, else one violation. Asked before any name of a request reaches the store. */
+export function nameViolations(field: string, name: string): Violation[] {
+  if (isResourceName(name)) return [];
+  const description = "must be 1 to 63 lower-case letters, digits and inner '-'";
+  return [{ field, value: name.slice(0, 64), description }];
+}
+
 /** Name of a job's round; also of its tally and result. */
 export function roundName(job: string, number: number): string {
   return `${job}-${number}`;

@@ -1,5 +1,8 @@
 import type { AssignmentStatus } from "#proto/shoal/v1/device.js";
 import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
+import { roundKey } from "./round-key.js";
+
+// A `round` in state, events and effects is the key of a round (round-key.ts); only heartbeats carry its bare name.
 
 /** The one piece of work under way. Every work ends with exactly one of: its result, "refused", "failed", "aborted". */
 export interface Work {
@@ -99,9 +102,9 @@ export const initialState: AgentState = {
   exit: { code: 0, message: "" },
 };
 
-/** Name of the round of a task. */
+/** Key of the round of a task. */
 export function roundOf(task: AssignedTask): string {
-  return task.task?.round ?? "";
+  return task.task === undefined ? "" : roundKey(task.task);
 }
 
 /** What a heartbeat says of the assignments. */

@@ -1,5 +1,6 @@
 import { AssignmentStatus } from "#proto/shoal/v1/device.js";
 import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
+import { isOtherLife, jobKey, jobKeyOfRound } from "./round-key.js";
 import {
   roundOf,
   type AgentEvent,
@@ -81,7 +82,7 @@ function newEntry(draft: Draft, task: AssignedTask): Entry {
   if (!known) draft.effects.push({ type: "guard", task });
   const phase = committed ? "Committed" : known ? "Uploading" : "Accepted";
   const steps = task.assignment?.localSteps ?? 0;
-  const status = AssignmentStatus.fromPartial({ round, phase, steps, step: known ? steps : 0 });
+  const status = AssignmentStatus.fromPartial({ round: task.task?.round ?? "", phase, steps, step: known ? steps : 0 });
   return { task, status, allowed: known ? true : undefined, final: committed, failures: 0, waiting: false };
 }
 
@@ -89,12 +90,15 @@ function newEntry(draft: Draft, task: AssignedTask): Entry {
 function adoptTasks(draft: Draft, tasks: readonly AssignedTask[]): void {
   const { state } = draft;
   const wanted = new Set(tasks.map(roundOf));
+  const jobs = tasks.flatMap(({ task }) => (task === undefined ? [] : [jobKey(task)]));
   state.entries = tasks.map((task) => {
     const entry = draft.entry(roundOf(task));
     return entry === undefined ? newEntry(draft, task) : { ...entry, task };
   });
   for (const spooled of state.spooled) {
-    spooled.withdrawn = !wanted.has(spooled.round) && !spooled.commitSent;
+    // A commit for a deleted job would reach the log of its successor, whose rounds have the same names.
+    const deleted = jobs.some((job) => isOtherLife(job, jobKeyOfRound(spooled.round)));
+    spooled.withdrawn = deleted || (!wanted.has(spooled.round) && !spooled.commitSent);
   }
   const { work } = state;
   if (work === undefined || work.kind === "discard") return;

@@ -1,7 +1,10 @@
 import { writeAtomically, type Disk } from "../disk.js";
+import { jobKeyOfRound } from "../round-key.js";
 
 interface Marker {
+  /** Key of the round. */
   readonly round: string;
+  /** Key of its job. */
   readonly job: string;
   readonly atMs: number;
 }
@@ -20,11 +23,11 @@ function parseMarker(round: string, bytes: Uint8Array | undefined): Marker {
   } catch {
     // Its existence says enough, see below.
   }
-  // A marker of unreadable content still stands for a committed round. Round names end in "-<number>".
-  return { round, job: round.replace(/-\d+$/, ""), atMs: 0 };
+  // A marker of unreadable content still stands for a committed round.
+  return { round, job: jobKeyOfRound(round), atMs: 0 };
 }
 
-/** Durable markers of committed rounds: one small file each. */
+/** Durable markers of committed rounds: one small file each, named by the key of its round. */
 export class CommittedRounds {
   readonly #disk: Disk;
   readonly #folder: string;
@@ -52,7 +55,7 @@ export class CommittedRounds {
     return [...this.#markers.keys()];
   }
 
-  /** Job of a committed round; undefined if it is not committed. */
+  /** Key of the job of a committed round; undefined if it is not committed. */
   jobOf(round: string): string | undefined {
     return this.#markers.get(round)?.job;
   }

@@ -2,7 +2,10 @@ import { UpdateManifest } from "#proto/shoal/v1/round.js";
 
 /** A finished round on its way into the outbox. */
 export interface UpdateDraft {
+  /** Key of the job. */
   readonly job: string;
+  /** Key of the round. */
+  readonly key: string;
   /** Complete but for chunkSeqs. */
   readonly manifest: UpdateManifest;
   /** In order; none for an evaluation. */
@@ -11,7 +14,10 @@ export interface UpdateDraft {
 
 /** A spooled update as it lies on disk, without its bytes. */
 export interface SpoolEntry {
+  /** Key of the job. */
   readonly job: string;
+  /** Key of the round. */
+  readonly key: string;
   readonly manifest: UpdateManifest;
   /** Bytes of each chunk in the payload, in order. */
   readonly chunkBytes: readonly number[];
@@ -33,10 +39,13 @@ export function decodeEntry(bytes: Uint8Array): SpoolEntry | undefined {
     const value: unknown = JSON.parse(new TextDecoder().decode(bytes));
     if (typeof value !== "object" || value === null || !fields.every((field) => field in value)) return undefined;
     const { job, nonce, chunkBytes, manifest } = value as Record<(typeof fields)[number], unknown>;
-    if (typeof job !== "string" || typeof nonce !== "string" || nonce === "" || !Array.isArray(chunkBytes))
+    // Entries of earlier agents have no key and were named by the round alone.
+    const key: unknown = "key" in value ? value.key : UpdateManifest.fromJSON(manifest).round;
+    if (typeof job !== "string" || typeof key !== "string" || typeof nonce !== "string" || nonce === "")
       return undefined;
+    if (!Array.isArray(chunkBytes)) return undefined;
     if (!chunkBytes.every((size) => typeof size === "number" && Number.isInteger(size) && size > 0)) return undefined;
-    return { job, nonce, chunkBytes: chunkBytes as number[], manifest: UpdateManifest.fromJSON(manifest) };
+    return { job, key, nonce, chunkBytes: chunkBytes as number[], manifest: UpdateManifest.fromJSON(manifest) };
   } catch {
     return undefined;
   }

@@ -3,6 +3,7 @@ import type { Log } from "#common/ports/log.js";
 import type { UpdateUplink } from "#common/ports/update-log.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { writeAtomically, type Disk } from "../disk.js";
+import { isOtherLife } from "../round-key.js";
 import { CommittedRounds } from "./committed.js";
 import {
   decodeAcks,
@@ -37,7 +38,8 @@ export interface UploadHooks {
 /**
  * Updates on disk until the log has them, the inner state that goes with them, and markers of the rounds committed.
  *
- * Layout: `spool/<round>/{entry.json,payload,inner,acks}`, `inner/<job>`, `committed/<round>`. A crash at any point leaves
+ * Layout: `spool/<round>/{entry.json,payload,inner,acks}`, `inner/<job>`, `committed/<round>`, where rounds and jobs are
+ * named by their keys, so that what a deleted job left does not count for one of its name. A crash at any point leaves
  * either no update (it is trained again from the old inner state) or a whole one (it is uploaded; messages keep their
  * ids). After the commit's acknowledgement: marker, inner state, removal; whatever a crash leaves of these three is done
  * at the next opening.
@@ -104,11 +106,12 @@ export class Outbox {
    * @param inner promoted when the commit is acknowledged; undefined keeps what the job has
    */
   async put(draft: UpdateDraft, inner: InnerState | undefined, nonce: string): Promise<void> {
-    const { round } = draft.manifest;
+    const { job, key: round, manifest } = draft;
     const temporary = `${this.#folder}/spool/.${round}`;
     const entry: SpoolEntry = {
-      job: draft.job,
-      manifest: draft.manifest,
+      job,
+      key: round,
+      manifest,
       chunkBytes: draft.chunks.map((chunk) => chunk.length),
       nonce,
     };
@@ -152,7 +155,7 @@ export class Outbox {
       if (i >= chunkSeqs.length) {
         if (hooks.signal.aborted) return false;
         const bytes = await this.#disk.readRange(`${this.#entry(round)}/${PAYLOAD}`, offset, size);
-        const { seq } = await uplink.appendChunk(round, `${entry.nonce}-${i}`, bytes);
+        const { seq } = await uplink.appendChunk(entry.manifest.round, `${entry.nonce}-${i}`, bytes);
         await this.#disk.append(acksPath, encodeAck(seq));
         await this.#disk.sync(acksPath);
         chunkSeqs.push(seq);
@@ -166,7 +169,7 @@ export class Outbox {
       await this.#disk.append(acksPath, encodeCommitSent());
       await this.#disk.sync(acksPath);
     }
-    await uplink.appendCommit(round, `${entry.nonce}-commit`, { ...entry.manifest, chunkSeqs });
+    await uplink.appendCommit(entry.manifest.round, `${entry.nonce}-commit`, { ...entry.manifest, chunkSeqs });
     await this.#committed.add(round, entry.job, nowMs());
     await this.#finish(round, entry.job);
     return true;
@@ -191,8 +194,16 @@ export class Outbox {
       // The new name first: if only the old one were forgotten, the state would be lost.
       await this.#disk.sync(`${this.#folder}/inner`);
       await this.#disk.sync(this.#entry(round));
+      await this.#forgetOtherLives(job);
     }
     await this.discard(round);
+  }
+
+  /** Removes what deleted jobs of the same name left: nothing will start from it. */
+  async #forgetOtherLives(job: string): Promise<void> {
+    for (const name of await this.#disk.list(`${this.#folder}/inner`)) {
+      if (isOtherLife(name, job)) await this.#disk.remove(`${this.#folder}/inner/${name}`);
+    }
   }
 
   #entry(round: string): string {
@@ -218,7 +229,7 @@ export class Outbox {
     const bytes = await this.#disk.read(`${path}/${ENTRY}`);
     const entry = bytes && decodeEntry(bytes);
     const problem = entry === undefined ? "its description is damaged" : await this.#payloadProblem(path, entry);
-    if (entry !== undefined && entry.manifest.round !== round) return this.#corrupt(round, "it is of another round");
+    if (entry !== undefined && entry.key !== round) return this.#corrupt(round, "it is of another round");
     if (entry === undefined || problem !== undefined) return this.#corrupt(round, problem ?? "");
     return entry;
   }

@@ -6,6 +6,7 @@ import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
 import type { Shard } from "../data/split.js";
 import { fetchBlob } from "../fetch.js";
 import { guardTask, type Guarded } from "../guard.js";
+import { jobKey } from "../round-key.js";
 import { roundOf, type AgentEvent, type Effect, type Retry } from "../state.js";
 import { runLocalRound } from "../train/local-round.js";
 import { createThrottle } from "../train/throttle.js";
@@ -91,7 +92,7 @@ export class Worker {
 
   async #fetch(work: number, assigned: AssignedTask, signal: AbortSignal): Promise<AgentEvent> {
     const { task, assignment } = complete(assigned);
-    const round = task.round;
+    const round = roundOf(assigned);
     // A retry of the same round adds to what it has cost so far.
     if (this.#material.round !== round) this.#material = { round, bytesDown: 0, fetchMs: 0 };
     const material = this.#material;
@@ -144,7 +145,7 @@ export class Worker {
     const { clock, sessions, outbox, throttle } = this.#parts;
     const { weights, shard, trainGraph, evalGraph, bytesDown, fetchMs } = this.#material;
     if (weights === undefined || shard === undefined) throw new Error("training began before its material was fetched");
-    const inner = await outbox.innerState(task.job);
+    const inner = await outbox.innerState(jobKey(task));
     const result = await runLocalRound(
       { task, assignment, weights, shard, trainGraph, evalGraph, inner },
       {

@@ -4,6 +4,7 @@ import { sha256Digest } from "#common/tensor/digest.js";
 import { UpdateManifest, type Assignment, type RoundTask } from "#proto/shoal/v1/round.js";
 import type { UpdateDraft } from "../outbox/draft.js";
 import type { InnerState } from "../outbox/inner-state.js";
+import { jobKey, roundKey } from "../round-key.js";
 import type { LocalOutcome } from "./local-round.js";
 
 export type Encoded = { ok: true; draft: UpdateDraft; inner: InnerState | undefined } | { ok: false; message: string };
@@ -60,7 +61,7 @@ export function encodeOutcome(
   });
   return {
     ok: true,
-    draft: { job: task.job, manifest, chunks },
+    draft: { job: jobKey(task), key: roundKey(task), manifest, chunks },
     inner: next && { ...next, residual },
   };
 }

@@ -36,6 +36,7 @@ export function draftRound(
   const steps = spec?.local?.steps ?? 0;
   const task: RoundTask = {
     job: name,
+    jobUid: job.metadata?.uid ?? "",
     round: roundName(name, number),
     number,
     purpose: spec?.data?.purpose ?? "",

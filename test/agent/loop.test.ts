@@ -78,8 +78,8 @@ class TestPlane implements ControlPlane {
   }
 }
 
-const assigned = (round: string, localSteps: number): AssignedTask => ({
-  task: tinyTask(round),
+const assigned = (round: string, localSteps: number, jobUid = ""): AssignedTask => ({
+  task: tinyTask(round, { jobUid }),
   assignment: tinyAssignment(localSteps),
   deadlineAtMs: 0,
 });
@@ -168,6 +168,24 @@ test.serial("an agent trains what it is given, round after round, and keeps its 
   t.is((await outbox.innerState("job"))?.steps, 8);
   t.like(rig.plane.beats[0]?.datasets[0], { name: "notes", documents: 1, problem: "" });
 });
+
+test.serial(
+  "a job that was deleted and applied again is trained from its first round, from a fresh state",
+  async (t) => {
+    const rig = await createRig(t);
+    for (const jobUid of ["11111111-old", "22222222-new"]) {
+      const plane = new TestPlane();
+      const agent = await rig.start({ plane });
+      plane.give([assigned("job-1", 4, jobUid)]);
+      await until("commit", async () => (await plane.updates.commits("job-1")).length === 1);
+      await until("idle", () => plane.beats.at(-1)?.roundsToday === (jobUid.endsWith("old") ? 1 : 2));
+      await agent.stop();
+    }
+    const outbox = await Outbox.open({ disk: rig.disk, folder: "outbox", log: rig.log });
+    t.deepEqual([...outbox.committed].sort(), ["job-1@11111111", "job-1@22222222"]);
+    t.is((await outbox.innerState("job@22222222"))?.steps, 4);
+  },
+);
 
 test.serial("heartbeats go on while it trains, and tell how far it is", async (t) => {
   const rig = await createRig(t);

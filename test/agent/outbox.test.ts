@@ -215,6 +215,34 @@ test("inner states survive encoding, and every damage of a byte is seen", (t) =>
   );
 });
 
+test("a job of the same name applied again has its own markers and state, and the old one's state goes", async (t) => {
+  const disk = await seededDisk();
+  const log = new MemoryUpdateLog();
+  const outbox = await openOutbox(disk);
+  const again = { ...makeDraft("job-1"), job: "job@22222222", key: "job-1@22222222" };
+  t.is(await outbox.innerState(again.job), undefined);
+  await outbox.put(again, makeInner(5), "again");
+  t.deepEqual(await outbox.spooled(), [{ round: again.key, commitSent: false }]);
+  t.true(await outbox.upload(again.key, log.uplink("device"), () => NOW, hooks()));
+  const reopened = await openOutbox(disk);
+  t.deepEqual([...reopened.committed].sort(), ["job-1", again.key]);
+  t.deepEqual(await reopened.innerState(again.job), makeInner(5));
+  t.deepEqual(await disk.list("outbox/inner"), [again.job]);
+  t.is((await log.commits("job-1")).length, 1, "the log knows rounds by their names");
+});
+
+test("an update spooled before rounds had keys is still uploaded", async (t) => {
+  const disk = await seededDisk();
+  await (await openOutbox(disk)).put(makeDraft(ROUND), makeInner(2), "nonce");
+  const path = `outbox/spool/${ROUND}/entry.json`;
+  const entry = JSON.parse(new TextDecoder().decode(await disk.read(path))) as Record<string, unknown>;
+  delete entry["key"];
+  await disk.write(path, [new TextEncoder().encode(JSON.stringify(entry))]);
+  const log = new MemoryUpdateLog();
+  await workOnRound(disk, log.uplink("device"), 1);
+  await assertFinished(t, disk, log);
+});
+
 test("acknowledgements are read up to the first torn line", (t) => {
   const read = (text: string) => decodeAcks(new TextEncoder().encode(text));
   t.deepEqual(read("3\n9\n12"), { chunkSeqs: [3, 9], commitSent: false });

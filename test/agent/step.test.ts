@@ -137,6 +137,37 @@ test("a committed round that is still listed is not touched again", (t) => {
   t.deepEqual(walk.phases(), ["a-1 Committed"]);
 });
 
+test("a round of a job that was deleted and applied again is another round", (t) => {
+  const again = makeTask("a-1", { jobUid: "22222222-2222" });
+  for (const committed of ["a-1", "a-1@11111111"]) {
+    const walk = started([committed]);
+    walk.do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500 });
+    t.deepEqual(walk.names, ["guard a-1@22222222", "sleep"]);
+    t.deepEqual(walk.do({ type: "guarded", round: "a-1@22222222", reasons: [] }).names, ["fetch a-1@22222222"]);
+    t.deepEqual(walk.phases(), ["a-1 Fetching"]);
+  }
+  const known = started(["a-1@22222222"]).do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500 });
+  t.deepEqual([known.names, known.phases()], [["sleep"], ["a-1 Committed"]]);
+});
+
+test("work and updates of a deleted job make way for the one of its name, even past their commit mark", (t) => {
+  const [old, again] = ["11111111", "22222222"].map((jobUid) => makeTask("a-1", { jobUid }));
+  if (old === undefined || again === undefined) return t.fail();
+  const walk = started().do({ type: "heartbeatReplied", tasks: [old], nextHeartbeatMs: 500 });
+  walk.do({ type: "guarded", round: "a-1@11111111", reasons: [] });
+  const { work } = walk;
+  walk.do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500 });
+  t.deepEqual(walk.names, ["guard a-1@22222222", "abort", "sleep"]);
+  walk.do({ type: "guarded", round: "a-1@22222222", reasons: [] });
+  t.deepEqual(walk.do({ type: "aborted", work }).names, ["fetch a-1@22222222"]);
+
+  const spooled = started([], [{ round: "a-3@11111111", commitSent: true }]);
+  const upload = spooled.work;
+  spooled.do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500 });
+  t.deepEqual(spooled.names, ["guard a-1@22222222", "abort", "sleep"]);
+  t.deepEqual(spooled.do({ type: "aborted", work: upload }).names, ["discard a-3@11111111"]);
+});
+
 test("a full spool is reported as failed and tried again later", (t) => {
   const walk = training();
   walk.do({ type: "failed", work: walk.work, reason: "SpoolFull", message: "free space", retry: "later" });

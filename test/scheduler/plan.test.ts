@@ -1,6 +1,7 @@
 import test from "ava";
 import fc from "fast-check";
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
+import { DeviceStatus } from "#proto/shoal/v1/device.js";
 import type { Round } from "#proto/shoal/v1/round.js";
 import { Dataset } from "#proto/shoal/v1/model.js";
 import { newRoundStatus } from "#common/domain/round.js";
@@ -44,6 +45,12 @@ const cohort = fc
 /** Whether a device may take part for reasons of its own, said once more in the plainest words. */
 const isFit = ({ gflops = 10, tokens = 10_000, memoryBytes = 4e9, cordoned = false }: DeviceTraits): boolean =>
   gflops > 0 && tokens >= 17 && memoryBytes > 1e9 && !cordoned;
+
+test("a round carries the uid of its job, which tells it from one of an earlier job of the name", (t) => {
+  const job = jobOf("again", {});
+  const metadata = job.metadata && { ...job.metadata, uid: "uid-2" };
+  t.is(roundOf({ ...job, metadata }).spec?.task?.jobUid, "uid-2");
+});
 
 test("plans obey their bounds, whatever the fleet", (t) => {
   let planned = 0;
@@ -211,6 +218,55 @@ test("a later attempt keeps who is at work or has committed and draws replacemen
     );
   }
   t.is(again.deadlineMs, 2 * first.deadlineMs);
+});
+
+test("a later attempt keeps the smallest cohort promised to a device that was given up", (t) => {
+  const job = jobOf("promised", { cohort: { min: 2 } });
+  const shy = candidateOf("dev-0", { minCohort: 8 });
+  const candidates = [
+    shy,
+    ...names(9)
+      .slice(1)
+      .map((name) => candidateOf(name)),
+  ];
+  const round = roundOf(job);
+  const first = planRound(snapshotOf(candidates), job, round, 7, GRAPH);
+  if (!first.ok) return t.fail();
+  t.is(first.quorum, 8);
+  const status = {
+    ...newRoundStatus(),
+    attempt: 1,
+    quorum: first.quorum,
+    assignments: first.assignments,
+    withdrawn: [{ device: "dev-0", reasons: ["gone"] }],
+  };
+  const silent = { ...shy, lease: leaseOf("dev-0", NOW - 60_000) };
+  const again = (others: readonly Candidate[]): ReturnType<typeof planRound> =>
+    planRound(snapshotOf([silent, ...others]), job, { ...round, status }, 7, GRAPH);
+  const replanned = again(candidates.slice(1));
+  t.is(replanned.ok && replanned.quorum, 8);
+  const gone = candidates.slice(4).map(({ device }) => ({ device: device.metadata?.name ?? "", reasons: ["gone"] }));
+  const few = { ...round, status: { ...status, withdrawn: [...status.withdrawn, ...gone] } };
+  const tooFew = planRound(snapshotOf([silent, ...candidates.slice(1, 4)]), job, few, 7, GRAPH);
+  t.regex(tooFew.ok ? "planned" : tooFew.waitFor, /8 are needed/);
+});
+
+test("a device that says absurd things of itself is left out", (t) => {
+  const job = jobOf("absurd", { cohort: { min: 1 } });
+  const one = candidateOf("dev-0");
+  const status = DeviceStatus.fromPartial({
+    ...one.device.status,
+    conditions: [{ type: "Ready", status: "False", reason: "AbsurdFacts", message: "min_cohort -1" }],
+  });
+  const plan = planRound(
+    snapshotOf([{ ...one, device: { ...one.device, status } }, candidateOf("dev-1")]),
+    job,
+    roundOf(job),
+    1,
+    GRAPH,
+  );
+  t.deepEqual(plan.ok && plan.assignments.map(({ device }) => device), ["dev-1"]);
+  t.regex(plan.exclusions[0]?.reasons.join() ?? "", /cannot be: min_cohort -1/);
 });
 
 test("a stale plan is refused with the reason, a fresh one is not", (t) => {

@@ -8,6 +8,7 @@ export function makeDraft(round: string, attempt = 0): UpdateDraft {
   const chunks = [1, 2, 3].map((i) => new Uint8Array(5 + i).fill(i * 10 + attempt));
   return {
     job: "job",
+    key: round,
     manifest: UpdateManifest.fromPartial({
       device: "device",
       round,

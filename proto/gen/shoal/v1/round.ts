@@ -101,6 +101,8 @@ export interface RoundTask {
     | undefined;
   /** Sequences in a batch of the evaluation graph. */
   evalBatchSize: number;
+  /** Uid of the job; tells a re-created job of the same name from the old one. */
+  jobUid: string;
 }
 
 /** What one device is to do. */
@@ -599,6 +601,7 @@ function createBaseRoundTask(): RoundTask {
     evaluate: false,
     evalGraph: undefined,
     evalBatchSize: 0,
+    jobUid: "",
   };
 }
 
@@ -663,6 +666,9 @@ export const RoundTask: MessageFns<RoundTask> = {
     }
     if (message.evalBatchSize !== 0) {
       writer.uint32(160).int32(message.evalBatchSize);
+    }
+    if (message.jobUid !== "") {
+      writer.uint32(170).string(message.jobUid);
     }
     return writer;
   },
@@ -840,6 +846,14 @@ export const RoundTask: MessageFns<RoundTask> = {
             message.evalBatchSize = reader.int32();
             continue;
           }
+          case 21: {
+            if (tag !== 170) {
+              break;
+            }
+
+            message.jobUid = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -910,6 +924,11 @@ export const RoundTask: MessageFns<RoundTask> = {
         : isSet(object.eval_batch_size)
         ? globalThis.Number(object.eval_batch_size)
         : 0,
+      jobUid: isSet(object.jobUid)
+        ? globalThis.String(object.jobUid)
+        : isSet(object.job_uid)
+        ? globalThis.String(object.job_uid)
+        : "",
     };
   },
 
@@ -975,6 +994,9 @@ export const RoundTask: MessageFns<RoundTask> = {
     if (message.evalBatchSize !== 0) {
       obj.evalBatchSize = Math.round(message.evalBatchSize);
     }
+    if (message.jobUid !== "") {
+      obj.jobUid = message.jobUid;
+    }
     return obj;
   },
 
@@ -1013,6 +1035,7 @@ export const RoundTask: MessageFns<RoundTask> = {
       ? BlobRef.fromPartial(object.evalGraph)
       : undefined;
     message.evalBatchSize = object.evalBatchSize ?? 0;
+    message.jobUid = object.jobUid ?? "";
     return message;
   },
 };

@@ -3,7 +3,7 @@ import type { Log } from "#common/ports/log.js";
 import { DatasetFacts } from "#proto/shoal/v1/device.js";
 import type { TokenizerSpec } from "#proto/shoal/v1/job.js";
 import type { Permit } from "../guard.js";
-import { describeSkipped, readDocuments } from "./documents.js";
+import { describeSkipped, readDocuments, type SkippedLines } from "./documents.js";
 import { fingerprint, type DataSource } from "./source.js";
 import { splitDocuments, type Shard } from "./split.js";
 import { openTokenizer } from "./tokenizers.js";
@@ -26,6 +26,9 @@ export class Datasets {
   readonly #facts = new Map<string, { files: string; facts: DatasetFacts }>();
   /** The shard of the last round: most rounds want the same one again. */
   #last: { key: string; shard: Shard } | undefined;
+
+  /** What was last logged of a dataset that cannot be read. */
+  readonly #unreadable = new Map<string, string>();
 
   constructor(sources: ReadonlyMap<string, DataSource>, log: Log) {
     this.#sources = sources;
@@ -52,7 +55,7 @@ export class Datasets {
       this.#facts.set(name, { files, facts });
       return facts;
     } catch (error) {
-      return DatasetFacts.fromPartial({ name, problem: readProblem(source.folder, error) });
+      return DatasetFacts.fromPartial({ name, problem: this.#readProblem(name, source, error) });
     }
   }
 
@@ -65,8 +68,9 @@ export class Datasets {
         where: describeSkipped(lines),
       });
     }
+    if (texts.length === 0) this.#log.warn("a dataset holds no text", { dataset: name, folder: source.folder });
     const sizeBytes = texts.reduce((sum, text) => sum + Buffer.byteLength(text), 0);
-    const problem = texts.length === 0 ? emptyProblem(source.folder, skipped.map(describeSkipped)) : "";
+    const problem = texts.length === 0 ? emptyProblem(skipped) : "";
     return DatasetFacts.fromPartial({ name, documents: texts.length, sizeBytes, tokens: sizeBytes, problem });
   }
 
@@ -83,24 +87,32 @@ export class Datasets {
       if (this.#last?.key === key) return { ok: true, shard: this.#last.shard };
       this.#last = undefined;
       const { texts, skipped } = await readDocuments(source);
-      if (texts.length === 0) return { ok: false, problem: emptyProblem(source.folder, skipped.map(describeSkipped)) };
+      if (texts.length === 0) return { ok: false, problem: emptyProblem(skipped) };
       const shard = splitDocuments(texts, opened.tokenizer, heldOutFraction);
       this.#last = { key, shard };
       return { ok: true, shard };
     } catch (error) {
-      return { ok: false, problem: readProblem(source.folder, error) };
+      return { ok: false, problem: this.#readProblem(permit.dataset, source, error) };
     }
+  }
+
+  /** What the fleet is told, without names of this device's folders or files; those go into the local log, once. */
+  #readProblem(dataset: string, { folder }: DataSource, error: unknown): string {
+    const code = codeOf(error) ?? "";
+    const detail = messageOf(error);
+    if (this.#unreadable.get(dataset) !== detail) {
+      this.#log.error("a dataset cannot be read", { dataset, folder, code, detail });
+      this.#unreadable.set(dataset, detail);
+    }
+    if (code === "ENOENT") return "its folder does not exist; make it or correct --dataset";
+    if (code === "EACCES") return "its folder may not be read by the agent's user; change its owner or mode";
+    return "its folder cannot be read; see the agent's log";
   }
 }
 
-function emptyProblem(folder: string, skipped: readonly string[]): string {
-  const why = skipped.length > 0 ? `; ${skipped.join("; ")}` : "";
-  return `no text in ${folder}: put .txt files or .jsonl files of {"text": ...} lines there${why}`;
-}
-
-function readProblem(folder: string, error: unknown): string {
-  const code = codeOf(error);
-  if (code === "ENOENT") return `the folder ${folder} does not exist; make it or correct --dataset`;
-  if (code === "EACCES") return `the folder ${folder} may not be read by this user; change its owner or mode`;
-  return `the folder ${folder} cannot be read: ${messageOf(error)}`;
+/** Counts only: file names stay on the device, in its log. */
+function emptyProblem(skipped: readonly SkippedLines[]): string {
+  const lines = skipped.reduce((sum, { count }) => sum + count, 0);
+  const why = lines > 0 ? `; ${lines} lines in ${skipped.length} files hold none, see the agent's log` : "";
+  return `no text in its folder: put .txt files or .jsonl files of {"text": ...} lines there${why}`;
 }

@@ -32,6 +32,25 @@ type Emit = (event: AgentEvent) => void;
 
 const isSet = (ref: BlobRef | undefined): ref is BlobRef => ref !== undefined && ref.digest !== "";
 
+/** How a failure is named that has no code. */
+const UNCODED = {
+  fetch: "FetchFailed",
+  read: "ReadFailed",
+  train: "TrainingFailed",
+  upload: "UploadFailed",
+  discard: "DiscardFailed",
+} as const;
+const STEP = {
+  fetch: "fetching",
+  read: "reading the data",
+  train: "training",
+  upload: "the upload",
+  discard: "dropping the update",
+} as const;
+
+/** Whether the message is one of this project's own, made to be told. */
+const isSpoken = (error: unknown): error is CodedError => error instanceof CodedError;
+
 /** Failures that a person has to look at, tried again in a while. */
 const LATER = new Set(["SpoolFull", "CacheFull", "ENOSPC", "EDQUOT", "EACCES", "EROFS"]);
 /** Failures that trying again cannot mend. */
@@ -71,8 +90,11 @@ export class Worker {
     let retry: Retry = passing ? "soon" : "never";
     if (LATER.has(code)) retry = "later";
     if (NEVER.has(code)) retry = "never";
-    const reason = code === "" ? "TrainingFailed" : code;
-    return { type: "failed", work, reason, message: messageOf(error), retry };
+    if (isSpoken(error)) return { type: "failed", work, reason: code, message: error.message, retry };
+    // Text of the tensor runtime or the system may hold values or names of the data: it stays in the local log.
+    this.#parts.log.error("a step of the round failed", { step: type, code, detail: messageOf(error) });
+    const reason = code === "" ? UNCODED[type] : code;
+    return { type: "failed", work, reason, message: `${STEP[type]} failed on this device; see the agent's log`, retry };
   }
 
   #perform(effect: WorkEffect, signal: AbortSignal, emit: Emit): Promise<AgentEvent> {

@@ -133,8 +133,12 @@ test("a folder is counted: documents, bytes, and what is wrong with it", async (
   ]);
   const [notes, empty, absent] = await new Datasets(sources, log).facts();
   t.deepEqual(notes, { name: "notes", documents: 2, sizeBytes: 8, tokens: 8, problem: "" });
-  t.regex(empty?.problem ?? "", /no text in .*: put \.txt files.*; x\.jsonl:1: not JSON/);
+  t.regex(empty?.problem ?? "", /^no text in its folder: put \.txt files.*; 1 lines in 1 files hold none/);
   t.regex(absent?.problem ?? "", /does not exist; make it or correct --dataset/);
+  for (const problem of [empty?.problem, absent?.problem]) t.notRegex(problem ?? "", /nowhere|shoal-data|x\.jsonl/);
+  t.true(
+    log.lines.some(({ fields }) => fields["dataset"] === "absent" && String(fields["folder"]).endsWith("nowhere")),
+  );
   t.true(log.lines.some(({ fields }) => String(fields["where"]).startsWith("sub/b.jsonl:3:")));
 });
 

@@ -233,6 +233,21 @@ test.serial("a full disk fails the assignment with a remedy; the agent lives and
   t.is((await agent.stop()).code, 0);
 });
 
+test.serial("what the tensor runtime says of a failure stays in the device's log", async (t) => {
+  const rig = await createRig(t);
+  const detail = "indices element out of data bounds, idx=8217";
+  const broken = { ...backend, eval: () => Promise.reject(new Error(detail)) };
+  const agent = await rig.start({ sessions: new Sessions(broken) });
+  rig.plane.give([assigned("job-1", 2)]);
+  await until("failure", () => rig.plane.beats.at(-1)?.assignments[0]?.phase === "Failed");
+  t.deepEqual(rig.plane.beats.at(-1)?.assignments[0]?.reasons, [
+    "TrainingFailed: training failed on this device; see the agent's log",
+  ]);
+  t.notRegex(JSON.stringify(rig.plane.beats), /8217/);
+  t.true(rig.log.lines.some(({ fields }) => fields["detail"] === detail));
+  await agent.stop();
+});
+
 test.serial("killed at any moment and started again, it commits each round once", async (t) => {
   const rig = await createRig(t);
   rig.plane.tasks = [assigned("job-1", 2)];

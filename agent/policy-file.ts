@@ -6,13 +6,17 @@ export type PolicyFile = { ok: true; policy: DataPolicy } | { ok: false; problem
 type Reader = (value: unknown) => Partial<DataPolicy> | string;
 
 const LAST_MINUTE = 1_439;
+const INT32_MAX = 2 ** 31 - 1;
+const REMEDY = "leave it out to allow all";
 
 const strings =
   (field: "purposes" | "modelFamilies"): Reader =>
-  (value) =>
-    Array.isArray(value) && value.every((item) => typeof item === "string" && item !== "")
-      ? { [field]: value as string[] }
-      : "must be a list of names, e.g. [research]";
+  (value) => {
+    const named = Array.isArray(value) && value.every((item) => typeof item === "string" && item !== "");
+    if (!named) return "must be a list of names, e.g. [research]";
+    // On the wire an empty list means "all", the opposite of what was written; a limit of 0 below alike.
+    return value.length === 0 ? `is empty; ${REMEDY}` : { [field]: value as string[] };
+  };
 
 const whole =
   (field: "maxRoundsPerDay" | "minCohort" | "startMinute" | "endMinute", most: number): Reader =>
@@ -21,6 +25,9 @@ const whole =
       ? { [field]: value }
       : `must be a whole number from 0 to ${most}`;
 
+const roundsPerDay: Reader = (value) =>
+  value === 0 ? `would allow no round; ${REMEDY}` : whole("maxRoundsPerDay", INT32_MAX)(value);
+
 const HOURS = /^([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)$/;
 
 const hours: Reader = (value) => {
@@ -28,16 +35,14 @@ const hours: Reader = (value) => {
   if (match === null) return "must be a span of UTC hours such as 22:00-06:00";
   const [from, to] = [Number(match[1]) * 60 + Number(match[2]), Number(match[3]) * 60 + Number(match[4])];
   // An equal start and end would mean "always", the opposite of what was written.
-  if (from === to) return "begins and ends at the same minute; leave it out to allow every hour";
+  if (from === to) return "begins and ends at the same minute; leave it out to allow all";
   return { startMinute: from, endMinute: to };
 };
-
-const INT32_MAX = 2 ** 31 - 1;
 
 const FIELDS: Readonly<Record<string, Reader>> = {
   purposes: strings("purposes"),
   modelFamilies: strings("modelFamilies"),
-  maxRoundsPerDay: whole("maxRoundsPerDay", INT32_MAX),
+  maxRoundsPerDay: roundsPerDay,
   minCohort: whole("minCohort", INT32_MAX),
   startMinute: whole("startMinute", LAST_MINUTE),
   endMinute: whole("endMinute", LAST_MINUTE),
@@ -58,6 +63,9 @@ function readFields(fields: Record<string, unknown>): PolicyFile {
   }
   if ("startMinute" in fields !== "endMinute" in fields) {
     problems.push("startMinute and endMinute belong together; give both or use hours");
+  }
+  if (policy.startMinute !== undefined && policy.startMinute === policy.endMinute) {
+    problems.push(`startMinute and endMinute are equal; ${REMEDY}`);
   }
   return problems.length > 0 ? { ok: false, problems } : { ok: true, policy: DataPolicy.fromPartial(policy) };
 }

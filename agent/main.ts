@@ -46,7 +46,8 @@ async function readPolicy(path: string): Promise<{ policy: DataPolicy } | { prob
 async function readInputs(options: AgentOptions): Promise<Inputs> {
   const inputs: Inputs = { policy: DataPolicy.fromPartial({}), bundle: undefined, problems: checkOptions(options) };
   if (inputs.problems.length > 0) return inputs;
-  if (options.joinToken !== undefined) {
+  // A service file that names the variable without a value names no token.
+  if (options.joinToken !== undefined && options.joinToken.trim() !== "") {
     const token = parseJoinToken(options.joinToken);
     if (token.ok) inputs.bundle = token.bundle;
     else inputs.problems.push(`--join: the value (not shown, it is a secret) ${token.problem}`);

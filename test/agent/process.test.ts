@@ -111,7 +111,8 @@ test.serial(
     await until("training", () => (mini.beats.at(-1)?.assignments[0]?.step ?? 0) > 3);
     await first.kill("SIGKILL");
 
-    const second = agent(t, args);
+    // As a service does whose environment file has no token any more.
+    const second = agent(t, [...args, "--join", " "]);
     await until("the commit", async () => (await mini.commits("proc-1")).length === 1);
     t.is(mini.joins.length, 1, "the identity is kept");
     t.like((await mini.commits("proc-1"))[0], { device: "gate-1", localSteps: 60 });

@@ -14,9 +14,11 @@ interface AgentFlags {
   readonly jsonLog?: boolean;
 }
 
+const present = (text = ""): string | undefined => (text.trim() === "" ? undefined : text);
+
 /** The token itself, from the option, from standard input ("-"), or from SHOAL_JOIN_TOKEN. */
 async function joinToken({ io }: Shell, option: string | undefined): Promise<string | undefined> {
-  if (option !== "-") return option ?? io.env["SHOAL_JOIN_TOKEN"];
+  if (option !== "-") return option ?? present(io.env["SHOAL_JOIN_TOKEN"]);
   const token = (await io.readStdin()).trim();
   if (token === "") throw new CliError("--join - found no token on standard input", EXIT.usage);
   return token;

@@ -15,7 +15,8 @@ export interface DialOptions {
   readonly signal: AbortSignal;
 }
 
-const REFUSED = new Set(["AUTHORIZATION_VIOLATION", "AUTHENTICATION_EXPIRED", "AUTHENTICATION_TIMEOUT", "BAD_CREDS"]);
+// Not AUTHENTICATION_TIMEOUT: a slow link or a busy server says nothing about the credential.
+const REFUSED = new Set(["AUTHORIZATION_VIOLATION", "AUTHENTICATION_EXPIRED", "BAD_CREDS"]);
 const LOG_EVERY_MS = 10_000;
 const RETRY_MS = 500;
 
@@ -39,6 +40,8 @@ export async function dial(options: DialOptions): Promise<NatsConnection> {
         inboxPrefix: options.inboxPrefix,
         authenticator: jwtAuthenticator(options.jwt, new TextEncoder().encode(options.seed)),
         maxReconnectAttempts: -1,
+        // The client would give up at the second refusal in a row; how many count is decided by who follows the status.
+        ignoreAuthErrorAbort: true,
         reconnectTimeWait: RETRY_MS,
         // A whole fleet comes back at once when a server restarts.
         reconnectJitter: 1_000,

@@ -63,7 +63,6 @@ export async function connectControlPlane(
   let rejected = false;
   void followStatus(nc, log, () => (rejected = true));
   const closed = nc.closed().then((error) => {
-    // The client gives up by itself only when the same refusal comes twice in a row.
     const refused = rejected || (error instanceof Error && isCredentialRefused(error));
     if (error instanceof Error && !refused) log.error("the connection ended", { error: messageOf(error) });
     return { rejected: refused ? REJECTED : undefined };

@@ -42,7 +42,7 @@ install_missing() {
 install_npm() {
   if [ -e node_modules/.package-lock.json ] && [ ! package-lock.json -nt node_modules/.package-lock.json ]; then return; fi
   echo "Installing npm packages (npm ci)"
-  npm ci --loglevel=error
+  npm ci --include=dev --loglevel=error
   touch node_modules/.package-lock.json
 }
 

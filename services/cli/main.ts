@@ -11,6 +11,8 @@ const stop = (): void => {
   abortedAtMs = Date.now();
 };
 process.on("SIGTERM", stop);
+// The terminal was closed: children have process groups of their own and would live on.
+process.on("SIGHUP", stop);
 process.on("SIGINT", () => {
   // An impatient second Ctrl-C does not wait for the draining. Some senders repeat a signal at once: that is no second.
   if (stopping.signal.aborted && Date.now() - abortedAtMs > IMPATIENT_MS) process.exit(EXIT.failed);

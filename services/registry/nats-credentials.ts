@@ -22,11 +22,11 @@ export class NatsCredentials implements CredentialIssuer {
   constructor(private readonly ports: TrustPorts) {}
 
   issueDevice(device: string, publicKey: string, expiresAtMs: number): Promise<string> {
-    return issueDeviceUser({ accountSeed: this.ports.root.accountSeed, device, publicKey, expiresAtMs });
+    return issueDeviceUser({ deviceAccountSeed: this.ports.root.deviceAccountSeed, device, publicKey, expiresAtMs });
   }
 
   issueBootstrap(tokenId: string, expiresAtMs: number): Promise<{ jwt: string; seed: string }> {
-    return issueBootstrapUser({ accountSeed: this.ports.root.accountSeed, tokenId, expiresAtMs });
+    return issueBootstrapUser({ deviceAccountSeed: this.ports.root.deviceAccountSeed, tokenId, expiresAtMs });
   }
 
   async revoke(publicKey: string): Promise<void> {

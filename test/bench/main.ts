@@ -13,7 +13,9 @@ const { values, positionals } = parseArgs({
 
 const name = positionals[0] ?? "";
 const bench = benches[name];
-if (bench === undefined) {
+if (name === "") {
+  for (const each of Object.values(benches)) await each({ data: values.data, json: values.json, quick: values.quick });
+} else if (bench === undefined) {
   console.error(
     `unknown benchmark "${name}": npm run bench -- ${Object.keys(benches).join("|")} [--data DIR] [--json FILE] [--quick]`,
   );

@@ -31,7 +31,7 @@ export function machineFacts(): Record<string, string | number> {
   };
 }
 
-/** Prints the results as a table and writes them to a file if one is named. */
+/** Prints the results as a table and writes them to a file if one is named. A figure above its bound fails the process. */
 export function report(name: string, results: BenchResult[], file: string | undefined): void {
   const whole: BenchReport = { name, machine: machineFacts(), results };
   for (const r of results) {
@@ -41,5 +41,6 @@ export function report(name: string, results: BenchResult[], file: string | unde
         : `  (bound ${r.bound}${r.ratio === undefined ? "" : `, ratio ${r.ratio.toFixed(3)}`})`;
     console.log(`${r.case.padEnd(28)} ${r.metric.padEnd(24)} ${String(r.value)} ${r.unit}${bound}`);
   }
+  if (results.some((r) => r.bound !== undefined && r.value > r.bound)) process.exitCode = 1;
   if (file !== undefined) writeFileSync(file, `${JSON.stringify(whole, null, 2)}\n`);
 }

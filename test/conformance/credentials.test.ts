@@ -38,7 +38,12 @@ const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout
 
 async function joinAs(device: string): Promise<{ link: NatsLink; publicKey: string; creds: string }> {
   const { publicKey, seed } = createUserKeys();
-  const options = { accountSeed: server.root.accountSeed, device, publicKey, expiresAtMs: Date.now() + 3_600_000 };
+  const options = {
+    deviceAccountSeed: server.root.deviceAccountSeed,
+    device,
+    publicKey,
+    expiresAtMs: Date.now() + 3_600_000,
+  };
   const creds = formatCreds({ jwt: await issueDeviceUser(options), seed });
   return { link: await server.connect(creds, deviceInbox(device)), publicKey, creds };
 }
@@ -78,9 +83,42 @@ test.serial("a device publishes and reads its own subjects", async (t) => {
   for (const subject of [subjects.heartbeat("own"), subjects.blob("own")])
     t.true(await isHeard(link, subject), subject);
   t.true(await hears(link, subjects.nudge("own")));
-  t.true(await hears(link, `${deviceInbox("own")}.x`));
+  const answering = services.nc.subscribe(subjects.heartbeat("own"), {
+    callback: (_error, m) => void m.respond("yes"),
+  });
+  t.is((await link.nc.request(subjects.heartbeat("own"), "x", { timeout: 5000 })).string(), "yes");
+  answering.unsubscribe();
   const { seq } = await new NatsUpdateUplink(link.nc, "own").appendChunk("r-1", "own/r-1/0", new Uint8Array(1000));
   t.true(seq >= 1);
+  await link.close();
+});
+
+test.serial("an answer or an acknowledgement cannot be aimed at the control plane's own subjects", async (t) => {
+  const { link } = await joinAs("aimer");
+  const aims = ["$KV.resources.Dataset.aimed", subjects.updateCommit("victim", "r-1"), "shoal.event.aimed"];
+  const heard: string[] = [];
+  const listening = services.nc.subscribe(">", { callback: (_error, message) => void heard.push(message.subject) });
+  const answering = services.nc.subscribe(subjects.heartbeat("aimer"), {
+    callback: (_error, message) => void message.respond('{"metadata":{"name":"aimed"}}'),
+  });
+  await services.nc.flush();
+  for (const reply of aims) {
+    link.nc.publish(subjects.heartbeat("aimer"), "x", { reply });
+    link.nc.publish(subjects.updateChunk("aimer", "r-1"), "x", { reply });
+  }
+  await link.nc.flush();
+  for (let i = 0; i < 3; i++) {
+    await new NatsUpdateUplink(link.nc, "aimer").appendChunk("r-1", `aimer/${i}`, new Uint8Array(8));
+    await services.nc.flush();
+  }
+  t.true(heard.includes(subjects.heartbeat("aimer")), "the requests themselves arrived");
+  for (const aim of aims) t.false(heard.includes(aim), aim);
+  const bucket = await (
+    await services.manager()
+  ).streams.info("KV_resources", { subjects_filter: "$KV.resources.Dataset.aimed" });
+  t.is(Object.keys(bucket.state.subjects ?? {}).length, 0);
+  listening.unsubscribe();
+  answering.unsubscribe();
   await link.close();
 });
 
@@ -133,7 +171,7 @@ test.serial("a device cannot read another's subjects or inboxes", async (t) => {
 });
 
 test.serial("a bootstrap credential asks to join with its own token and nothing else", async (t) => {
-  const options = { accountSeed: server.root.accountSeed, tokenId: "t1", expiresAtMs: Date.now() + 60_000 };
+  const options = { deviceAccountSeed: server.root.deviceAccountSeed, tokenId: "t1", expiresAtMs: Date.now() + 60_000 };
   const user = await issueBootstrapUser(options);
   const link = await server.connect(formatCreds(user), joinInbox("t1"));
   services.nc.subscribe(subjects.joinAll, { max: 1, callback: (_error, message) => void message.respond("welcome") });
@@ -147,7 +185,12 @@ test.serial("a bootstrap credential asks to join with its own token and nothing 
 
 test.serial("an expired credential is refused", async (t) => {
   const { publicKey, seed } = createUserKeys();
-  const options = { accountSeed: server.root.accountSeed, device: "old", publicKey, expiresAtMs: Date.now() - 60_000 };
+  const options = {
+    deviceAccountSeed: server.root.deviceAccountSeed,
+    device: "old",
+    publicKey,
+    expiresAtMs: Date.now() - 60_000,
+  };
   const jwt = await issueDeviceUser(options);
   t.is(publicKeyOf(jwt), publicKey);
   t.true((expiryOf(jwt) ?? Infinity) <= Date.now());

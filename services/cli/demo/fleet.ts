@@ -1,9 +1,10 @@
 import { spawn, type ChildProcess } from "node:child_process";
-import { closeSync, mkdirSync, openSync, writeFileSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import type { Clients } from "../calls.js";
+import { track } from "../children.js";
 import { CliError, EXIT } from "../exit.js";
 import { listDevices } from "../lists.js";
 import { DEMO, speedOf } from "./settings.js";
@@ -64,6 +65,7 @@ export class Fleet {
       detached: true,
     });
     closeSync(log);
+    track(child);
     child.stdin?.on("error", () => undefined);
     child.stdin?.end(`${token}\n`);
     this.#children.push({ name, child });
@@ -89,7 +91,11 @@ export class Fleet {
       if (here.length >= this.devices.length) return;
       const [ended] = this.ended();
       if (ended !== undefined) {
-        throw new CliError(`the agent ${ended} ended: see ${join(this.root, ended, "agent.log")}`);
+        const words = readFileSync(join(this.root, ended, "agent.log"), "utf8")
+          .trim()
+          .split("\n")
+          .slice(-5);
+        throw new CliError(`the agent ${ended} ended; its last words:\n${words.join("\n")}`);
       }
       if (Date.now() > endMs) {
         throw new CliError(

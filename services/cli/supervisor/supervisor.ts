@@ -2,6 +2,7 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { closeSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { track } from "../children.js";
 import { CliError, EXIT } from "../exit.js";
 import { afterExit, type ProcessRecord } from "./decision.js";
 import { waitReady } from "./health.js";
@@ -111,6 +112,7 @@ export class Supervisor {
       detached: true,
     });
     closeSync(log);
+    track(child);
     running.child = child;
     running.startedAtMs = Date.now();
     const startTime = child.pid === undefined ? undefined : startTimeOf(child.pid);

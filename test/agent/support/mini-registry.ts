@@ -56,7 +56,11 @@ export class MiniRegistry {
   }
 
   async token(tokenId: string, secret = SECRET): Promise<string> {
-    const user = await issueBootstrapUser({ accountSeed: this.server.root.accountSeed, tokenId, expiresAtMs: 0 });
+    const user = await issueBootstrapUser({
+      deviceAccountSeed: this.server.root.deviceAccountSeed,
+      tokenId,
+      expiresAtMs: 0,
+    });
     const bundle = { servers: [this.server.url], tokenId, secret, bootstrapJwt: user.jwt, bootstrapSeed: user.seed };
     return `shoal1.${Buffer.from(JoinBundle.encode(bundle).finish()).toString("base64url")}`;
   }
@@ -64,7 +68,7 @@ export class MiniRegistry {
   async #jwt(device: string): Promise<string> {
     const publicKey = this.#publicKeys.get(device) ?? "";
     const expiresAtMs = new SystemClock().nowMs() + this.validMs;
-    return issueDeviceUser({ accountSeed: this.server.root.accountSeed, device, publicKey, expiresAtMs });
+    return issueDeviceUser({ deviceAccountSeed: this.server.root.deviceAccountSeed, device, publicKey, expiresAtMs });
   }
 
   async #join(request: JoinRequest): Promise<JoinReply> {

@@ -2,7 +2,7 @@ import { decode, encodeAccount, encodeOperator, encodeUser, fmtCreds } from "@na
 import { fromSeed } from "@nats-io/nkeys";
 import type { NatsConnection } from "nats";
 import { createAccount, createOperator, createUser } from "nkeys.js";
-import { deviceInbox, joinInbox } from "../../domain/subjects.js";
+import { deviceInbox, joinInbox, subjects } from "../../domain/subjects.js";
 import { CodedError } from "../coded-error.js";
 
 /** Everything that says who may connect to NATS. The seeds are secrets. */
@@ -12,11 +12,15 @@ export interface TrustRoot {
   systemAccount: string;
   systemAccountJwt: string;
   systemAccountSeed: string;
-  /** Public key of the account all of Shoal lives in. */
+  /** The account of the services, with JetStream. */
   account: string;
-  /** The account's first JWT; the server holds the current one, with its revocations. */
   accountJwt: string;
   accountSeed: string;
+  /** Public key of the account of the devices: it reaches the services through imports only. */
+  deviceAccount: string;
+  /** That account's first JWT; the server holds the current one, with its revocations. */
+  deviceAccountJwt: string;
+  deviceAccountSeed: string;
   /** Creds text of the user that may change account JWTs. */
   systemCreds: string;
   /** Creds text of Shoal's own services. */
@@ -52,7 +56,19 @@ export function isUserPublicKey(key: string): boolean {
   return /^U[A-Z2-7]{55}$/.test(key);
 }
 
-/** New keys: operator, system account, account SHOAL with JetStream, and the users of the services. */
+/**
+ * What crosses from the devices' account to the services': requests and updates one way, nudges the other. An account
+ * of their own keeps devices from naming a subject of the services as the reply of a request or of an update: replies
+ * stay in the account they came from, where there is no stream and no service.
+ */
+const CROSSINGS = [
+  { name: "join", subject: subjects.joinAll, type: "service" },
+  { name: "device", subject: "shoal.d.>", type: "service" },
+  { name: "updates", subject: subjects.allUpdates, type: "service" },
+  { name: "nudges", subject: "shoal.i.>", type: "stream" },
+] as const;
+
+/** New keys: operator, system account, account SHOAL with JetStream, account DEVICES, and the users of the services. */
 export async function createTrustRoot(): Promise<TrustRoot> {
   const operator = keysOf(createOperator());
   const system = keysOf(createAccount());
@@ -67,7 +83,14 @@ export async function createTrustRoot(): Promise<TrustRoot> {
   const accountJwt = await encodeAccount(
     "SHOAL",
     account.publicKey,
-    { limits: { ...LIMITS, ...JETSTREAM } },
+    { limits: { ...LIMITS, ...JETSTREAM }, exports: CROSSINGS.map((crossing) => ({ ...crossing })) },
+    { signer: bytes(operator.seed) },
+  );
+  const devices = keysOf(createAccount());
+  const deviceAccountJwt = await encodeAccount(
+    "DEVICES",
+    devices.publicKey,
+    { limits: LIMITS, imports: CROSSINGS.map((crossing) => ({ ...crossing, account: account.publicKey })) },
     { signer: bytes(operator.seed) },
   );
   return {
@@ -79,6 +102,9 @@ export async function createTrustRoot(): Promise<TrustRoot> {
     account: account.publicKey,
     accountJwt,
     accountSeed: account.seed,
+    deviceAccount: devices.publicKey,
+    deviceAccountJwt,
+    deviceAccountSeed: devices.seed,
     systemCreds: formatCreds(await issueServiceUser({ accountSeed: system.seed, name: "system" })),
     serviceCreds: formatCreds(await issueServiceUser({ accountSeed: account.seed, name: "services" })),
   };
@@ -97,7 +123,7 @@ export async function issueServiceUser(options: { accountSeed: string; name: str
 
 /** The JWT of a device, bound to the nkey it made: it publishes and reads its own subjects only, and no JetStream API. */
 export function issueDeviceUser(options: {
-  accountSeed: string;
+  deviceAccountSeed: string;
   device: string;
   publicKey: string;
   /** Unix milliseconds; rounded up to a second. */
@@ -107,7 +133,7 @@ export function issueDeviceUser(options: {
   return encodeUser(
     device,
     options.publicKey,
-    bytes(options.accountSeed),
+    bytes(options.deviceAccountSeed),
     {
       ...UNLIMITED,
       pub: { allow: [`shoal.d.${device}.>`, `shoal.u.${device}.>`] },
@@ -119,7 +145,7 @@ export function issueDeviceUser(options: {
 
 /** A user that can do nothing but ask to join with one token; its text travels inside the join token. */
 export async function issueBootstrapUser(options: {
-  accountSeed: string;
+  deviceAccountSeed: string;
   tokenId: string;
   /** Unix milliseconds; 0 never. */
   expiresAtMs: number;
@@ -128,7 +154,7 @@ export async function issueBootstrapUser(options: {
   const jwt = await encodeUser(
     `join-${options.tokenId}`,
     user.publicKey,
-    bytes(options.accountSeed),
+    bytes(options.deviceAccountSeed),
     {
       ...UNLIMITED,
       pub: { allow: [`shoal.join.${options.tokenId}`] },
@@ -193,12 +219,12 @@ interface ClaimsReply {
  */
 export async function revokeUsers(
   system: NatsConnection,
-  keys: { account: string; operatorSeed: string },
+  keys: Pick<TrustRoot, "deviceAccount" | "operatorSeed">,
   publicKeys: readonly string[],
   atMs: number,
 ): Promise<void> {
   const lookUp = async (): Promise<string> =>
-    (await system.request(`$SYS.REQ.ACCOUNT.${keys.account}.CLAIMS.LOOKUP`, "", { timeout: 5000 })).string();
+    (await system.request(`$SYS.REQ.ACCOUNT.${keys.deviceAccount}.CLAIMS.LOOKUP`, "", { timeout: 5000 })).string();
   for (let attempt = 0; attempt < 10; attempt += 1) {
     const current = await lookUp();
     // A key that was revoked before and has joined again holds a newer JWT: only a revocation of now covers it.

@@ -39,6 +39,7 @@ export function natsServerConfig(options: NatsServerOptions): string {
     `resolver_preload {`,
     `  ${root.systemAccount}: ${root.systemAccountJwt}`,
     `  ${root.account}: ${root.accountJwt}`,
+    `  ${root.deviceAccount}: ${root.deviceAccountJwt}`,
     `}`,
     `jetstream {`,
     `  store_dir: ${quoted(`${options.dataDir}/jetstream`)}`,

@@ -2,6 +2,7 @@ import type { Dataset } from "#proto/shoal/v1/model.js";
 import type { Device, Lease } from "#proto/shoal/v1/device.js";
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Exclusion, Round } from "#proto/shoal/v1/round.js";
+import { findCondition } from "#common/domain/condition.js";
 import { evaluatePolicy, minuteOfDay } from "#common/domain/policy.js";
 import { estimateCost } from "#common/graph/cost.js";
 import type { ModelConfig } from "#common/graph/config.js";
@@ -66,6 +67,13 @@ function checkData({ device }: Candidate, name: string, leastTokens: number): st
   return [`has ${offer.tokens} training tokens of "${name}"; the job needs ${leastTokens}`];
 }
 
+/** A device with absurd facts or policy cannot be planned with: what it really has, or allows, is unknown. */
+function checkFacts({ device }: Candidate): string[] {
+  const ready = findCondition(device.status?.conditions ?? [], "Ready");
+  if (ready?.status !== "False" || ready.reason !== "AbsurdFacts") return [];
+  return [`says of itself what cannot be: ${ready.message}`];
+}
+
 function checkMachine({ device }: Candidate, peakBytes: number): string[] {
   const facts = device.status?.facts;
   if (facts === undefined || facts.gflops <= 0)
@@ -100,6 +108,7 @@ function objections(snapshot: Snapshot, job: TrainingJob, round: Round): (candid
     ...checkAlive(candidate, snapshot.nowMs),
     ...checkOperator(candidate, job.spec?.cohort?.selector ?? {}),
     ...checkData(candidate, job.spec?.data?.dataset ?? "", leastTokens),
+    ...checkFacts(candidate),
     ...checkMachine(candidate, peakBytes),
     ...checkRefusal(candidate, round.metadata?.name ?? ""),
     ...(candidate.busyWith === undefined ? [] : [`works for round ${candidate.busyWith}; it is free after that`]),

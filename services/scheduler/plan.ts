@@ -79,8 +79,9 @@ function shortage(possible: number, needed: number, dataset: string): string {
  * verified against fresh state (`verifyPlan`) and committed by compare-and-set.
  *
  * In a later attempt, devices that are still at work or have committed keep their assignments and only replacements are
- * drawn. The quorum is never below the smallest cohort that anybody's policy, or the dataset's passport, asks for, so a
- * device's update is never folded with fewer others than it was promised.
+ * drawn. The quorum is never below the smallest cohort that anybody's policy, or the dataset's passport, asks for, and never
+ * sinks in a later attempt: a device that was given up may still come back with its update, and that is never folded with
+ * fewer others than it was promised.
  * @param trainGraph the graph that new assignments train with; undefined in a round that only evaluates
  */
 export function planRound(
@@ -101,7 +102,9 @@ export function planRound(
   const present = snapshot.candidates.filter((candidate) => kept.has(nameOf(candidate)));
   const members = [...present, ...drawn];
   const least = Math.max(1, job.spec?.cohort?.min ?? 1, snapshot.dataset?.spec?.minCohort ?? 0);
-  const quorum = Math.max(least, ...members.map(minCohortOf));
+  // Whoever was ever in the round may still come back with an update; the quorum of then is what it was promised.
+  const promised = round.status?.quorum ?? 0;
+  const quorum = Math.max(least, promised, ...members.map(minCohortOf));
   if (size < quorum) return { ok: false, exclusions, waitFor: shortage(size, quorum, job.spec?.data?.dataset ?? "") };
 
   const spare = eligible.filter((candidate) => !drawnNames.includes(nameOf(candidate)));

@@ -12,6 +12,9 @@ import { configOf, readConfig } from "./model-reading.js";
 /** Which job, of all that ever had its name, a model belongs to. */
 const JOB_UID = "shoal.dev/job-uid";
 
+const MAX_NAME = 63;
+const KEPT_UID_CHARS = 8;
+
 /** The model to start from; or why there is none, and whether that may change without a new manifest. */
 export type Admission = { ok: true; model: Model } | { ok: false; final: boolean; reason: string; message: string };
 
@@ -72,6 +75,25 @@ async function admitNew(job: TrainingJob, { blobs }: World): Promise<Admission> 
   };
 }
 
+const jobUid = (model: Model | undefined): string => model?.metadata?.annotations[JOB_UID] ?? "";
+
+/** Whether the job itself published the model, and not another one that had its name before. */
+const isOwn = (job: TrainingJob, model: Model): boolean => jobUid(model) === job.metadata?.uid;
+
+/** Name under which the model of a deleted job is kept when a new job takes its name: the uid tells the jobs apart. */
+export function keptName(model: Model): string {
+  const uid = (jobUid(model) || (model.metadata?.uid ?? "")).replace(/[^a-z0-9]/g, "").slice(0, KEPT_UID_CHARS);
+  return `${(model.metadata?.name ?? "").slice(0, MAX_NAME - KEPT_UID_CHARS - 1).replace(/-+$/, "")}-${uid}`;
+}
+
+/** Copies the model of a deleted job aside, once; false if the name is taken by another model. */
+async function keepAside(model: Model, store: ResourceStore): Promise<boolean> {
+  const { labels = {}, annotations = {} } = model.metadata ?? {};
+  const copy = { ...model, metadata: { ...newMeta(keptName(model), labels), annotations } };
+  if ((await store.create("Model", copy)).ok) return true;
+  return jobUid(await store.get("Model", keptName(model))) === jobUid(model);
+}
+
 /**
  * Whether a job can begin, and with which model. Fresh weights come from the job's seed alone, so two replicas that
  * admit the same job store the same bytes.
@@ -84,6 +106,13 @@ export async function admit(job: TrainingJob, world: World): Promise<Admission> 
     return later(
       "ModelNameTaken",
       `a model named "${name}" exists that this job did not make: delete it, or apply the job under another name`,
+    );
+  }
+  const kept = taken === undefined || isOwn(job, taken) ? undefined : await store.get("Model", keptName(taken));
+  if (kept !== undefined && jobUid(kept) !== jobUid(taken)) {
+    return later(
+      "ModelNameTaken",
+      `the model "${name}" was trained by a deleted job of this name, and the name to keep it under, "${kept.metadata?.name ?? ""}", is taken: apply the job under another name`,
     );
   }
   const { dataset = "", purpose = "" } = job.spec?.data ?? {};
@@ -104,16 +133,17 @@ export async function admit(job: TrainingJob, world: World): Promise<Admission> 
 
 /**
  * Makes the Model named like the job hold these weights, unless it holds those of a later round of the same job already.
- * Idempotent; a lost race is returned as false.
+ * What a deleted job of the same name trained is kept under `keptName` first. Idempotent; a lost race is false.
  */
 export async function publishModel(job: TrainingJob, model: Model, store: ResourceStore): Promise<boolean> {
   const name = job.metadata?.name ?? "";
   const stored = await store.get("Model", name);
   if (stored === undefined) return (await store.create("Model", model)).ok;
-  const isSameJob = stored.metadata?.annotations[JOB_UID] === job.metadata?.uid;
+  const isSameJob = isOwn(job, stored);
   const isNewer = (model.origin?.round ?? 0) > (stored.origin?.round ?? 0);
   if (isSameJob && !isNewer) return true;
   if (stored.metadata === undefined || model.metadata === undefined) return false;
+  if (!isSameJob && !(await keepAside(stored, store))) return false;
   const { annotations, labels } = model.metadata;
   const metadata = { ...stored.metadata, annotations, labels };
   return (await store.update("Model", { ...model, metadata })).ok;

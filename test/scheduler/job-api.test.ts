@@ -12,6 +12,7 @@ import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import type { Answer } from "#common/domain/answer.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
+import { keptName } from "#services/scheduler/admission.js";
 import { GraphLibrary } from "#services/scheduler/graph-library.js";
 import { JobApi } from "#services/scheduler/job-api.js";
 import { JobController } from "#services/scheduler/job-controller.js";
@@ -281,6 +282,38 @@ test("what keeps a job from beginning is said, and ends when it ends", async (t)
     value(t, await api.explain({ name: "words" })).explanation[0] ?? "",
     /cannot begin: waiting for the tokenizer/,
   );
+});
+
+test("a deleted job's model is kept when its name is used again", async (t) => {
+  const { api, store, jobs } = worldOf();
+  await applied(api, text("one", { seed: 1 }));
+  await jobs.reconcile("one");
+  const trained = { digest: `sha256:${"7".repeat(64)}`, sizeBytes: 5 };
+  const model = await store.get("Model", "one");
+  if (model === undefined) return t.fail();
+  await store.update("Model", { ...model, weights: trained, origin: { job: "one", round: 3 } });
+  await setStatus(store, "one", { phase: "Completed", weights: trained, completedRounds: 3, currentRound: 0 });
+  for (const { metadata } of (await store.list("Round")).items) await store.delete("Round", metadata?.name ?? "");
+  value(t, await api.delete({ name: "one" }));
+  await applied(api, text("one", { seed: 2 }));
+  const kept = keptName(model);
+  t.regex(kept, /^one-[0-9a-f]{8}$/);
+
+  const stranger = await store.create("Model", Model.fromPartial({ metadata: newMeta(kept) }));
+  await jobs.reconcile("one");
+  const waiting = value(t, await api.get({ name: "one" })).job?.status;
+  t.deepEqual([waiting?.phase, waiting?.conditions[0]?.reason], ["Pending", "ModelNameTaken"]);
+  t.deepEqual((await store.get("Model", "one"))?.weights, trained, "nothing is lost meanwhile");
+
+  t.true(stranger.ok && (await store.delete("Model", kept)).ok);
+  await jobs.reconcile("one");
+  t.is(value(t, await api.get({ name: "one" })).job?.status?.phase, "Running");
+  const old = await store.get("Model", kept);
+  t.deepEqual([old?.weights, old?.origin], [trained, { job: "one", round: 3 }]);
+  t.deepEqual((await store.get("Model", "one"))?.origin, { job: "one", round: 0 });
+  await jobs.reconcile("one");
+  t.is((await store.list("Model")).items.length, 2);
+  t.true(keptName(Model.fromPartial({ ...model, metadata: { ...model.metadata, name: "x".repeat(56) } })).length <= 63);
 });
 
 test("a suspended job begins no round, and goes on when it is not", async (t) => {

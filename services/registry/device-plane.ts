@@ -19,6 +19,7 @@ import { CREDENTIAL_MS } from "./credentials.js";
 import { changeDevice } from "./device-changes.js";
 import { applyHeartbeat } from "./heartbeat.js";
 import { join, type JoinPorts } from "./join.js";
+import { isRemoved } from "./removal.js";
 
 export interface DevicePlanePorts extends JoinPorts {
   readonly bus: Bus;
@@ -116,23 +117,29 @@ export class DevicePlane {
     const nowMs = clock.nowMs();
     let dueLease: typeof lease;
     const changed = await changeDevice(store, name, (device) => {
+      if (isRemoved(device)) return undefined;
       const changes = applyHeartbeat(device, lease, request, nowMs, this.ports.leaseMs);
       dueLease = changes.lease;
       return changes.device;
     });
     if (!changed.ok) return refusal(changed.reason === "NotFound" ? REFUSALS.unknownDevice : REFUSALS.contended);
+    if (isRemoved(changed.device)) return refusal(REFUSALS.unknownDevice);
     if (dueLease !== undefined) {
       // A lost race means that another replica has just renewed it.
       await (lease === undefined ? store.create("Lease", dueLease) : store.update("Lease", dueLease));
     }
     const publicKey = changed.device.spec?.publicKey ?? "";
     const renew = request.renewCredential && publicKey !== "";
+    const jwt = renew ? await credentials.issueDevice(name, publicKey, nowMs + CREDENTIAL_MS) : "";
+    // As in a join: a removal that began meanwhile may have revoked too early for this credential.
+    const current = renew ? await store.get("Device", name) : changed.device;
+    if (current === undefined || isRemoved(current)) return refusal(REFUSALS.unknownDevice);
     return {
       refusal: undefined,
       tasks: this.ports.index.tasks(changed.device),
       nextHeartbeatMs: heartbeatMs,
       atMs: clock.nowMs(),
-      jwt: renew ? await credentials.issueDevice(name, publicKey, nowMs + CREDENTIAL_MS) : "",
+      jwt,
     };
   }
 
@@ -151,7 +158,7 @@ export class DevicePlane {
   private async readRange(name: string, request: BlobRangeRequest, signal: AbortSignal): Promise<BlobRangeReply> {
     const refuse = (refusal: Refusal): BlobRangeReply => BlobRangeReply.fromPartial({ refusal });
     const device = isResourceName(name) ? await this.ports.store.get("Device", name) : undefined;
-    if (device === undefined) return refuse(REFUSALS.unknownDevice);
+    if (device === undefined || isRemoved(device)) return refuse(REFUSALS.unknownDevice);
     const verdict = await this.judgeRange(device, request, signal);
     if (!verdict.ok) return refuse(verdict.refusal);
     const { blob, offset, length } = verdict;

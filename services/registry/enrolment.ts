@@ -4,6 +4,7 @@ import { type Device, DeviceFacts, DeviceStatus, type JoinToken } from "#proto/s
 import type { JoinRequest, Refusal } from "#proto/shoal/v1/device_wire.js";
 import { cleanFacts, labelViolations } from "./facts.js";
 import { isPublicUserKey } from "./nkey.js";
+import { isRemoved } from "./removal.js";
 
 /** Most devices a counted token may enrol: each takes a line in the token, which must fit one message. */
 export const MAX_COUNTED_USES = 5000;
@@ -48,6 +49,10 @@ const refuse = (reason: string, message: string): { ok: false; refusal: Refusal 
   ok: false,
   refusal: { reason, message },
 });
+
+/** The refusal of a device that an operator removed. */
+export const deviceRemoved = (): { ok: false; refusal: Refusal } =>
+  refuse("DeviceRemoved", "the device of this key was removed from the fleet: join with a new token and key");
 
 function tokenRefusal(token: JoinToken | undefined, secret: string, nowMs: number): Refusal | undefined {
   // Unknown id and wrong secret look alike, so that ids cannot be probed.
@@ -119,6 +124,7 @@ export function decideJoin(facts: JoinFacts, request: JoinRequest, nowMs: number
   if (refusal !== undefined) return { ok: false, refusal };
   if (token === undefined) return refuse("TokenUnknown", "no such join token");
 
+  if (existing?.spec?.publicKey === request.publicKey && isRemoved(existing)) return deviceRemoved();
   if (existing?.spec?.publicKey === request.publicKey) return { ok: true, action: "Rejoin", device: existing };
   if (existing !== undefined) {
     return refuse("NameTaken", `a device named ${request.device} exists with another key: choose another --name`);
@@ -129,9 +135,7 @@ export function decideJoin(facts: JoinFacts, request: JoinRequest, nowMs: number
   const device = newDevice(token, request);
   if (token.usesLeft < 0) return { ok: true, action: "Enrol", device, token: undefined };
   const wasReserved = reservedName(token, request.publicKey);
-  if (wasReserved === SPENT) {
-    return refuse("DeviceRemoved", "the device of this key was removed from the fleet: join with a new token and key");
-  }
+  if (wasReserved === SPENT) return deviceRemoved();
   if (wasReserved === undefined && token.usesLeft === 0) {
     return refuse("TokenUsedUp", "this join token has enrolled as many devices as it may: issue a new one");
   }

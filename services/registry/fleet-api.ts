@@ -30,6 +30,7 @@ import type { CredentialIssuer } from "./credentials.js";
 import { changeDevice } from "./device-changes.js";
 import { hashSecret, MAX_COUNTED_USES, spendUse } from "./enrolment.js";
 import { labelViolations } from "./facts.js";
+import { markRemoved } from "./removal.js";
 
 export interface FleetPorts {
   readonly store: ResourceStore;
@@ -157,20 +158,26 @@ export class FleetApi {
     return refuse("ABORTED", "the device is being changed by others: try again");
   }
 
-  /** Revokes the credential first: after a crash in between the device still exists and can be deleted again. */
+  /**
+   * Marks the device first, so that it can neither join again nor renew its credential, then revokes and removes. After
+   * a crash in between the device still exists, shut out, and can be deleted again.
+   */
   async deleteDevice({ name }: DeleteDeviceRequest): Promise<Answer<DeleteDeviceResponse>> {
     const bad = badName("name", name);
     if (bad !== undefined) return bad;
     const { store, credentials, log } = this.ports;
-    const device = await store.get("Device", name);
-    if (device === undefined) return noDevice(name);
-    const { publicKey = "", joinTokenId = "" } = device.spec ?? {};
+    const marked = await this.steer(name, markRemoved);
+    if (!marked.ok) return marked;
+    const { publicKey = "", joinTokenId = "" } = marked.value.device.spec ?? {};
     if (publicKey !== "") {
       await credentials.revoke(publicKey);
-      await this.changeToken(joinTokenId, (token) => spendUse(token, publicKey));
+      const spent = await this.changeToken(joinTokenId, (token) => spendUse(token, publicKey));
+      if (spent === "Contended") return refuse("ABORTED", "the device's join token is being used: delete it again");
     }
-    await store.delete("Device", name);
     await store.delete("Lease", name);
+    await store.delete("Device", name);
+    // Once more, for a credential that was being issued when the mark was set.
+    if (publicKey !== "") await credentials.revoke(publicKey);
     log.info("a device was removed", { device: name });
     return answer({});
   }

@@ -5,7 +5,8 @@ import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { Device } from "#proto/shoal/v1/device.js";
 import type { JoinReply, JoinRequest, Refusal } from "#proto/shoal/v1/device_wire.js";
 import { CREDENTIAL_MS, type CredentialIssuer } from "./credentials.js";
-import { decideJoin, reservedName, type JoinVerdict } from "./enrolment.js";
+import { decideJoin, deviceRemoved, reservedName, type JoinVerdict } from "./enrolment.js";
+import { isRemoved } from "./removal.js";
 
 export interface JoinPorts {
   readonly store: ResourceStore;
@@ -37,6 +38,9 @@ async function enrol(ports: JoinPorts, device: Device): Promise<JoinReply> {
   const name = device.metadata?.name ?? "";
   const expiresAtMs = ports.clock.nowMs() + CREDENTIAL_MS;
   const jwt = await ports.credentials.issueDevice(name, device.spec?.publicKey ?? "", expiresAtMs);
+  // A removal that began before this look comes too late to revoke the new credential; one that begins after it revokes it.
+  const current = await ports.store.get("Device", name);
+  if (current === undefined || isRemoved(current)) return refused(deviceRemoved().refusal);
   return { refusal: undefined, device: name, jwt, servers: [...ports.publicServers] };
 }
 

@@ -295,10 +295,44 @@ test("a removed device is revoked, unknown, and does not come back with its toke
   await join(home, bundle, "a", key);
   await beat(home, "a");
   t.true((await home.fleet.deleteDevice({ name: "a" })).ok);
-  t.deepEqual(home.credentials.revoked, [key]);
+  t.deepEqual(home.credentials.revoked, [key, key]);
   t.is(await home.store.get("Lease", "a"), undefined);
   t.is((await beat(home, "a")).refusal?.reason, "UnknownDevice");
   t.is((await join(home, bundle, "a", key)).refusal?.reason, "DeviceRemoved");
   t.is((await join(home, bundle, "a", createUser().getPublicKey())).refusal, undefined);
+  home.end();
+});
+
+test("a device whose removal a crash cut off stays out, and is removed by the next call", async (t) => {
+  const home = await registry();
+  const bundle = await tokenOf(home, 5);
+  const key = createUser().getPublicKey();
+  await join(home, bundle, "a", key);
+  const revoke = home.credentials.revoke.bind(home.credentials);
+  home.credentials.revoke = () => Promise.reject(new Error("crash"));
+  await t.throwsAsync(home.fleet.deleteDevice({ name: "a" }), { message: "crash" });
+  t.is((await join(home, bundle, "a", key)).refusal?.reason, "DeviceRemoved");
+  t.is((await beat(home, "a", { renewCredential: true })).refusal?.reason, "UnknownDevice");
+  t.is((await read(home, "a", "sha256:0")).refusal?.reason, "UnknownDevice");
+  home.credentials.revoke = revoke;
+  t.true((await home.fleet.deleteDevice({ name: "a" })).ok);
+  t.deepEqual(home.credentials.revoked, [key, key]);
+  t.is(await home.store.get("Device", "a"), undefined);
+  t.is((await join(home, bundle, "a", key)).refusal?.reason, "DeviceRemoved");
+  home.end();
+});
+
+test("a credential that is issued while its device is removed is not handed out", async (t) => {
+  const home = await registry();
+  const bundle = await tokenOf(home, 5);
+  const key = createUser().getPublicKey();
+  await join(home, bundle, "a", key);
+  const issue = home.credentials.issueDevice.bind(home.credentials);
+  home.credentials.issueDevice = async (device, publicKey, expiresAtMs) => {
+    await home.fleet.deleteDevice({ name: "a" });
+    return issue(device, publicKey, expiresAtMs);
+  };
+  const reply = await join(home, bundle, "a", key);
+  t.deepEqual([reply.refusal?.reason, reply.jwt], ["DeviceRemoved", ""]);
   home.end();
 });

@@ -11,6 +11,7 @@ import { composeResult, partVerdicts } from "./finalize.js";
 import { foldRound, taskOf } from "./fold-round.js";
 import { judgeCommits } from "./judge.js";
 import type { AggregatorMeters } from "./meters.js";
+import { watchedRounds } from "./watched-rounds.js";
 
 /** The world of the aggregator's controller. */
 export interface AggregatorPorts {
@@ -24,14 +25,11 @@ export interface AggregatorPorts {
   retainRounds: number;
 }
 
-/** Closed rounds that are still looked at, for commits that come late and a purge that a crash cut off. */
-const WATCHED_ROUNDS = 3;
-
 const NO_BLOB = { digest: "", sizeBytes: 0 };
 
 function isPast(spec: RoundSpec, job: TrainingJob | undefined, retainRounds: number): boolean {
   const current = job?.status?.currentRound ?? 0;
-  return current - spec.number > Math.max(retainRounds, WATCHED_ROUNDS);
+  return current - spec.number > watchedRounds(retainRounds);
 }
 
 function strategyOf(job: TrainingJob): StrategySpec {

@@ -5,6 +5,7 @@ import { Controller } from "#common/runtime/controller.js";
 import { storeSource, triggerSource } from "#common/runtime/source.js";
 import { reconcileRound, type AggregatorPorts } from "./controller.js";
 import { aggregatorMeters } from "./meters.js";
+import { roundKeys } from "./watched-rounds.js";
 
 const DEFAULT_RETAINED_ROUNDS = 3;
 
@@ -32,7 +33,7 @@ function start(host: ServiceHost): Promise<void> {
   const controller = new Controller({
     name: "aggregator",
     sources: [
-      storeSource(host.store, "Round"),
+      storeSource(host.store, "Round", roundKeys(ports.retainRounds)),
       triggerSource("commits", (signal) => committedRounds(host.updateLog, signal)),
     ],
     reconcile: async (round) => {

@@ -31,12 +31,14 @@ export class Gauges {
   private readonly jobs = new Map<string, TrainingJob>();
   private readonly devices = new Map<string, Device>();
   private readonly leases = new Map<string, Lease>();
+  /** Id of the loss that was told, by device. */
+  private readonly told = new Map<string, string>();
   private readonly of: Record<"rounds" | "trainLoss" | "evalLoss" | "up" | "down" | "jobs" | "devices", Gauge>;
 
   constructor(
     private readonly ports: GaugePorts,
-    /** Told of devices whose lease ran out, at every tick again. */
-    private readonly onLoss: (found: FoundEvent) => void,
+    /** Told of each loss of a device once, one after the other: what it awaits holds back the next. */
+    private readonly onLoss: (found: FoundEvent) => Promise<void>,
   ) {
     const gauge = (name: string, help: string, label: string): Gauge => ports.metrics.gauge(name, help, [label]);
     this.of = {
@@ -57,6 +59,7 @@ export class Gauges {
       this.follow("Device", this.devices, signal),
       this.follow("Lease", this.leases, signal),
       this.tick(signal),
+      this.tellLosses(signal),
     ]);
   }
 
@@ -98,9 +101,30 @@ export class Gauges {
       if (status.trainLoss !== undefined) this.of.trainLoss.set(status.trainLoss, { job });
       if (status.evalLoss !== undefined) this.of.evalLoss.set(status.evalLoss, { job });
     }
+  }
+
+  /** Devices whose lease ran out, by the last sign of life of any: when the registry is away, nobody is lost. */
+  private losses(): Map<string, FoundEvent> {
+    let aliveMs = 0;
+    for (const lease of this.leases.values()) aliveMs = Math.max(aliveMs, lease.renewedAtMs);
+    const losses = new Map<string, FoundEvent>();
     for (const [name, lease] of this.leases) {
-      const found = loss(this.devices.get(name), lease, nowMs);
-      if (found !== undefined) this.onLoss(found);
+      const found = loss(this.devices.get(name), lease, aliveMs);
+      if (found !== undefined) losses.set(name, found);
+    }
+    return losses;
+  }
+
+  private async tellLosses(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const losses = this.losses();
+      for (const name of [...this.told.keys()].filter((told) => !losses.has(told))) this.told.delete(name);
+      for (const [name, found] of losses) {
+        if (this.told.get(name) === found.id) continue;
+        await this.onLoss(found);
+        this.told.set(name, found.id);
+      }
+      await this.ports.clock.sleep(TICK_MS, signal);
     }
   }
 }

@@ -8,7 +8,7 @@ import { TelemetryApi } from "./telemetry-api.js";
 await hostService("telemetry", (host) => {
   const { clock, eventLog, grpc, handlers, log, metrics, store } = host;
   const recorder = new Recorder({ store, events: eventLog, clock, log, metrics });
-  const gauges = new Gauges({ store, clock, metrics }, (found) => void recorder.record(found, host.signal));
+  const gauges = new Gauges({ store, clock, metrics }, (found) => recorder.record(found, host.signal));
   host.background("recorder", (signal) => recorder.run(signal, () => log.info("recorded what exists")));
   host.background("gauges", (signal) => gauges.run(signal));
   grpc.addService(TelemetryServiceService, serveTelemetry(new TelemetryApi(eventLog), handlers));

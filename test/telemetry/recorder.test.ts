@@ -161,7 +161,10 @@ test("a device is counted as what it is", (t) => {
 test("gauges show jobs and devices, and tell of leases that run out", async (t) => {
   const ports = world();
   const lost: string[] = [];
-  const gauges = new Gauges(ports, ({ event }) => lost.push(event.objectName));
+  const gauges = new Gauges(ports, ({ event }) => {
+    lost.push(event.objectName);
+    return Promise.resolve();
+  });
   const ended = new AbortController();
   const status = { conditions: [{ type: "Ready", status: "True" }] };
   await ports.store.create("Device", Device.fromPartial({ metadata: newMeta("a"), status }));
@@ -182,6 +185,43 @@ test("gauges show jobs and devices, and tell of leases that run out", async (t) 
   await ports.clock.advance(10_000);
   t.is(value("shoal_devices", { state: "ready" }), 0);
   t.is(value("shoal_devices", { state: "lost" }), 1);
-  t.deepEqual(lost, ["a"]);
+  t.deepEqual(lost, [], "nobody beats: the registry may be away");
+  const renewedAtMs = ports.clock.nowMs();
+  const later = { renewedAtMs, expiresAtMs: renewedAtMs + 60_000 };
+  await ports.store.create("Lease", Lease.fromPartial({ metadata: newMeta("b"), ...later }));
+  await settle();
+  for (let tick = 0; tick < 5; tick++) await ports.clock.advance(5000);
+  t.deepEqual(lost, ["a"], "once, however often it is looked at");
+  ended.abort();
+});
+
+test("while the event log is away losses wait in one line", async (t) => {
+  const ports = world();
+  const asked: string[] = [];
+  let open = (): void => undefined;
+  const opened = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  const gauges = new Gauges(ports, ({ event }) => {
+    asked.push(event.objectName);
+    return opened;
+  });
+  for (const name of ["a", "b", "c"]) {
+    await ports.store.create("Device", Device.fromPartial({ metadata: newMeta(name) }));
+    const lease = {
+      metadata: newMeta(name),
+      renewedAtMs: name === "c" ? 100 : 1,
+      expiresAtMs: name === "c" ? 200 : 50,
+    };
+    await ports.store.create("Lease", Lease.fromPartial(lease));
+  }
+  const ended = new AbortController();
+  void gauges.run(ended.signal);
+  await settle();
+  for (let tick = 0; tick < 5; tick++) await ports.clock.advance(5000);
+  t.deepEqual(asked, ["a"]);
+  open();
+  await settle();
+  t.deepEqual(asked, ["a", "b"]);
   ended.abort();
 });

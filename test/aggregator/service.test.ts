@@ -29,9 +29,9 @@ import {
 const PARAMETERS = 1_100_000;
 const clock = new SystemClock();
 
-/** Waits for a fact, with a bound that only a failure reaches. */
+/** Waits for a fact, with a bound that only a failure reaches: the key of a killed worker stays locked for up to 20 s. */
 async function eventually<T>(what: string, look: () => Promise<T | undefined>): Promise<T> {
-  for (let attempt = 0; attempt < 400; attempt++) {
+  for (let attempt = 0; attempt < 1200; attempt++) {
     const seen = await look();
     if (seen !== undefined) return seen;
     await clock.sleep(50);

@@ -1,4 +1,4 @@
-import type { Assignment, UpdateManifest, Verdict } from "#proto/shoal/v1/round.js";
+import { UpdateManifest, type Assignment, type Verdict } from "#proto/shoal/v1/round.js";
 import { chunkCount, updateBytes } from "#common/tensor/chunk.js";
 import type { Codec } from "#common/tensor/codec.js";
 
@@ -165,28 +165,7 @@ function refusedVerdict(commit: Commit, refusal: Refusal): Verdict {
     reason: refusal.reason,
     message: refusal.message,
     norm: 0,
-    manifest: emptyManifest(commit),
-  };
-}
-
-function emptyManifest({ device, round }: Commit): UpdateManifest {
-  return {
-    device,
-    round,
-    codec: "",
-    values: 0,
-    sizeBytes: 0,
-    digest: "",
-    chunkSeqs: [],
-    tokens: 0,
-    localSteps: 0,
-    trainLoss: 0,
-    evalLossSum: 0,
-    evalTokens: 0,
-    bytesDown: 0,
-    fetchMs: 0,
-    trainMs: 0,
-    baseDigest: "",
+    manifest: UpdateManifest.fromPartial({ device: commit.device, round: commit.round }),
   };
 }
 

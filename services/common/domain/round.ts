@@ -1,4 +1,4 @@
-import type { Exclusion, Round, RoundStatus, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
+import { RoundStatus, type Exclusion, type Round, type UpdateTally, type Verdict } from "#proto/shoal/v1/round.js";
 import { type Observation, setCondition } from "./condition.js";
 
 /** What the world says of a round, gathered by the caller. */
@@ -25,19 +25,7 @@ const JUDGEMENT_POLL_MS = 2_000;
 
 /** An empty status: the round is to be planned. */
 export function newRoundStatus(): RoundStatus {
-  return {
-    phase: "Planning",
-    conditions: [],
-    assignments: [],
-    exclusions: [],
-    plannedAtMs: 0,
-    deadlineAtMs: 0,
-    target: 0,
-    quorum: 0,
-    attempt: 0,
-    foldSet: [],
-    withdrawn: [],
-  };
+  return RoundStatus.fromPartial({ phase: "Planning" });
 }
 
 /** Accepted commits in log order, one per device: the first. */

@@ -1,0 +1,110 @@
+import type { InferenceSession } from "onnxruntime-common";
+import type { Batch, TrainState } from "./backend.js";
+import type { OrtRuntime, Tensors } from "./runtime.js";
+
+export const product = (dims: readonly number[]): number => dims.reduce((all, d) => all * d, 1);
+
+/** Copies into a tensor's int64 buffer, which is reused from step to step. */
+export function fill(target: BigInt64Array, values: Int32Array): void {
+  if (values.length !== target.length) {
+    throw new RangeError(`the graph takes ${target.length} tokens in a batch, got ${values.length}`);
+  }
+  for (let i = 0; i < values.length; i++) target[i] = BigInt(values[i] ?? 0);
+}
+
+/** Shape of a graph's input, all of it known. */
+export function dimensions(session: InferenceSession, input: string): number[] {
+  const metadata = session.inputMetadata.find((candidate) => candidate.name === input);
+  if (metadata?.isTensor !== true) throw new TypeError(`the graph has no tensor input ${input}`);
+  return metadata.shape.map((d) => {
+    if (typeof d !== "number") throw new TypeError(`input ${input} of the graph has the open dimension ${d}`);
+    return d;
+  });
+}
+
+const BATCH_INPUTS = ["tokens", "targets", "segments"] as const;
+
+/** Buffers of a batch's inputs, as far as the graph has them. */
+export class BatchFeeds {
+  readonly feeds: Tensors = {};
+  readonly #buffers: { name: (typeof BATCH_INPUTS)[number]; data: BigInt64Array }[] = [];
+
+  constructor({ Tensor }: OrtRuntime, session: InferenceSession) {
+    for (const name of BATCH_INPUTS.filter((input) => session.inputNames.includes(input))) {
+      const dims = dimensions(session, name);
+      const data = new BigInt64Array(product(dims));
+      this.#buffers.push({ name, data });
+      this.feeds[name] = new Tensor("int64", data, dims);
+    }
+  }
+
+  set(batch: Batch): void {
+    for (const { name, data } of this.#buffers) {
+      const values = batch[name];
+      if (values === undefined) throw new RangeError(`the graph packs documents: the batch must have ${name}`);
+      fill(data, values);
+    }
+  }
+}
+
+/** Where an input lies in its flat vector. */
+export interface Piece {
+  readonly dims: readonly number[];
+  readonly begin: number;
+  readonly end: number;
+}
+
+export const total = (pieces: readonly Piece[]): number => pieces.at(-1)?.end ?? 0;
+
+/** Where the graph's inputs `<name>.0`, `<name>.1`, ... lie in their flat vector: one after the other. */
+export function piecesOf(session: InferenceSession, name: string): Piece[] {
+  let end = 0;
+  const count = session.inputNames.filter((input) => input.startsWith(`${name}.`)).length;
+  return Array.from({ length: count }, (_, i) => {
+    const dims = dimensions(session, `${name}.${i}`);
+    const begin = end;
+    end += product(dims);
+    return { dims, begin, end };
+  });
+}
+
+/** Tensors `<name>.0`, `<name>.1`, ... that are views of one flat vector, which is not copied. */
+export function views(
+  { Tensor }: OrtRuntime,
+  name: string,
+  pieces: readonly Piece[],
+  flat: Float32Array | Uint8Array,
+): Tensors {
+  if (flat.length !== total(pieces)) {
+    throw new RangeError(`the graph has ${total(pieces)} values of ${name}, the vector has ${flat.length}`);
+  }
+  const tensors = pieces.map(({ dims, begin, end }) =>
+    flat instanceof Uint8Array
+      ? new Tensor("uint8", flat.subarray(begin, end), dims)
+      : new Tensor("float32", flat.subarray(begin, end), dims),
+  );
+  return Object.fromEntries(tensors.map((tensor, i) => [`${name}.${i}`, tensor]));
+}
+
+export const SLOTS = ["m", "v"] as const;
+export type Slot = (typeof SLOTS)[number];
+
+/**
+ * The state's buffers, with the tensors that show them to the graph as its inputs and as its outputs. They are the same
+ * ones: a step updates in place. That is safe because the optimizer comes last, after the norm of all gradients and so
+ * after all else that reads weights, and its operators go through old and new values element by element.
+ */
+export class StateBuffers {
+  readonly state: TrainState;
+  readonly feeds: Tensors = {};
+  readonly fetches: Tensors = {};
+
+  constructor(runtime: OrtRuntime, pieces: readonly Piece[], slots: readonly Slot[]) {
+    const buffer = (kept: boolean): Float32Array => new Float32Array(kept ? total(pieces) : 0);
+    this.state = { weights: buffer(true), m: buffer(slots.includes("m")), v: buffer(slots.includes("v")) };
+    for (const name of ["weights", ...slots] as const) {
+      Object.assign(this.feeds, views(runtime, name, pieces, this.state[name]));
+      Object.assign(this.fetches, views(runtime, `${name}_out`, pieces, this.state[name]));
+    }
+  }
+}

@@ -1,3 +1,4 @@
+import { Metadata } from "@grpc/grpc-js";
 import { once } from "node:events";
 import {
   createWriteStream,
@@ -5,18 +6,37 @@ import {
   openSync,
   readSync,
   closeSync,
-  fstatSync,
+  readFileSync,
   renameSync,
+  statSync,
   type WriteStream,
 } from "node:fs";
 import { basename, join } from "node:path";
-import { ImportRequest, type ImportResponse } from "#proto/shoal/v1/model_service.js";
+import {
+  COMPANIONS,
+  CONFIG,
+  INDEX,
+  isWeights,
+  SHOAL_TOKENIZER,
+  TOKENIZER,
+  WEIGHTS,
+} from "#common/domain/model-files.js";
+import type { FilePiece, ImportRequest, ImportResponse } from "#proto/shoal/v1/model_service.js";
 import { streamed, type Clients } from "./calls.js";
 import { CliError, EXIT } from "./exit.js";
 
 const PIECE_BYTES = 512 * 1024;
-/** Files of a model folder that are sent, in this order; tokenizer.json may be absent. */
-const MODEL_FILES = ["config.json", "tokenizer.json", "model.safetensors"] as const;
+/** Longest import: many GiB over a slow link. */
+const IMPORT_DEADLINE_MS = 6 * 3_600_000;
+
+/** How far a transfer is. `totalBytes` is of all files sent, or of the one file received. */
+export interface TransferProgress {
+  readonly file: string;
+  readonly doneBytes: number;
+  readonly totalBytes: number;
+}
+
+type OnProgress = (progress: TransferProgress) => void;
 
 /** A file that gets its name only when it is complete. */
 interface OpenFile {
@@ -40,13 +60,20 @@ async function finish(file: OpenFile, directory: string): Promise<void> {
 
 /**
  * Streams a model out into a folder.
+ * @param form "merged", "adapter", or empty for the whole model
  * @returns names of the files
  */
-export async function exportModel({ models }: Clients, name: string, directory: string): Promise<string[]> {
+export async function exportModel(
+  { models }: Clients,
+  name: string,
+  directory: string,
+  form = "",
+  onProgress: OnProgress = () => undefined,
+): Promise<string[]> {
   mkdirSync(directory, { recursive: true });
   const names: string[] = [];
   let file: OpenFile | undefined;
-  for await (const { piece } of streamed(models.export({ name }))) {
+  for await (const { piece } of streamed(models.export({ name, form }))) {
     if (piece === undefined) continue;
     // A name from the wire must not leave the folder.
     if (basename(piece.fileName) !== piece.fileName)
@@ -58,6 +85,7 @@ export async function exportModel({ models }: Clients, name: string, directory: 
       names.push(piece.fileName);
     }
     file.written += piece.data.length;
+    onProgress({ file: file.name, doneBytes: file.written, totalBytes: file.size });
     if (!file.stream.write(piece.data)) await once(file.stream, "drain");
   }
   if (file === undefined) throw new CliError(`model ${name} has no files`);
@@ -65,23 +93,43 @@ export async function exportModel({ models }: Clients, name: string, directory: 
   return names;
 }
 
-/** Pieces of one file of the folder, or nothing if it is absent. */
-function* piecesOf(directory: string, fileName: string): Generator<ImportRequest, void, undefined> {
-  let file: number;
+/** The shards an index names; what is wrong with it is said by those who read the folder. */
+function shardsOf(index: string): string[] {
   try {
-    file = openSync(join(directory, fileName), "r");
+    const { weight_map: map } = JSON.parse(readFileSync(index, "utf8")) as { weight_map?: Record<string, unknown> };
+    return [...new Set(Object.values(map ?? {}))].filter((name) => typeof name === "string").filter(isWeights);
+  } catch {
+    return [];
+  }
+}
+
+/** Files of a Hugging Face folder in the order in which they are sent: small ones first, then the weights. */
+export function modelFiles(directory: string): string[] {
+  const has = (name: string): boolean => statSync(join(directory, name), { throwIfNoEntry: false })?.isFile() ?? false;
+  const small = [TOKENIZER, SHOAL_TOKENIZER, ...COMPANIONS].filter(has);
+  const sharded = has(INDEX) && !has(WEIGHTS);
+  return [CONFIG, ...small, ...(sharded ? [INDEX, ...shardsOf(join(directory, INDEX))] : [WEIGHTS])];
+}
+
+/** Size of a file of the folder, bytes. */
+function sizeOf(directory: string, fileName: string): number {
+  try {
+    return statSync(join(directory, fileName)).size;
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT" && fileName === "tokenizer.json") return;
     throw new CliError(`${join(directory, fileName)} cannot be read: ${(error as Error).message}`, EXIT.invalid);
   }
+}
+
+/** Pieces of one file of the folder. */
+function* piecesOf(directory: string, fileName: string): Generator<FilePiece, void, undefined> {
+  const fileSizeBytes = sizeOf(directory, fileName);
+  const file = openSync(join(directory, fileName), "r");
   try {
-    const fileSizeBytes = fstatSync(file).size;
     for (;;) {
       const data = Buffer.alloc(PIECE_BYTES);
       const length = readSync(file, data, 0, PIECE_BYTES, null);
       if (length === 0) return;
-      const value = { fileName, fileSizeBytes, data: data.subarray(0, length) };
-      yield ImportRequest.fromPartial({ part: { $case: "piece", value } });
+      yield { fileName, fileSizeBytes, data: data.subarray(0, length) };
     }
   } finally {
     closeSync(file);
@@ -94,18 +142,29 @@ export async function importModel(
   name: string,
   directory: string,
   tokenizerKind: string,
+  onProgress: OnProgress = () => undefined,
 ): Promise<ImportResponse> {
+  const files = modelFiles(directory);
+  const totalBytes = files.reduce((sum, file) => sum + sizeOf(directory, file), 0);
   let settle: (error: Error | null, response: ImportResponse) => void = () => undefined;
   const answer = new Promise<ImportResponse>((resolve, reject) => {
     settle = (error, response) => (error === null ? resolve(response) : reject(error));
   });
-  const stream = models.import((error, response) => settle(error, response));
-  const send = async (request: ImportRequest): Promise<void> => {
-    if (!stream.write(request)) await Promise.race([once(stream, "drain"), answer]);
+  const deadline = Date.now() + IMPORT_DEADLINE_MS;
+  const stream = models.import(new Metadata(), { deadline }, (error, response) => settle(error, response));
+  const send = async (part: ImportRequest["part"]): Promise<void> => {
+    if (!stream.write({ part })) await Promise.race([once(stream, "drain"), answer]);
   };
+  let doneBytes = 0;
   try {
-    await send(ImportRequest.fromPartial({ part: { $case: "header", value: { name, tokenizerKind } } }));
-    for (const fileName of MODEL_FILES) for (const piece of piecesOf(directory, fileName)) await send(piece);
+    await send({ $case: "header", value: { name, tokenizerKind } });
+    for (const file of files) {
+      for (const piece of piecesOf(directory, file)) {
+        await send({ $case: "piece", value: piece });
+        doneBytes += piece.data.length;
+        onProgress({ file, doneBytes, totalBytes });
+      }
+    }
   } catch (error) {
     stream.cancel();
     answer.catch(() => undefined);

@@ -4,11 +4,11 @@ import { generateTokens, type SamplingOptions } from "#agent/backend/generate.js
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { openTokenizer, type Tokenizer } from "#agent/data/tokenizers.js";
 import { createRng } from "#common/domain/rng.js";
-import { importCheckpoint } from "#common/graph/checkpoint.js";
 import { buildLogitsGraph } from "#common/graph/logits.js";
 import { z } from "zod";
 import { TokenizerSpec } from "#proto/shoal/v1/job.js";
 import { CliError, EXIT } from "./exit.js";
+import { readModelFolder } from "./model-folder.js";
 
 export interface GenerateOptions {
   readonly prompt: string;
@@ -80,14 +80,7 @@ export async function* textOf(
  * @throws CliError (invalid) for a checkpoint that cannot be used
  */
 export async function* generateText(source: Source, options: GenerateOptions): AsyncGenerator<string, void, undefined> {
-  const checkpoint = importCheckpoint(
-    readFileSync(join(source.directory, "config.json")),
-    readFileSync(join(source.directory, "model.safetensors")),
-  );
-  if (!checkpoint.ok) {
-    const list = checkpoint.violations.map(({ field, description }) => `${field} ${description}`).join("; ");
-    throw new CliError(`${source.directory} holds no model that can be used: ${list}`, EXIT.invalid);
-  }
+  const checkpoint = readModelFolder(source.directory);
   const prompt = [...source.tokenizer.encode(options.prompt)];
   if (prompt.length === 0) throw new CliError("the prompt has no token of this model: give another one", EXIT.usage);
   const backend = await openOnnxBackend({ threads: options.threads });

@@ -3,12 +3,10 @@ import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
 import { decodeDataset } from "#common/domain/manifest.js";
 import { cutPage, parsePage } from "#common/domain/pages.js";
 import { API_VERSION, isResourceName, nameViolations, newMeta } from "#common/domain/resources.js";
-import { exportCheckpoint } from "#common/graph/checkpoint.js";
-import { parseModelConfig } from "#common/graph/config.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Kind, ResourceOf, ResourceStore } from "#common/ports/resource-store.js";
 import type { Log } from "#common/ports/log.js";
-import { fromBytes, toBytes } from "#common/tensor/flat.js";
+import { toBytes } from "#common/tensor/flat.js";
 import type { TokenizerSpec } from "#proto/shoal/v1/job.js";
 import type { Dataset, Model } from "#proto/shoal/v1/model.js";
 import type {
@@ -25,6 +23,8 @@ import type {
   ListModelsRequest,
   ListModelsResponse,
 } from "#proto/shoal/v1/model_service.js";
+import { encodeFolder } from "./folder-template.js";
+import { exportModel } from "./model-export.js";
 import { type ImportedModel, ImportReader } from "./model-import.js";
 
 export interface ModelPorts {
@@ -36,8 +36,6 @@ export interface ModelPorts {
 const PAGES = { max: 1000, fallback: 100 };
 const MAX_ATTEMPTS = 16;
 const MAX_MANIFEST_CHARS = 256 * 1024;
-/** Bytes of a file in one message of an export. */
-const PIECE_BYTES = 512 * 1024;
 
 const nameOf = (resource: { metadata?: { name: string } | undefined }): string => resource.metadata?.name ?? "";
 
@@ -66,48 +64,37 @@ export class ModelApi {
 
   private async toModel(imported: ImportedModel): Promise<Model> {
     const { blobs } = this.ports;
-    const tokenizer: TokenizerSpec =
-      imported.tokenizer.kind === "bytes"
-        ? { kind: "bytes", chars: "", blob: undefined }
-        : { kind: "huggingface", chars: "", blob: await blobs.put(imported.tokenizer.json) };
     return {
       apiVersion: API_VERSION,
       kind: "Model",
       metadata: newMeta(imported.name),
-      family: imported.config.family,
+      family: imported.family,
       config: imported.huggingFaceConfig,
-      tokenizer,
+      tokenizer: await this.toTokenizer(imported.tokenizer),
       weights: await blobs.put(toBytes(imported.weights)),
       parameters: imported.weights.length,
       origin: { job: "", round: 0 },
+      template: await blobs.put(encodeFolder(imported.folder)),
+      base: undefined,
     };
   }
 
-  /** The model's files, piece by piece, in the order config, weights, tokenizer. */
-  async export({ name }: ExportRequest): Promise<Answer<Iterable<ExportResponse>>> {
-    if (!isResourceName(name)) return invalid(...nameViolations("name", name));
-    const model = await this.ports.store.get("Model", name);
-    if (model === undefined) return noModel(name);
-    const config = parseModelConfig(model.config);
-    if (!config.ok) return refuse("FAILED_PRECONDITION", `the configuration of "${name}" cannot be built any more`);
-    const weights = await this.ports.blobs.get(model.weights?.digest ?? "");
-    if (weights === undefined) return refuse("FAILED_PRECONDITION", `the weights of "${name}" are not stored any more`);
-    const tokenizer = await this.tokenizerFile(model.tokenizer);
-    if (tokenizer === undefined) {
-      return refuse("FAILED_PRECONDITION", `the tokenizer of "${name}" is not stored any more`);
+  private async toTokenizer(tokenizer: ImportedModel["tokenizer"]): Promise<TokenizerSpec> {
+    switch (tokenizer.kind) {
+      case "bytes":
+        return { kind: "bytes", chars: "", blob: undefined };
+      case "chars":
+        return { kind: "chars", chars: tokenizer.chars, blob: undefined };
+      case "huggingface":
+        return { kind: "huggingface", chars: "", blob: await this.ports.blobs.put(tokenizer.json) };
     }
-    const files = Object.entries(exportCheckpoint(config.config, fromBytes(weights)));
-    return answer(toPieces([...files, tokenizer]));
   }
 
-  /** tokenizer.json, or for byte and character tokenizers a small file that describes them. */
-  private async tokenizerFile(spec: TokenizerSpec | undefined): Promise<[string, Uint8Array] | undefined> {
-    if (spec?.kind === "huggingface") {
-      const json = await this.ports.blobs.get(spec.blob?.digest ?? "");
-      return json && ["tokenizer.json", json];
-    }
-    const description = spec?.kind === "chars" ? { kind: "chars", chars: spec.chars } : { kind: "bytes" };
-    return ["shoal_tokenizer.json", new TextEncoder().encode(`${JSON.stringify(description, null, 2)}\n`)];
+  /** The model's files, piece by piece. */
+  async export({ name, form }: ExportRequest): Promise<Answer<Iterable<ExportResponse>>> {
+    if (!isResourceName(name)) return invalid(...nameViolations("name", name));
+    const model = await this.ports.store.get("Model", name);
+    return model === undefined ? noModel(name) : exportModel(model, form, this.ports.blobs);
   }
 
   async listModels(request: ListModelsRequest): Promise<Answer<ListModelsResponse>> {
@@ -190,14 +177,4 @@ function replaced(stored: Dataset, wanted: Dataset): Dataset | undefined {
   if (sameSpec && sameMeta) return undefined;
   const generation = sameSpec ? meta.generation : meta.generation + 1;
   return { ...stored, spec: wanted.spec, metadata: { ...meta, labels, annotations, generation } };
-}
-
-function* toPieces(files: readonly (readonly [string, Uint8Array])[]): Generator<ExportResponse> {
-  for (const [fileName, bytes] of files) {
-    for (let offset = 0; offset < bytes.length; offset += PIECE_BYTES) {
-      const part = bytes.subarray(offset, offset + PIECE_BYTES);
-      const data = Buffer.from(part.buffer, part.byteOffset, part.byteLength);
-      yield { piece: { fileName, fileSizeBytes: bytes.length, data } };
-    }
-  }
 }

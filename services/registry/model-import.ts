@@ -1,31 +1,36 @@
 import { isResourceName, type Violation } from "#common/domain/resources.js";
-import { importCheckpoint } from "#common/graph/checkpoint.js";
-import { type ModelConfig, toHuggingFaceConfig } from "#common/graph/config.js";
+import { toHuggingFaceConfig } from "#common/graph/config.js";
+import { importFolder } from "#common/graph/folder.js";
 import type { FilePiece, ImportHeader, ImportRequest } from "#proto/shoal/v1/model_service.js";
+import type { StoredFolder } from "./folder-template.js";
+import {
+  CONFIG,
+  INDEX,
+  isCompanion,
+  isWeights,
+  KNOWN_FILES,
+  MAX_FILES,
+  MAX_WEIGHT_BYTES,
+  maxFileBytes,
+  SHOAL_TOKENIZER,
+  TOKENIZER,
+  WEIGHTS,
+} from "#common/domain/model-files.js";
+import { type ImportedTokenizer, readTokenizer } from "./tokenizer-import.js";
 
-const FILES = ["config.json", "model.safetensors", "tokenizer.json"] as const;
-type FileName = (typeof FILES)[number];
-
-const MIB = 2 ** 20;
-/** Largest files that are taken, bytes. Weights: 500 M parameters in fp32 with room for a tied head and the header. */
-export const MAX_FILE_BYTES: Readonly<Record<FileName, number>> = {
-  "config.json": MIB,
-  "model.safetensors": 2560 * MIB,
-  "tokenizer.json": 64 * MIB,
-};
 /** Largest piece of a file in one message, bytes. */
-export const MAX_IMPORT_PIECE_BYTES = MIB;
-const BYTE_TOKENS = 256;
-const KINDS = ["", "bytes", "huggingface"];
+export const MAX_IMPORT_PIECE_BYTES = 2 ** 20;
+const KINDS = ["", "bytes", "chars", "huggingface"];
 
 /** A model as it came in. */
 export interface ImportedModel {
   readonly name: string;
-  readonly config: ModelConfig;
+  readonly family: string;
   readonly huggingFaceConfig: Record<string, unknown>;
   /** Flat fp32 in layout order. */
   readonly weights: Float32Array;
-  readonly tokenizer: { readonly kind: "bytes" } | { readonly kind: "huggingface"; readonly json: Uint8Array };
+  readonly folder: StoredFolder;
+  readonly tokenizer: ImportedTokenizer;
 }
 
 export type ImportVerdict = { ok: true; model: ImportedModel } | { ok: false; violations: Violation[] };
@@ -36,7 +41,6 @@ interface Incoming {
   received: number;
 }
 
-const isFileName = (name: string): name is FileName => (FILES as readonly string[]).includes(name);
 const text = (value: unknown): string => (value === undefined ? "" : JSON.stringify(value).slice(0, 80));
 const violation = (field: string, value: unknown, description: string): Violation => ({
   field,
@@ -50,7 +54,7 @@ const violation = (field: string, value: unknown, description: string): Violatio
  */
 export class ImportReader {
   private header: ImportHeader | undefined;
-  private readonly files = new Map<FileName, Incoming>();
+  private readonly files = new Map<string, Incoming>();
 
   /** Takes one message; says what is wrong with it, if anything is. */
   accept({ part }: ImportRequest): Violation | undefined {
@@ -71,18 +75,15 @@ export class ImportReader {
       return violation("header.name", header.name, "must be 1 to 63 lower-case letters, digits and inner '-'");
     }
     if (!KINDS.includes(header.tokenizerKind)) {
-      return violation("header.tokenizer_kind", header.tokenizerKind, 'must be "bytes", "huggingface" or empty');
+      return violation("header.tokenizer_kind", header.tokenizerKind, `must be ${KINDS.slice(1).join(", ")} or empty`);
     }
     this.header = header;
     return undefined;
   }
 
-  private acceptPiece(piece: FilePiece): Violation | undefined {
-    const { fileName, fileSizeBytes, data } = piece;
-    if (!isFileName(fileName)) {
-      return violation("piece.file_name", fileName, `must be one of ${FILES.join(", ")}`);
-    }
-    const max = MAX_FILE_BYTES[fileName];
+  private acceptPiece({ fileName, fileSizeBytes, data }: FilePiece): Violation | undefined {
+    const max = maxFileBytes(fileName);
+    if (max === undefined) return violation("piece.file_name", fileName, `must be one of ${KNOWN_FILES}`);
     if (fileSizeBytes <= 0 || fileSizeBytes > max) {
       return violation("piece.file_size_bytes", fileSizeBytes, `must be from 1 to ${max} for ${fileName}`);
     }
@@ -100,94 +101,68 @@ export class ImportReader {
     file.pieces.push(data);
     file.received += data.length;
     this.files.set(fileName, file);
-    return undefined;
+    return this.checkTotals(fileName);
+  }
+
+  private checkTotals(fileName: string): Violation | undefined {
+    if (this.files.size > MAX_FILES) {
+      return violation("piece.file_name", fileName, `is one file more than the ${MAX_FILES} a folder may have`);
+    }
+    const weights = [...this.files].filter(([name]) => isWeights(name));
+    const total = weights.reduce((sum, [, { received }]) => sum + received, 0);
+    if (total <= MAX_WEIGHT_BYTES) return undefined;
+    return violation("piece.data", total, `brings all weights above the ${MAX_WEIGHT_BYTES} bytes a model may have`);
   }
 
   /** Ends the import: all files complete, weights and tokenizer fit the config. */
   finish(): ImportVerdict {
-    if (this.header === undefined) {
+    const { header } = this;
+    if (header === undefined) {
       return { ok: false, violations: [violation("header", undefined, "is missing: it must be the first message")] };
     }
-    const violations = this.incompleteFiles(this.header);
-    const config = this.take("config.json");
-    const safetensors = this.take("model.safetensors");
-    if (violations.length > 0 || config === undefined || safetensors === undefined) return { ok: false, violations };
-    const checkpoint = importCheckpoint(config, safetensors);
-    if (!checkpoint.ok) {
-      const found = checkpoint.violations.map(({ field, value, description }) => violation(field, value, description));
+    const incomplete = this.incompleteFiles();
+    if (incomplete.length > 0) return { ok: false, violations: incomplete };
+    const companions = this.take(isCompanion);
+    const json = this.take((name) => name === TOKENIZER).get(TOKENIZER);
+    const imported = importFolder(this.take(() => true));
+    if (!imported.ok) {
+      const found = imported.violations.map(({ field, value, description }) => violation(field, value, description));
       return { ok: false, violations: found };
     }
-    const json = this.take("tokenizer.json");
-    const wrong = checkTokenizer(json, checkpoint.config.vocabSize);
-    if (wrong !== undefined) return { ok: false, violations: [wrong] };
-    return {
-      ok: true,
-      model: {
-        name: this.header.name,
-        config: checkpoint.config,
-        huggingFaceConfig: toHuggingFaceConfig(checkpoint.config),
-        weights: checkpoint.weights,
-        tokenizer: json === undefined ? { kind: "bytes" } : { kind: "huggingface", json },
-      },
-    };
+    const { config, weights, template } = imported;
+    const described = companions.get(SHOAL_TOKENIZER);
+    const tokenizer = readTokenizer(header.tokenizerKind, { json, described }, config.vocabSize);
+    if (!tokenizer.ok) {
+      const { field, value, description } = tokenizer.violation;
+      return { ok: false, violations: [violation(field, value, description)] };
+    }
+    const { family } = config;
+    const { name } = header;
+    const folder = { template, companions };
+    const huggingFaceConfig = toHuggingFaceConfig(config);
+    return { ok: true, model: { name, family, huggingFaceConfig, weights, folder, tokenizer: tokenizer.tokenizer } };
   }
 
-  private incompleteFiles({ tokenizerKind }: ImportHeader): Violation[] {
-    const has = (name: FileName): boolean => this.files.has(name);
-    const violations = (["config.json", "model.safetensors"] as const)
-      .filter((name) => !has(name))
-      .map((name) => violation(name, undefined, "is missing: send it in pieces"));
+  private incompleteFiles(): Violation[] {
+    const has = (name: string): boolean => this.files.has(name);
+    const missing = [has(CONFIG) ? [] : [CONFIG], has(WEIGHTS) || has(INDEX) ? [] : [WEIGHTS]].flat();
+    const violations = missing.map((name) => violation(name, undefined, "is missing: send it in pieces"));
     for (const [name, { announced, received }] of this.files) {
       if (received === announced) continue;
       violations.push(violation(name, received, `ended after ${received} of ${announced} announced bytes`));
     }
-    if (tokenizerKind === "huggingface" && !has("tokenizer.json")) {
-      violations.push(violation("tokenizer.json", undefined, 'is missing: tokenizer_kind is "huggingface"'));
-    }
-    if (tokenizerKind === "bytes" && has("tokenizer.json")) {
-      violations.push(violation("tokenizer.json", undefined, 'is not used by tokenizer_kind "bytes": leave it out'));
-    }
     return violations;
   }
 
-  /** The whole file, of which nothing is kept. */
-  private take(name: FileName): Uint8Array | undefined {
-    const file = this.files.get(name);
-    if (file === undefined) return undefined;
-    this.files.delete(name);
-    return file.pieces.length === 1 ? file.pieces[0] : Buffer.concat(file.pieces, file.received);
+  /** The whole files of these names, of which nothing is kept here. */
+  private take(wanted: (name: string) => boolean): Map<string, Uint8Array> {
+    const taken = new Map<string, Uint8Array>();
+    for (const [name, { pieces, received }] of this.files) {
+      if (!wanted(name)) continue;
+      this.files.delete(name);
+      const [first] = pieces;
+      taken.set(name, pieces.length === 1 && first !== undefined ? first : Buffer.concat(pieces, received));
+    }
+    return taken;
   }
-}
-
-function parse(json: Uint8Array): unknown {
-  try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(json)) as unknown;
-  } catch {
-    return undefined;
-  }
-}
-
-const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
-/** The vocabulary must fit the token table: a token beyond it would read another's weights, or none. */
-function checkTokenizer(json: Uint8Array | undefined, vocabSize: number): Violation | undefined {
-  if (json === undefined) {
-    if (vocabSize >= BYTE_TOKENS) return undefined;
-    const description = `is below the ${BYTE_TOKENS} tokens of tokenizer "bytes": send tokenizer.json`;
-    return violation("vocab_size", vocabSize, description);
-  }
-  const tokenizer = parse(json);
-  const model = isRecord(tokenizer) ? tokenizer["model"] : undefined;
-  if (!isRecord(tokenizer) || !isRecord(model)) {
-    return violation("tokenizer.json", undefined, "is no tokenizer of Hugging Face's tokenizers library");
-  }
-  const listed = model["vocab"];
-  const ids = isRecord(listed) ? Object.values(listed) : Array.isArray(listed) ? listed.map((_, id) => id) : [];
-  const added = Array.isArray(tokenizer["added_tokens"]) ? tokenizer["added_tokens"] : [];
-  const all = [...ids, ...added.map((token: unknown) => (isRecord(token) ? token["id"] : undefined))];
-  const bad = all.find((id) => typeof id !== "number" || !Number.isInteger(id) || id < 0 || id >= vocabSize);
-  if (all.length === 0) return violation("tokenizer.json", undefined, "has no vocabulary");
-  if (bad === undefined) return undefined;
-  return violation("tokenizer.json", bad, `has a token outside the model's vocabulary of ${vocabSize}`);
 }

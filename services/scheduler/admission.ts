@@ -71,6 +71,8 @@ async function admitNew(job: TrainingJob, { blobs }: World): Promise<Admission> 
       weights: await blobs.put(toBytes(weights)),
       parameters: weights.length,
       origin: { job: job.metadata?.name ?? "", round: 0 },
+      template: undefined,
+      base: undefined,
     },
   };
 }

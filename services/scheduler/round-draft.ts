@@ -56,6 +56,9 @@ export function draftRound(
     evaluate: isEvaluated(job, number, evaluationOnly),
     evalGraph,
     evalBatchSize: spec?.local?.batchSize ?? 0,
+    frozen: status?.frozen,
+    packing: spec?.local?.packing ?? false,
+    proximalMu: spec?.local?.proximalMu ?? 0,
   };
   return {
     apiVersion: API_VERSION,

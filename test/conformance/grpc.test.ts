@@ -205,7 +205,7 @@ test("requests are streamed to a handler", async (t) => {
   });
   await channel.clientStream(ModelServiceService.import, pieces);
   const exporting = (async () => {
-    for await (const _ of channel.serverStream(ModelServiceService.export, { name: "x" })) t.fail();
+    for await (const _ of channel.serverStream(ModelServiceService.export, { name: "x", form: "" })) t.fail();
   })();
   t.is((await refused(t, exporting)).status, status.NOT_FOUND);
   channel.close();

@@ -1,8 +1,52 @@
 import { Model } from "#proto/shoal/v1/model.js";
+import { CliError, EXIT } from "../exit.js";
 import { exportModel, importModel } from "../folders.js";
 import { writeJson } from "../io.js";
 import { formatCount } from "../output/format.js";
-import { takesRemote, withClients, type CommandGroup, type RemoteOptions } from "../shell.js";
+import { transferDisplay } from "../output/transfer.js";
+import { takesRemote, withClients, type CommandGroup, type RemoteOptions, type Shell } from "../shell.js";
+
+interface ExportOptions extends RemoteOptions {
+  readonly adapter?: boolean;
+  readonly merged?: boolean;
+}
+
+/** What is asked for; empty for the whole model. */
+function formOf({ adapter, merged }: ExportOptions): string {
+  if (adapter === true && merged === true) {
+    throw new CliError("--adapter and --merged are two forms: choose one", EXIT.usage);
+  }
+  return adapter === true ? "adapter" : merged === true ? "merged" : "";
+}
+
+async function exportFolder(shell: Shell, name: string, directory: string, options: ExportOptions): Promise<void> {
+  const display = transferDisplay(shell.io);
+  const form = formOf(options);
+  const files = await withClients(shell, options, (clients) =>
+    exportModel(clients, name, directory, form, (progress) => display.show(progress)),
+  );
+  display.clear();
+  if (options.json === true) writeJson(shell.io, { model: name, directory, files });
+  else shell.io.out(`model/${name} exported to ${directory}: ${files.join(", ")}\n`);
+}
+
+async function importFolder(
+  shell: Shell,
+  name: string,
+  directory: string,
+  options: RemoteOptions & { tokenizer: string },
+): Promise<void> {
+  const display = transferDisplay(shell.io);
+  const { model } = await withClients(shell, options, (clients) =>
+    importModel(clients, name, directory, options.tokenizer, (progress) => display.show(progress)),
+  );
+  display.clear();
+  if (options.json === true) writeJson(shell.io, model === undefined ? null : Model.toJSON(model));
+  else {
+    const parameters = formatCount(model?.parameters ?? 0);
+    shell.io.out(`model/${name} imported: ${model?.family ?? "?"}, ${parameters} parameters\n`);
+  }
+}
 
 /** export and import. */
 export const modelCommands: CommandGroup = (program, shell) => {
@@ -10,23 +54,15 @@ export const modelCommands: CommandGroup = (program, shell) => {
     program
       .command("export <model> <dir>")
       .description("write a model as a Hugging Face folder; a job's model has its name"),
-  ).action((name: string, directory: string, options: RemoteOptions) =>
-    withClients(shell, options, async (clients) => {
-      const files = await exportModel(clients, name, directory);
-      if (options.json === true) writeJson(shell.io, { model: name, directory, files });
-      else shell.io.out(`model/${name} exported to ${directory}: ${files.join(", ")}\n`);
-    }),
-  );
-  takesRemote(program.command("import <model> <dir>").description("read a Hugging Face folder as a new model"))
-    .option("--tokenizer <kind>", "bytes or huggingface; chosen by whether tokenizer.json is there", "")
+  )
+    .option("--adapter", "the adapters alone, as the peft library keeps them")
+    .option("--merged", "the whole model, adapters folded into the base's weights (the default)")
+    .action((name: string, directory: string, options: ExportOptions) => exportFolder(shell, name, directory, options));
+  takesRemote(
+    program.command("import <model> <dir>").description("read a Hugging Face folder, sharded or not, as a new model"),
+  )
+    .option("--tokenizer <kind>", "bytes, chars or huggingface; chosen by the folder's files", "")
     .action((name: string, directory: string, options: RemoteOptions & { tokenizer: string }) =>
-      withClients(shell, options, async (clients) => {
-        const { model } = await importModel(clients, name, directory, options.tokenizer);
-        if (options.json === true) writeJson(shell.io, model === undefined ? null : Model.toJSON(model));
-        else
-          shell.io.out(
-            `model/${name} imported: ${model?.family ?? "?"}, ${formatCount(model?.parameters ?? 0)} parameters\n`,
-          );
-      }),
+      importFolder(shell, name, directory, options),
     );
 };

@@ -69,6 +69,36 @@ export interface TrainingJobSpec {
   seed: number;
   /** Stops the planning of further rounds while true. */
   suspended: boolean;
+  /** What of the model is trained, and how its rest is kept. Absent: all of it. */
+  training: TrainingSpec | undefined;
+}
+
+/** What of the model is trained, and how its rest is kept. */
+export interface TrainingSpec {
+  /** "full", or "lora": low-rank adapters beside frozen weights. */
+  mode: string;
+  /** The adapters, for mode "lora". */
+  lora:
+    | LoraSpec
+    | undefined;
+  /** How devices keep the frozen projections: "float32", or in blocks of "int8" or "int4". */
+  base: string;
+  /** Names of the model's own tensors to train, "*" for any part of one; empty: all in mode "full", none in "lora". */
+  trained: string[];
+  /** Whether blocks are computed again in the backward pass, which saves memory: "auto" (where a device has too little), "always" or "never". */
+  recompute: string;
+}
+
+/** Low-rank adapters. */
+export interface LoraSpec {
+  /** Rows of the first matrix of a pair, 1 to 4096. */
+  rank: number;
+  /** The product of a pair counts alpha / rank times. */
+  alpha: number;
+  /** Projections by the end of their names, e.g. "q_proj", or "all-linear" for all but the head. */
+  targets: string[];
+  /** alpha / sqrt(rank) instead. */
+  rankStabilized: boolean;
 }
 
 /** The model to train: an existing one, or a new one from a configuration. */
@@ -137,20 +167,28 @@ export interface LocalSpec {
   /** Sequences per step. */
   batchSize: number;
   /** The local optimizer. */
-  optimizer: OptimizerSpec | undefined;
+  optimizer:
+    | OptimizerSpec
+    | undefined;
+  /** Parts of equal size in which a step takes its batch, one after the other: the same result in less memory. */
+  accumulate: number;
+  /** Tokens attend to their own document only. */
+  packing: boolean;
+  /** FedProx: strength of the pull towards the round's starting weights; 0 is off. */
+  proximalMu: number;
 }
 
 /** The local (inner) optimizer. */
 export interface OptimizerSpec {
-  /** "adamw". */
+  /** "adamw" or "sgd". */
   name: string;
   /** Peak learning rate. */
   learningRate: number;
-  /** Decay of the first moment. */
+  /** Decay of the first moment (adamw). */
   beta1: number;
-  /** Decay of the second moment. */
+  /** Decay of the second moment (adamw). */
   beta2: number;
-  /** Added to the root of the second moment. */
+  /** Added to the root of the second moment (adamw). */
   eps: number;
   /** Decoupled weight decay, on matrices only. */
   weightDecay: number;
@@ -162,6 +200,8 @@ export interface OptimizerSpec {
     | undefined;
   /** Keep the moments on the device from round to round. */
   keepState: boolean;
+  /** Share of the last step that goes into the next one (sgd). */
+  momentum: number;
 }
 
 /** Learning-rate schedule over the job's reference steps (rounds x local steps). */
@@ -240,10 +280,29 @@ export interface TrainingJobStatus {
   startedAtMs: number;
   /** Unix milliseconds of completion; 0 while running. */
   finishedAtMs: number;
-  /** Parameters of the model. */
+  /** Trained parameters: the values in `weights`. */
   parameters: number;
   /** Model resource that holds the newest weights. */
   model: string;
+  /** The part of the model that is not trained; unset if all of it is. */
+  frozen: FrozenBase | undefined;
+}
+
+/**
+ * The tensors of a model that a job leaves as they are, in the form devices compute with: one blob of little-endian
+ * fp32 values, then the fp32 scales of the integer blocks, then the packed integers.
+ */
+export interface FrozenBase {
+  /** All of it. */
+  blob:
+    | BlobRef
+    | undefined;
+  /** Values kept in fp32. */
+  floatValues: number;
+  /** Scales of integer blocks. */
+  scaleValues: number;
+  /** Bytes of packed integers. */
+  packedBytes: number;
 }
 
 function createBaseTrainingJob(): TrainingJob {
@@ -402,6 +461,7 @@ function createBaseTrainingJobSpec(): TrainingJobSpec {
     roundDeadlineMs: 0,
     seed: 0,
     suspended: false,
+    training: undefined,
   };
 }
 
@@ -439,6 +499,9 @@ export const TrainingJobSpec: MessageFns<TrainingJobSpec> = {
     }
     if (message.suspended !== false) {
       writer.uint32(88).bool(message.suspended);
+    }
+    if (message.training !== undefined) {
+      TrainingSpec.encode(message.training, writer.uint32(98).fork()).join();
     }
     return writer;
   },
@@ -544,6 +607,14 @@ export const TrainingJobSpec: MessageFns<TrainingJobSpec> = {
             message.suspended = reader.bool();
             continue;
           }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.training = TrainingSpec.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -573,6 +644,7 @@ export const TrainingJobSpec: MessageFns<TrainingJobSpec> = {
         : 0,
       seed: isSet(object.seed) ? globalThis.Number(object.seed) : 0,
       suspended: isSet(object.suspended) ? globalThis.Boolean(object.suspended) : false,
+      training: isSet(object.training) ? TrainingSpec.fromJSON(object.training) : undefined,
     };
   },
 
@@ -611,6 +683,9 @@ export const TrainingJobSpec: MessageFns<TrainingJobSpec> = {
     if (message.suspended !== false) {
       obj.suspended = message.suspended;
     }
+    if (message.training !== undefined) {
+      obj.training = TrainingSpec.toJSON(message.training);
+    }
     return obj;
   },
 
@@ -642,6 +717,263 @@ export const TrainingJobSpec: MessageFns<TrainingJobSpec> = {
     message.roundDeadlineMs = object.roundDeadlineMs ?? 0;
     message.seed = object.seed ?? 0;
     message.suspended = object.suspended ?? false;
+    message.training = (object.training !== undefined && object.training !== null)
+      ? TrainingSpec.fromPartial(object.training)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseTrainingSpec(): TrainingSpec {
+  return { mode: "", lora: undefined, base: "", trained: [], recompute: "" };
+}
+
+export const TrainingSpec: MessageFns<TrainingSpec> = {
+  encode(message: TrainingSpec, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.mode !== "") {
+      writer.uint32(10).string(message.mode);
+    }
+    if (message.lora !== undefined) {
+      LoraSpec.encode(message.lora, writer.uint32(18).fork()).join();
+    }
+    if (message.base !== "") {
+      writer.uint32(26).string(message.base);
+    }
+    for (const v of message.trained) {
+      writer.uint32(34).string(v!);
+    }
+    if (message.recompute !== "") {
+      writer.uint32(42).string(message.recompute);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): TrainingSpec {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTrainingSpec();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.mode = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.lora = LoraSpec.decode(reader, reader.uint32());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.base = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.trained.push(reader.string());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.recompute = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): TrainingSpec {
+    return {
+      mode: isSet(object.mode) ? globalThis.String(object.mode) : "",
+      lora: isSet(object.lora) ? LoraSpec.fromJSON(object.lora) : undefined,
+      base: isSet(object.base) ? globalThis.String(object.base) : "",
+      trained: globalThis.Array.isArray(object?.trained) ? object.trained.map((e: any) => globalThis.String(e)) : [],
+      recompute: isSet(object.recompute) ? globalThis.String(object.recompute) : "",
+    };
+  },
+
+  toJSON(message: TrainingSpec): unknown {
+    const obj: any = {};
+    if (message.mode !== "") {
+      obj.mode = message.mode;
+    }
+    if (message.lora !== undefined) {
+      obj.lora = LoraSpec.toJSON(message.lora);
+    }
+    if (message.base !== "") {
+      obj.base = message.base;
+    }
+    if (message.trained?.length) {
+      obj.trained = message.trained;
+    }
+    if (message.recompute !== "") {
+      obj.recompute = message.recompute;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<TrainingSpec>, I>>(base?: I): TrainingSpec {
+    return TrainingSpec.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<TrainingSpec>, I>>(object: I): TrainingSpec {
+    const message = createBaseTrainingSpec();
+    message.mode = object.mode ?? "";
+    message.lora = (object.lora !== undefined && object.lora !== null) ? LoraSpec.fromPartial(object.lora) : undefined;
+    message.base = object.base ?? "";
+    message.trained = object.trained?.map((e) => e) || [];
+    message.recompute = object.recompute ?? "";
+    return message;
+  },
+};
+
+function createBaseLoraSpec(): LoraSpec {
+  return { rank: 0, alpha: 0, targets: [], rankStabilized: false };
+}
+
+export const LoraSpec: MessageFns<LoraSpec> = {
+  encode(message: LoraSpec, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.rank !== 0) {
+      writer.uint32(8).int32(message.rank);
+    }
+    if (message.alpha !== 0) {
+      writer.uint32(17).double(message.alpha);
+    }
+    for (const v of message.targets) {
+      writer.uint32(26).string(v!);
+    }
+    if (message.rankStabilized !== false) {
+      writer.uint32(32).bool(message.rankStabilized);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LoraSpec {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLoraSpec();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.rank = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 17) {
+              break;
+            }
+
+            message.alpha = reader.double();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.targets.push(reader.string());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.rankStabilized = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): LoraSpec {
+    return {
+      rank: isSet(object.rank) ? globalThis.Number(object.rank) : 0,
+      alpha: isSet(object.alpha) ? globalThis.Number(object.alpha) : 0,
+      targets: globalThis.Array.isArray(object?.targets) ? object.targets.map((e: any) => globalThis.String(e)) : [],
+      rankStabilized: isSet(object.rankStabilized)
+        ? globalThis.Boolean(object.rankStabilized)
+        : isSet(object.rank_stabilized)
+        ? globalThis.Boolean(object.rank_stabilized)
+        : false,
+    };
+  },
+
+  toJSON(message: LoraSpec): unknown {
+    const obj: any = {};
+    if (message.rank !== 0) {
+      obj.rank = Math.round(message.rank);
+    }
+    if (message.alpha !== 0) {
+      obj.alpha = floatToJson(message.alpha);
+    }
+    if (message.targets?.length) {
+      obj.targets = message.targets;
+    }
+    if (message.rankStabilized !== false) {
+      obj.rankStabilized = message.rankStabilized;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<LoraSpec>, I>>(base?: I): LoraSpec {
+    return LoraSpec.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<LoraSpec>, I>>(object: I): LoraSpec {
+    const message = createBaseLoraSpec();
+    message.rank = object.rank ?? 0;
+    message.alpha = object.alpha ?? 0;
+    message.targets = object.targets?.map((e) => e) || [];
+    message.rankStabilized = object.rankStabilized ?? false;
     return message;
   },
 };
@@ -1248,7 +1580,16 @@ export const CohortSpec_SelectorEntry: MessageFns<CohortSpec_SelectorEntry> = {
 };
 
 function createBaseLocalSpec(): LocalSpec {
-  return { steps: 0, stepPolicy: "", minSteps: 0, batchSize: 0, optimizer: undefined };
+  return {
+    steps: 0,
+    stepPolicy: "",
+    minSteps: 0,
+    batchSize: 0,
+    optimizer: undefined,
+    accumulate: 0,
+    packing: false,
+    proximalMu: 0,
+  };
 }
 
 export const LocalSpec: MessageFns<LocalSpec> = {
@@ -1267,6 +1608,15 @@ export const LocalSpec: MessageFns<LocalSpec> = {
     }
     if (message.optimizer !== undefined) {
       OptimizerSpec.encode(message.optimizer, writer.uint32(42).fork()).join();
+    }
+    if (message.accumulate !== 0) {
+      writer.uint32(48).int32(message.accumulate);
+    }
+    if (message.packing !== false) {
+      writer.uint32(56).bool(message.packing);
+    }
+    if (message.proximalMu !== 0) {
+      writer.uint32(65).double(message.proximalMu);
     }
     return writer;
   },
@@ -1324,6 +1674,30 @@ export const LocalSpec: MessageFns<LocalSpec> = {
             message.optimizer = OptimizerSpec.decode(reader, reader.uint32());
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.accumulate = reader.int32();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.packing = reader.bool();
+            continue;
+          }
+          case 8: {
+            if (tag !== 65) {
+              break;
+            }
+
+            message.proximalMu = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1355,6 +1729,13 @@ export const LocalSpec: MessageFns<LocalSpec> = {
         ? globalThis.Number(object.batch_size)
         : 0,
       optimizer: isSet(object.optimizer) ? OptimizerSpec.fromJSON(object.optimizer) : undefined,
+      accumulate: isSet(object.accumulate) ? globalThis.Number(object.accumulate) : 0,
+      packing: isSet(object.packing) ? globalThis.Boolean(object.packing) : false,
+      proximalMu: isSet(object.proximalMu)
+        ? globalThis.Number(object.proximalMu)
+        : isSet(object.proximal_mu)
+        ? globalThis.Number(object.proximal_mu)
+        : 0,
     };
   },
 
@@ -1375,6 +1756,15 @@ export const LocalSpec: MessageFns<LocalSpec> = {
     if (message.optimizer !== undefined) {
       obj.optimizer = OptimizerSpec.toJSON(message.optimizer);
     }
+    if (message.accumulate !== 0) {
+      obj.accumulate = Math.round(message.accumulate);
+    }
+    if (message.packing !== false) {
+      obj.packing = message.packing;
+    }
+    if (message.proximalMu !== 0) {
+      obj.proximalMu = floatToJson(message.proximalMu);
+    }
     return obj;
   },
 
@@ -1390,6 +1780,9 @@ export const LocalSpec: MessageFns<LocalSpec> = {
     message.optimizer = (object.optimizer !== undefined && object.optimizer !== null)
       ? OptimizerSpec.fromPartial(object.optimizer)
       : undefined;
+    message.accumulate = object.accumulate ?? 0;
+    message.packing = object.packing ?? false;
+    message.proximalMu = object.proximalMu ?? 0;
     return message;
   },
 };
@@ -1405,6 +1798,7 @@ function createBaseOptimizerSpec(): OptimizerSpec {
     clipNorm: 0,
     schedule: undefined,
     keepState: false,
+    momentum: 0,
   };
 }
 
@@ -1436,6 +1830,9 @@ export const OptimizerSpec: MessageFns<OptimizerSpec> = {
     }
     if (message.keepState !== false) {
       writer.uint32(72).bool(message.keepState);
+    }
+    if (message.momentum !== 0) {
+      writer.uint32(81).double(message.momentum);
     }
     return writer;
   },
@@ -1525,6 +1922,14 @@ export const OptimizerSpec: MessageFns<OptimizerSpec> = {
             message.keepState = reader.bool();
             continue;
           }
+          case 10: {
+            if (tag !== 81) {
+              break;
+            }
+
+            message.momentum = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1564,6 +1969,7 @@ export const OptimizerSpec: MessageFns<OptimizerSpec> = {
         : isSet(object.keep_state)
         ? globalThis.Boolean(object.keep_state)
         : false,
+      momentum: isSet(object.momentum) ? globalThis.Number(object.momentum) : 0,
     };
   },
 
@@ -1596,6 +2002,9 @@ export const OptimizerSpec: MessageFns<OptimizerSpec> = {
     if (message.keepState !== false) {
       obj.keepState = message.keepState;
     }
+    if (message.momentum !== 0) {
+      obj.momentum = floatToJson(message.momentum);
+    }
     return obj;
   },
 
@@ -1615,6 +2024,7 @@ export const OptimizerSpec: MessageFns<OptimizerSpec> = {
       ? ScheduleSpec.fromPartial(object.schedule)
       : undefined;
     message.keepState = object.keepState ?? false;
+    message.momentum = object.momentum ?? 0;
     return message;
   },
 };
@@ -2072,6 +2482,7 @@ function createBaseTrainingJobStatus(): TrainingJobStatus {
     finishedAtMs: 0,
     parameters: 0,
     model: "",
+    frozen: undefined,
   };
 }
 
@@ -2121,6 +2532,9 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
     }
     if (message.model !== "") {
       writer.uint32(122).string(message.model);
+    }
+    if (message.frozen !== undefined) {
+      FrozenBase.encode(message.frozen, writer.uint32(130).fork()).join();
     }
     return writer;
   },
@@ -2258,6 +2672,14 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
             message.model = reader.string();
             continue;
           }
+          case 16: {
+            if (tag !== 130) {
+              break;
+            }
+
+            message.frozen = FrozenBase.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2329,6 +2751,7 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
         : 0,
       parameters: isSet(object.parameters) ? globalThis.Number(object.parameters) : 0,
       model: isSet(object.model) ? globalThis.String(object.model) : "",
+      frozen: isSet(object.frozen) ? FrozenBase.fromJSON(object.frozen) : undefined,
     };
   },
 
@@ -2379,6 +2802,9 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
     if (message.model !== "") {
       obj.model = message.model;
     }
+    if (message.frozen !== undefined) {
+      obj.frozen = FrozenBase.toJSON(message.frozen);
+    }
     return obj;
   },
 
@@ -2406,6 +2832,138 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
     message.finishedAtMs = object.finishedAtMs ?? 0;
     message.parameters = object.parameters ?? 0;
     message.model = object.model ?? "";
+    message.frozen = (object.frozen !== undefined && object.frozen !== null)
+      ? FrozenBase.fromPartial(object.frozen)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseFrozenBase(): FrozenBase {
+  return { blob: undefined, floatValues: 0, scaleValues: 0, packedBytes: 0 };
+}
+
+export const FrozenBase: MessageFns<FrozenBase> = {
+  encode(message: FrozenBase, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.blob !== undefined) {
+      BlobRef.encode(message.blob, writer.uint32(10).fork()).join();
+    }
+    if (message.floatValues !== 0) {
+      writer.uint32(16).int64(message.floatValues);
+    }
+    if (message.scaleValues !== 0) {
+      writer.uint32(24).int64(message.scaleValues);
+    }
+    if (message.packedBytes !== 0) {
+      writer.uint32(32).int64(message.packedBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): FrozenBase {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseFrozenBase();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.blob = BlobRef.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.floatValues = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.scaleValues = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.packedBytes = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): FrozenBase {
+    return {
+      blob: isSet(object.blob) ? BlobRef.fromJSON(object.blob) : undefined,
+      floatValues: isSet(object.floatValues)
+        ? globalThis.Number(object.floatValues)
+        : isSet(object.float_values)
+        ? globalThis.Number(object.float_values)
+        : 0,
+      scaleValues: isSet(object.scaleValues)
+        ? globalThis.Number(object.scaleValues)
+        : isSet(object.scale_values)
+        ? globalThis.Number(object.scale_values)
+        : 0,
+      packedBytes: isSet(object.packedBytes)
+        ? globalThis.Number(object.packedBytes)
+        : isSet(object.packed_bytes)
+        ? globalThis.Number(object.packed_bytes)
+        : 0,
+    };
+  },
+
+  toJSON(message: FrozenBase): unknown {
+    const obj: any = {};
+    if (message.blob !== undefined) {
+      obj.blob = BlobRef.toJSON(message.blob);
+    }
+    if (message.floatValues !== 0) {
+      obj.floatValues = Math.round(message.floatValues);
+    }
+    if (message.scaleValues !== 0) {
+      obj.scaleValues = Math.round(message.scaleValues);
+    }
+    if (message.packedBytes !== 0) {
+      obj.packedBytes = Math.round(message.packedBytes);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<FrozenBase>, I>>(base?: I): FrozenBase {
+    return FrozenBase.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<FrozenBase>, I>>(object: I): FrozenBase {
+    const message = createBaseFrozenBase();
+    message.blob = (object.blob !== undefined && object.blob !== null) ? BlobRef.fromPartial(object.blob) : undefined;
+    message.floatValues = object.floatValues ?? 0;
+    message.scaleValues = object.scaleValues ?? 0;
+    message.packedBytes = object.packedBytes ?? 0;
     return message;
   },
 };

@@ -7,7 +7,7 @@
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
 import { Struct } from "../../google/protobuf/struct.js";
-import { TokenizerSpec } from "./job.js";
+import { TokenizerSpec, TrainingSpec } from "./job.js";
 import { BlobRef, ObjectMeta } from "./meta.js";
 
 export const protobufPackage = "shoal.v1";
@@ -34,14 +34,34 @@ export interface Model {
   tokenizer:
     | TokenizerSpec
     | undefined;
-  /** All parameters as one flat little-endian fp32 vector in the family's layout order. */
+  /** All parameters as one flat little-endian fp32 vector in the family's layout order; with `base`, the trained ones alone. */
   weights:
     | BlobRef
     | undefined;
-  /** Number of parameters. */
+  /** Number of values in `weights`. */
   parameters: number;
   /** Where the weights came from. */
-  origin: ModelOrigin | undefined;
+  origin:
+    | ModelOrigin
+    | undefined;
+  /** What of an imported folder the weights do not hold (types, order, metadata), so that it can be written as it was. */
+  template:
+    | BlobRef
+    | undefined;
+  /** Set if `weights` holds only what was trained: adapters, or some of the tensors. */
+  base: ModelBase | undefined;
+}
+
+/** The whole model that trained parameters belong to. */
+export interface ModelBase {
+  /** Name of the Model it was; empty for fresh weights. */
+  model: string;
+  /** All its parameters. */
+  weights:
+    | BlobRef
+    | undefined;
+  /** What was trained beside or instead of them. */
+  training: TrainingSpec | undefined;
 }
 
 /** Where weights came from. */
@@ -91,6 +111,8 @@ function createBaseModel(): Model {
     weights: undefined,
     parameters: 0,
     origin: undefined,
+    template: undefined,
+    base: undefined,
   };
 }
 
@@ -122,6 +144,12 @@ export const Model: MessageFns<Model> = {
     }
     if (message.origin !== undefined) {
       ModelOrigin.encode(message.origin, writer.uint32(74).fork()).join();
+    }
+    if (message.template !== undefined) {
+      BlobRef.encode(message.template, writer.uint32(82).fork()).join();
+    }
+    if (message.base !== undefined) {
+      ModelBase.encode(message.base, writer.uint32(90).fork()).join();
     }
     return writer;
   },
@@ -211,6 +239,22 @@ export const Model: MessageFns<Model> = {
             message.origin = ModelOrigin.decode(reader, reader.uint32());
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.template = BlobRef.decode(reader, reader.uint32());
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.base = ModelBase.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -238,6 +282,8 @@ export const Model: MessageFns<Model> = {
       weights: isSet(object.weights) ? BlobRef.fromJSON(object.weights) : undefined,
       parameters: isSet(object.parameters) ? globalThis.Number(object.parameters) : 0,
       origin: isSet(object.origin) ? ModelOrigin.fromJSON(object.origin) : undefined,
+      template: isSet(object.template) ? BlobRef.fromJSON(object.template) : undefined,
+      base: isSet(object.base) ? ModelBase.fromJSON(object.base) : undefined,
     };
   },
 
@@ -270,6 +316,12 @@ export const Model: MessageFns<Model> = {
     if (message.origin !== undefined) {
       obj.origin = ModelOrigin.toJSON(message.origin);
     }
+    if (message.template !== undefined) {
+      obj.template = BlobRef.toJSON(message.template);
+    }
+    if (message.base !== undefined) {
+      obj.base = ModelBase.toJSON(message.base);
+    }
     return obj;
   },
 
@@ -294,6 +346,115 @@ export const Model: MessageFns<Model> = {
     message.parameters = object.parameters ?? 0;
     message.origin = (object.origin !== undefined && object.origin !== null)
       ? ModelOrigin.fromPartial(object.origin)
+      : undefined;
+    message.template = (object.template !== undefined && object.template !== null)
+      ? BlobRef.fromPartial(object.template)
+      : undefined;
+    message.base = (object.base !== undefined && object.base !== null) ? ModelBase.fromPartial(object.base) : undefined;
+    return message;
+  },
+};
+
+function createBaseModelBase(): ModelBase {
+  return { model: "", weights: undefined, training: undefined };
+}
+
+export const ModelBase: MessageFns<ModelBase> = {
+  encode(message: ModelBase, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.model !== "") {
+      writer.uint32(10).string(message.model);
+    }
+    if (message.weights !== undefined) {
+      BlobRef.encode(message.weights, writer.uint32(18).fork()).join();
+    }
+    if (message.training !== undefined) {
+      TrainingSpec.encode(message.training, writer.uint32(26).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelBase {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelBase();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.model = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.weights = BlobRef.decode(reader, reader.uint32());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.training = TrainingSpec.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelBase {
+    return {
+      model: isSet(object.model) ? globalThis.String(object.model) : "",
+      weights: isSet(object.weights) ? BlobRef.fromJSON(object.weights) : undefined,
+      training: isSet(object.training) ? TrainingSpec.fromJSON(object.training) : undefined,
+    };
+  },
+
+  toJSON(message: ModelBase): unknown {
+    const obj: any = {};
+    if (message.model !== "") {
+      obj.model = message.model;
+    }
+    if (message.weights !== undefined) {
+      obj.weights = BlobRef.toJSON(message.weights);
+    }
+    if (message.training !== undefined) {
+      obj.training = TrainingSpec.toJSON(message.training);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ModelBase>, I>>(base?: I): ModelBase {
+    return ModelBase.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ModelBase>, I>>(object: I): ModelBase {
+    const message = createBaseModelBase();
+    message.model = object.model ?? "";
+    message.weights = (object.weights !== undefined && object.weights !== null)
+      ? BlobRef.fromPartial(object.weights)
+      : undefined;
+    message.training = (object.training !== undefined && object.training !== null)
+      ? TrainingSpec.fromPartial(object.training)
       : undefined;
     return message;
   },

@@ -45,13 +45,13 @@ export interface ImportRequest {
 export interface ImportHeader {
   /** Name of the Model to create. */
   name: string;
-  /** "bytes", or "huggingface" if tokenizer.json is among the files; empty chooses by that. */
+  /** "bytes", "chars" with shoal_tokenizer.json, "huggingface" with tokenizer.json; empty chooses by the files. */
   tokenizerKind: string;
 }
 
 /** Bytes of a file. */
 export interface FilePiece {
-  /** Name of the file: config.json, model.safetensors or tokenizer.json. */
+  /** Name of the file: config.json, model.safetensors, an index with its shards, tokenizer.json, or one beside them. */
   fileName: string;
   /** Size of the whole file. */
   fileSizeBytes: number;
@@ -69,6 +69,8 @@ export interface ImportResponse {
 export interface ExportRequest {
   /** Name of the Model; the Model of a job has the job's name. */
   name: string;
+  /** Empty or "merged": the whole model, adapters folded in. "adapter": the adapters alone, as peft keeps them. */
+  form: string;
 }
 
 /** A piece of an export. */
@@ -500,13 +502,16 @@ export const ImportResponse: MessageFns<ImportResponse> = {
 };
 
 function createBaseExportRequest(): ExportRequest {
-  return { name: "" };
+  return { name: "", form: "" };
 }
 
 export const ExportRequest: MessageFns<ExportRequest> = {
   encode(message: ExportRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.name !== "") {
       writer.uint32(10).string(message.name);
+    }
+    if (message.form !== "") {
+      writer.uint32(18).string(message.form);
     }
     return writer;
   },
@@ -532,6 +537,14 @@ export const ExportRequest: MessageFns<ExportRequest> = {
             message.name = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.form = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -545,13 +558,19 @@ export const ExportRequest: MessageFns<ExportRequest> = {
   },
 
   fromJSON(object: any): ExportRequest {
-    return { name: isSet(object.name) ? globalThis.String(object.name) : "" };
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      form: isSet(object.form) ? globalThis.String(object.form) : "",
+    };
   },
 
   toJSON(message: ExportRequest): unknown {
     const obj: any = {};
     if (message.name !== "") {
       obj.name = message.name;
+    }
+    if (message.form !== "") {
+      obj.form = message.form;
     }
     return obj;
   },
@@ -562,6 +581,7 @@ export const ExportRequest: MessageFns<ExportRequest> = {
   fromPartial<I extends Exact<DeepPartial<ExportRequest>, I>>(object: I): ExportRequest {
     const message = createBaseExportRequest();
     message.name = object.name ?? "";
+    message.form = object.form ?? "";
     return message;
   },
 };

@@ -6,7 +6,7 @@
 
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
-import { CodecSpec, OptimizerSpec, TokenizerSpec } from "./job.js";
+import { CodecSpec, FrozenBase, OptimizerSpec, TokenizerSpec } from "./job.js";
 import { BlobRef, Condition, ObjectMeta } from "./meta.js";
 
 export const protobufPackage = "shoal.v1";
@@ -103,6 +103,14 @@ export interface RoundTask {
   evalBatchSize: number;
   /** Uid of the job; tells a re-created job of the same name from the old one. */
   jobUid: string;
+  /** The tensors that are not trained; unset if all are. */
+  frozen:
+    | FrozenBase
+    | undefined;
+  /** Tokens attend to their own document only: the training graph takes segments. */
+  packing: boolean;
+  /** FedProx: strength of the pull towards `weights`; 0 is off, else the training graph takes it. */
+  proximalMu: number;
 }
 
 /** What one device is to do. */
@@ -602,6 +610,9 @@ function createBaseRoundTask(): RoundTask {
     evalGraph: undefined,
     evalBatchSize: 0,
     jobUid: "",
+    frozen: undefined,
+    packing: false,
+    proximalMu: 0,
   };
 }
 
@@ -669,6 +680,15 @@ export const RoundTask: MessageFns<RoundTask> = {
     }
     if (message.jobUid !== "") {
       writer.uint32(170).string(message.jobUid);
+    }
+    if (message.frozen !== undefined) {
+      FrozenBase.encode(message.frozen, writer.uint32(178).fork()).join();
+    }
+    if (message.packing !== false) {
+      writer.uint32(184).bool(message.packing);
+    }
+    if (message.proximalMu !== 0) {
+      writer.uint32(193).double(message.proximalMu);
     }
     return writer;
   },
@@ -854,6 +874,30 @@ export const RoundTask: MessageFns<RoundTask> = {
             message.jobUid = reader.string();
             continue;
           }
+          case 22: {
+            if (tag !== 178) {
+              break;
+            }
+
+            message.frozen = FrozenBase.decode(reader, reader.uint32());
+            continue;
+          }
+          case 23: {
+            if (tag !== 184) {
+              break;
+            }
+
+            message.packing = reader.bool();
+            continue;
+          }
+          case 24: {
+            if (tag !== 193) {
+              break;
+            }
+
+            message.proximalMu = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -929,6 +973,13 @@ export const RoundTask: MessageFns<RoundTask> = {
         : isSet(object.job_uid)
         ? globalThis.String(object.job_uid)
         : "",
+      frozen: isSet(object.frozen) ? FrozenBase.fromJSON(object.frozen) : undefined,
+      packing: isSet(object.packing) ? globalThis.Boolean(object.packing) : false,
+      proximalMu: isSet(object.proximalMu)
+        ? globalThis.Number(object.proximalMu)
+        : isSet(object.proximal_mu)
+        ? globalThis.Number(object.proximal_mu)
+        : 0,
     };
   },
 
@@ -997,6 +1048,15 @@ export const RoundTask: MessageFns<RoundTask> = {
     if (message.jobUid !== "") {
       obj.jobUid = message.jobUid;
     }
+    if (message.frozen !== undefined) {
+      obj.frozen = FrozenBase.toJSON(message.frozen);
+    }
+    if (message.packing !== false) {
+      obj.packing = message.packing;
+    }
+    if (message.proximalMu !== 0) {
+      obj.proximalMu = floatToJson(message.proximalMu);
+    }
     return obj;
   },
 
@@ -1036,6 +1096,11 @@ export const RoundTask: MessageFns<RoundTask> = {
       : undefined;
     message.evalBatchSize = object.evalBatchSize ?? 0;
     message.jobUid = object.jobUid ?? "";
+    message.frozen = (object.frozen !== undefined && object.frozen !== null)
+      ? FrozenBase.fromPartial(object.frozen)
+      : undefined;
+    message.packing = object.packing ?? false;
+    message.proximalMu = object.proximalMu ?? 0;
     return message;
   },
 };

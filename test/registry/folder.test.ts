@@ -1,0 +1,164 @@
+import test from "ava";
+import fc from "fast-check";
+import { exportCheckpoint } from "#common/graph/checkpoint.js";
+import { parseModelConfig } from "#common/graph/config.js";
+import { initVariant, initWeights } from "#common/graph/init.js";
+import { importAdapter } from "#common/graph/adapter.js";
+import { importFolder } from "#common/graph/folder.js";
+import { readSafetensors, writeSafetensors } from "#common/graph/safetensors.js";
+import { mergeTrained, variantOf } from "#common/graph/training.js";
+import { MemoryBlobStore } from "#common/adapters/memory/blob-store.js";
+import { MemoryLog } from "#common/adapters/memory/log.js";
+import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
+import { newMeta } from "#common/domain/resources.js";
+import { toBytes } from "#common/tensor/flat.js";
+import { TrainingSpec } from "#proto/shoal/v1/job.js";
+import { Model } from "#proto/shoal/v1/model.js";
+import type { ImportRequest } from "#proto/shoal/v1/model_service.js";
+import { decodeFolder, encodeFolder } from "#services/registry/folder-template.js";
+import { ModelApi } from "#services/registry/model-api.js";
+
+const parsed = parseModelConfig({ family: "gpt2", vocabSize: 4, contextLength: 8, layers: 1, heads: 2, width: 16 });
+if (!parsed.ok) throw new Error("the test's own config cannot be built");
+const { config } = parsed;
+const WHOLE = exportCheckpoint(config, initWeights(config, 3));
+const bytesOf = (value: unknown): Uint8Array => new TextEncoder().encode(JSON.stringify(value, null, 1));
+
+/** The same model in two shards, with an alphabet and a companion that nothing here reads. */
+function shardedFolder(): Map<string, Uint8Array> {
+  const read = readSafetensors(WHOLE["model.safetensors"]);
+  if (!read.ok) throw new Error(read.reason);
+  const { entries, body } = read.file;
+  const shard = (from: number, to: number): Uint8Array =>
+    writeSafetensors(
+      new Map(
+        entries.slice(from, to).map(({ name, shape, begin, end }) => {
+          const data = new Float32Array(body.slice(begin, end).buffer);
+          return [name, { shape, data }];
+        }),
+      ),
+      { format: "pt", note: "kept" },
+    );
+  const nameOf = (i: number): string => `model-0000${i < 3 ? 1 : 2}-of-00002.safetensors`;
+  return new Map([
+    ["config.json", WHOLE["config.json"]],
+    ["shoal_tokenizer.json", bytesOf({ kind: "chars", chars: "abc\n" })],
+    ["generation_config.json", bytesOf({ max_length: 7 })],
+    [
+      "model.safetensors.index.json",
+      bytesOf({ weight_map: Object.fromEntries(entries.map((e, i) => [e.name, nameOf(i)])) }),
+    ],
+    [nameOf(0), shard(0, 3)],
+    [nameOf(9), shard(3, entries.length)],
+  ]);
+}
+
+const world = () => {
+  const [store, blobs] = [new MemoryResourceStore(), new MemoryBlobStore()];
+  return { store, blobs, api: new ModelApi({ store, blobs, log: new MemoryLog() }) };
+};
+
+async function* messages(name: string, files: ReadonlyMap<string, Uint8Array>): AsyncGenerator<ImportRequest> {
+  await Promise.resolve();
+  yield { part: { $case: "header", value: { name, tokenizerKind: "" } } };
+  for (const [fileName, bytes] of files) {
+    for (let at = 0; at < bytes.length; at += 1000) {
+      const data = Buffer.from(bytes.subarray(at, at + 1000));
+      yield { part: { $case: "piece", value: { fileName, fileSizeBytes: bytes.length, data } } };
+    }
+  }
+}
+
+async function exported(api: ModelApi, name: string, form = ""): Promise<Map<string, Uint8Array>> {
+  const answer = await api.export({ name, form });
+  if (!answer.ok) throw new Error(JSON.stringify(answer));
+  const files = new Map<string, Uint8Array>();
+  for (const { piece } of answer.value) {
+    if (piece === undefined) throw new Error("an export without a piece");
+    files.set(piece.fileName, Buffer.concat([files.get(piece.fileName) ?? new Uint8Array(), piece.data]));
+  }
+  return files;
+}
+
+test("a sharded folder comes out file by file as it went in, tokenizer and companions included", async (t) => {
+  const { api } = world();
+  const folder = shardedFolder();
+  const imported = await api.import(messages("letters", folder));
+  t.true(imported.ok);
+  if (!imported.ok) return;
+  t.deepEqual(imported.value.model?.tokenizer, { kind: "chars", chars: "abc\n", blob: undefined });
+  const files = await exported(api, "letters");
+  t.deepEqual([...files.keys()].sort(), [...folder.keys()].sort());
+  for (const [name, bytes] of folder) t.true(Buffer.from(bytes).equals(files.get(name) ?? Buffer.alloc(0)), name);
+});
+
+test("an alphabet that does not name every token of the model is refused", async (t) => {
+  const { api } = world();
+  const folder = shardedFolder().set("shoal_tokenizer.json", bytesOf({ kind: "chars", chars: "abcde" }));
+  const imported = await api.import(messages("letters", folder));
+  t.false(imported.ok);
+  t.regex(JSON.stringify(imported), /shoal_tokenizer\.json.*as many characters as the model has tokens, 4/);
+});
+
+const LORA = TrainingSpec.fromPartial({
+  mode: "lora",
+  lora: { rank: 2, alpha: 4, targets: ["c_attn"] },
+  base: "int8",
+});
+
+test("an adapter is exported as peft keeps it, and merged into its base", async (t) => {
+  const { api, store, blobs } = world();
+  await api.import(messages("letters", shardedFolder()));
+  const base = await store.get("Model", "letters");
+  const variant = variantOf(LORA);
+  const weights = initVariant(config, variant, 9).map((x, i) => x + Math.sin(i));
+  const model: Model = {
+    ...Model.fromPartial(base ?? {}),
+    metadata: newMeta("tuned"),
+    weights: await blobs.put(toBytes(weights)),
+    base: { model: "letters", weights: base?.weights, training: LORA },
+  };
+  await store.create("Model", model);
+  const adapter = await exported(api, "tuned", "adapter");
+  const files = {
+    "adapter_config.json": adapter.get("adapter_config.json") ?? new Uint8Array(),
+    "adapter_model.safetensors": adapter.get("adapter_model.safetensors") ?? new Uint8Array(),
+  };
+  t.is(adapter.size, 2);
+  t.regex(new TextDecoder().decode(files["adapter_config.json"]), /"base_model_name_or_path": "letters"/);
+  const read = importAdapter(config, files);
+  t.true(read.ok && Buffer.from(toBytes(read.weights)).equals(toBytes(weights)));
+  const merged = importFolder(await exported(api, "tuned", "merged"));
+  const wanted = mergeTrained(config, variant, initWeights(config, 3), weights);
+  t.true(merged.ok && Buffer.from(toBytes(merged.weights)).equals(toBytes(wanted)));
+  t.false(Buffer.from(toBytes(wanted)).equals(toBytes(initWeights(config, 3))));
+  const whole = await api.export({ name: "letters", form: "adapter" });
+  t.regex(JSON.stringify(whole), /is no adapter/);
+  t.regex(JSON.stringify(await api.export({ name: "tuned", form: "gguf" })), /must be merged, adapter or empty/);
+});
+
+const bytes = fc.uint8Array({ maxLength: 20 });
+const named = fc.array(fc.tuple(fc.string(), bytes), { maxLength: 3 }).map((entries) => new Map(entries));
+
+test("a stored folder reads back as it was; anything else is refused", (t) => {
+  fc.assert(
+    fc.property(
+      fc.record({
+        config: bytes,
+        index: fc.option(bytes, { nil: undefined }),
+        files: fc.array(fc.record({ name: fc.string(), header: bytes, kept: named }), { maxLength: 3 }),
+      }),
+      named,
+      (template, companions) => {
+        const plain = (folder: unknown): string =>
+          JSON.stringify(folder, (_, value: unknown) =>
+            value instanceof Map ? [...value] : value instanceof Uint8Array ? [...value] : value,
+          );
+        const encoded = encodeFolder({ template, companions });
+        t.is(decodeFolder(encoded.subarray(0, -1)), undefined);
+        return plain(decodeFolder(new Uint8Array(encoded))) === plain({ template, companions });
+      },
+    ),
+  );
+  t.is(decodeFolder(bytesOf({ magic: "other" })), undefined);
+});

@@ -135,6 +135,13 @@ module.exports = {
       `${npm}onnxruntime-node/`,
     ),
     never(
+      "onnxruntime-web",
+      "One file names the runtime of browsers.",
+      production,
+      ["^agent/backend/web\\.ts$"],
+      `${npm}onnxruntime-web/`,
+    ),
+    never(
       "nats",
       "One adapter and the agent's transport speak NATS.",
       production,

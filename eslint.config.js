@@ -9,7 +9,7 @@ const impure = [
   "services/*/main.ts",
   "services/cli/**",
   "agent/main.ts",
-  "agent/backend/onnx.ts",
+  "agent/backend/{onnx,web}.ts",
   "agent/transport/**",
   "agent/runtime/**",
   "test/**",

@@ -1,6 +1,5 @@
-import type { InferenceSession } from "onnxruntime-common";
 import type { Batch, TrainState } from "./backend.js";
-import type { OrtRuntime, Tensors } from "./runtime.js";
+import type { OrtRuntime, OrtSession, Tensors } from "./runtime.js";
 
 export const product = (dims: readonly number[]): number => dims.reduce((all, d) => all * d, 1);
 
@@ -13,7 +12,7 @@ export function fill(target: BigInt64Array, values: Int32Array): void {
 }
 
 /** Shape of a graph's input, all of it known. */
-export function dimensions(session: InferenceSession, input: string): number[] {
+export function dimensions(session: OrtSession, input: string): number[] {
   const metadata = session.inputMetadata.find((candidate) => candidate.name === input);
   if (metadata?.isTensor !== true) throw new TypeError(`the graph has no tensor input ${input}`);
   return metadata.shape.map((d) => {
@@ -29,7 +28,7 @@ export class BatchFeeds {
   readonly feeds: Tensors = {};
   readonly #buffers: { name: (typeof BATCH_INPUTS)[number]; data: BigInt64Array }[] = [];
 
-  constructor({ Tensor }: OrtRuntime, session: InferenceSession) {
+  constructor({ Tensor }: OrtRuntime, session: OrtSession) {
     for (const name of BATCH_INPUTS.filter((input) => session.inputNames.includes(input))) {
       const dims = dimensions(session, name);
       const data = new BigInt64Array(product(dims));
@@ -57,7 +56,7 @@ export interface Piece {
 export const total = (pieces: readonly Piece[]): number => pieces.at(-1)?.end ?? 0;
 
 /** Where the graph's inputs `<name>.0`, `<name>.1`, ... lie in their flat vector: one after the other. */
-export function piecesOf(session: InferenceSession, name: string): Piece[] {
+export function piecesOf(session: OrtSession, name: string): Piece[] {
   let end = 0;
   const count = session.inputNames.filter((input) => input.startsWith(`${name}.`)).length;
   return Array.from({ length: count }, (_, i) => {

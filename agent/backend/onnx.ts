@@ -1,5 +1,6 @@
 import * as ort from "onnxruntime-node";
 import type { Backend } from "./backend.js";
+import type { OrtSession } from "./runtime.js";
 import { backendOf } from "./sessions.js";
 
 export interface OnnxOptions {
@@ -21,13 +22,26 @@ const sessionOptions = (threads: number): ort.InferenceSession.SessionOptions =>
   extra: { session: { intra_op: { allow_spinning: "0" }, inter_op: { allow_spinning: "0" } } },
 });
 
+/** The runtime reads feeds and writes outputs where they are: a run copies nothing. */
+async function open(graph: Uint8Array, options: ort.InferenceSession.SessionOptions): Promise<OrtSession> {
+  const session = await ort.InferenceSession.create(graph, options);
+  return {
+    inputNames: session.inputNames,
+    inputMetadata: session.inputMetadata,
+    run: (feeds) => session.run(feeds),
+    runInto: async (feeds, outputs) => {
+      await session.run(feeds, outputs);
+    },
+    release: () => session.release(),
+  };
+}
+
 /** The native CPU runtime. The same graph, state and batch give the same bits on every run with the same threads. */
 export function openOnnxBackend({ threads }: OnnxOptions): Promise<Backend> {
   const backend = backendOf({
     name: "onnxruntime-cpu",
     Tensor: ort.Tensor,
-    writesOutputs: true,
-    open: (graph) => ort.InferenceSession.create(graph, sessionOptions(threads)),
+    open: (graph) => open(graph, sessionOptions(threads)),
     nowMs: () => performance.now(),
   });
   return Promise.resolve(backend);

@@ -1,4 +1,4 @@
-import type { InferenceSession, Tensor } from "onnxruntime-common";
+import type { Tensor } from "onnxruntime-common";
 import { buildMatmulGraph } from "#common/graph/matmul.js";
 import type {
   Backend,
@@ -25,7 +25,7 @@ import {
   total,
   views,
 } from "./buffers.js";
-import { floats, type OrtRuntime, runInto, type Tensors } from "./runtime.js";
+import { floats, type OrtRuntime, type OrtSession, type Tensors } from "./runtime.js";
 
 const scalar = ({ Tensor }: OrtRuntime, data: Float32Array): Tensor => new Tensor("float32", data, []);
 const int64 = ({ Tensor }: OrtRuntime, value: number): Tensor =>
@@ -34,12 +34,12 @@ const int64 = ({ Tensor }: OrtRuntime, value: number): Tensor =>
 /** What every session has: the graph, its weights' places and its frozen tensors. */
 class OrtGraph implements GraphSession {
   readonly runtime: OrtRuntime;
-  readonly session: InferenceSession;
+  readonly session: OrtSession;
   readonly pieces: readonly Piece[];
   readonly #frozenPieces: Readonly<Record<keyof FrozenTensors, readonly Piece[]>>;
   #frozen: Tensors | undefined;
 
-  constructor(runtime: OrtRuntime, session: InferenceSession) {
+  constructor(runtime: OrtRuntime, session: OrtSession) {
     this.runtime = runtime;
     this.session = session;
     this.pieces = piecesOf(session, "weights");
@@ -87,7 +87,7 @@ class OrtTrainSession extends OrtGraph implements TrainSession {
   #terms: Tensors = {};
   readonly #buffers: StateBuffers;
 
-  constructor(runtime: OrtRuntime, session: InferenceSession) {
+  constructor(runtime: OrtRuntime, session: OrtSession) {
     super(runtime, session);
     this.#batch = new BatchFeeds(runtime, session);
     this.#slots = SLOTS.filter((slot) => session.inputNames.includes(`${slot}.0`));
@@ -125,9 +125,7 @@ class OrtTrainSession extends OrtGraph implements TrainSession {
     this.#lr[0] = lr;
     this.#step[0] = step;
     const scalars = { lr: scalar(this.runtime, this.#lr), step: scalar(this.runtime, this.#step) };
-    await runInto(
-      this.runtime,
-      this.session,
+    await this.session.runInto(
       { ...this.#batch.feeds, ...this.#buffers.feeds, ...this.frozen, ...this.#terms, ...scalars },
       {
         loss: scalar(this.runtime, this.#loss),
@@ -187,7 +185,7 @@ class OrtDecodeSession extends OrtGraph implements DecodeSession {
   readonly #chunk = dimensions(this.session, "tokens")[1] ?? 1;
   #filled = 0;
 
-  constructor(runtime: OrtRuntime, session: InferenceSession) {
+  constructor(runtime: OrtRuntime, session: OrtSession) {
     super(runtime, session);
     const inputs = session.inputNames.filter((name) => name.startsWith("past_"));
     this.#parts = inputs.map((name) => {
@@ -246,10 +244,10 @@ class OrtDecodeSession extends OrtGraph implements DecodeSession {
   }
 }
 
-async function timeMatmul(runtime: OrtRuntime, session: InferenceSession, n: number, seconds: number): Promise<number> {
+async function timeMatmul(runtime: OrtRuntime, session: OrtSession, n: number, seconds: number): Promise<number> {
   const matrix = (value: number): Tensor => new runtime.Tensor("float32", new Float32Array(n * n).fill(value), [n, n]);
   const [a, out] = [matrix(0.5), matrix(0)];
-  const run = (): Promise<unknown> => runInto(runtime, session, { a, b: a }, { product: out });
+  const run = (): Promise<unknown> => session.runInto({ a, b: a }, { product: out });
   await run();
   const durationsMs: number[] = [];
   const deadlineMs = runtime.nowMs() + seconds * 1000;

@@ -1,85 +1,32 @@
 import test from "ava";
-import { existsSync, readFileSync } from "node:fs";
-import { join, resolve } from "node:path";
-import { generateCached, generateTokens } from "#agent/backend/generate.js";
+import { readFileSync } from "node:fs";
+import { resolve } from "node:path";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { evaluationBatches, sampleBatch } from "#agent/data/batches.js";
 import { openTokenizer } from "#agent/data/tokenizers.js";
 import { createRng } from "#common/domain/rng.js";
 import { mergeAdapter } from "#common/graph/adapter.js";
 import { buildEvalGraph } from "#common/graph/eval.js";
-import { importFolder } from "#common/graph/folder.js";
 import { initVariant } from "#common/graph/init.js";
-import { buildDecodeGraph, buildLogitsGraph } from "#common/graph/logits.js";
 import { buildTrainGraph } from "#common/graph/train.js";
 import type { Variant } from "#common/graph/variant.js";
+import { expectedStory, loadStories, readStories, storiesAbsent, storiesTitle } from "./support/stories.js";
 
-const folder = resolve("../shared/models/stories260K");
-const absent = !existsSync(folder) && process.env["CI"] === undefined;
-const stories = absent ? test.skip : test;
-const title = (what: string): string => `${what} (needs ../shared${absent ? ", which is absent here" : ""})`;
+const stories = storiesAbsent ? test.skip : test;
 
-const read = (name: string): Uint8Array => readFileSync(join(folder, name));
-const json = (name: string): unknown => JSON.parse(new TextDecoder().decode(read(name)));
-
-function load(): Extract<ReturnType<typeof importFolder>, { ok: true }> {
-  const imported = importFolder(new Map(["config.json", "model.safetensors"].map((name) => [name, read(name)])));
-  if (!imported.ok) throw new Error(JSON.stringify(imported.violations));
-  return imported;
-}
-
-const greedy = (count: number): Parameters<typeof generateTokens>[3] => ({ count, temperature: 0, topK: 0 });
-
-async function collect(tokens: AsyncGenerator<number>): Promise<number[]> {
-  const all: number[] = [];
-  for await (const token of tokens) all.push(token);
-  return all;
-}
-
-stories(title("200 greedy tokens of stories260K are the expected ones, and their text"), async (t) => {
-  const { config, weights } = load();
-  const expected = json("expected_greedy_ids.json") as number[];
-  const backend = await openOnnxBackend({ threads: 1 });
-  const session = await backend.logits(buildLogitsGraph(config, { seqLen: 256 }));
-  const count = expected.length - 1;
-  t.true(count >= 199);
-  const got = await collect(generateTokens(session, weights, expected.slice(0, 1), greedy(count), createRng(0)));
-  await session.dispose();
-  t.deepEqual(got, expected.slice(1));
-  const opened = openTokenizer(
-    { kind: "huggingface", chars: "", blob: undefined },
-    new Uint8Array(read("tokenizer.json")),
-  );
+stories(storiesTitle("the expected tokens of stories260K are its text"), (t) => {
+  const opened = openTokenizer({ kind: "huggingface", chars: "", blob: undefined }, readStories("tokenizer.json"));
   if (!opened.ok) return t.fail(opened.problem);
-  const text = new TextDecoder().decode(read("expected_greedy.txt")).trim();
+  const expected = expectedStory();
+  const text = new TextDecoder().decode(readStories("expected_greedy.txt")).trim();
   t.is(opened.tokenizer.decode(expected).trim(), text);
   const start = opened.tokenizer.encode("Once upon a time, there was a little girl named Lily.");
   t.deepEqual([...start], expected.slice(1, start.length + 1));
 });
 
-for (const chunk of [1, 7]) {
-  stories(title(`the cache changes nothing, prompts in chunks of ${chunk}`), async (t) => {
-    const { config, weights } = load();
-    const expected = json("expected_greedy_ids.json") as number[];
-    const backend = await openOnnxBackend({ threads: 1 });
-    const session = await backend.decode(buildDecodeGraph(config, { capacity: 256, chunk }));
-    for (const prompt of [1, 20]) {
-      const count = expected.length - prompt;
-      const got = await collect(
-        generateCached(session, weights, expected.slice(0, prompt), greedy(count), createRng(0)),
-      );
-      t.deepEqual(got, expected.slice(prompt));
-    }
-    await session.dispose();
-  });
-}
-
-stories(title("LoRA on tiny Shakespeare lowers the held-out loss, and the merged model has it"), async (t) => {
-  const { config, weights } = load();
-  const opened = openTokenizer(
-    { kind: "huggingface", chars: "", blob: undefined },
-    new Uint8Array(read("tokenizer.json")),
-  );
+stories(storiesTitle("LoRA on tiny Shakespeare lowers the held-out loss, and the merged model has it"), async (t) => {
+  const { config, weights } = loadStories();
+  const opened = openTokenizer({ kind: "huggingface", chars: "", blob: undefined }, readStories("tokenizer.json"));
   if (!opened.ok) return t.fail(opened.problem);
   const text = readFileSync(resolve("../shared/data/tinyshakespeare/input.txt"), "utf8").slice(0, 60_000);
   const stream = opened.tokenizer.encode(text);

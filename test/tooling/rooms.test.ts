@@ -29,6 +29,7 @@ const violations: [rule: string, file: string, imports: string][] = [
   ["pure-files", "agent/step.ts", "#common/ports/good.js"],
   ["pure-files", "services/aggregator/fold.ts", "node:fs"],
   ["onnxruntime", "agent/backend/other.ts", "onnxruntime-node"],
+  ["onnxruntime-web", "agent/backend/another.ts", "onnxruntime-web"],
   ["nats", "services/scheduler/wire.ts", "nats"],
   ["nats", "services/common/adapters/grpc/wire.ts", "@nats-io/jwt"],
   ["nkeys", "agent/key.ts", "nkeys.js"],
@@ -57,11 +58,21 @@ const lawful: [file: string, imports: string][] = [
   ["services/cli/main.ts", "#agent/main.js"],
   ["agent/main.ts", "#common/ports/good.js"],
   ["agent/backend/onnx.ts", "onnxruntime-node"],
+  ["agent/backend/web.ts", "onnxruntime-web"],
   ["agent/transport/wire.ts", "nats"],
   ["test/good.ts", "#services/registry/main.js"],
 ];
 
-const libraries = ["nats", "nkeys.js", "@nats-io/jwt", "bullmq", "ioredis", "onnxruntime-node", "fast-check"];
+const libraries = [
+  "nats",
+  "nkeys.js",
+  "@nats-io/jwt",
+  "bullmq",
+  "ioredis",
+  "onnxruntime-node",
+  "onnxruntime-web",
+  "fast-check",
+];
 
 interface Report {
   summary: { violations: { from: string; to: string; rule: { name: string } }[] };

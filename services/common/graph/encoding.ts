@@ -7,7 +7,7 @@ const OPSETS = [
   { domain: "", version: 20 },
   { domain: "com.microsoft", version: 1 },
 ] as const;
-const DATA_TYPE: Record<ElementType, number> = { float32: 1, int64: 7, bool: 9, uint8: 2 };
+export const DATA_TYPE: Readonly<Record<ElementType, number>> = { float32: 1, int64: 7, bool: 9, uint8: 2 };
 const ATTRIBUTE_TYPE: Record<Attribute["kind"], number> = { float: 1, int: 2, string: 3, tensor: 4, graph: 5, ints: 7 };
 
 function message(writer: BinaryWriter, field: number, body: (writer: BinaryWriter) => void): void {

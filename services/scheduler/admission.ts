@@ -1,13 +1,14 @@
-import type { TrainingJob } from "#proto/shoal/v1/job.js";
+import type { FrozenBase, TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Model } from "#proto/shoal/v1/model.js";
+import { checkAgainstModel } from "#common/domain/manifest.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { deriveSeed } from "#common/domain/seed.js";
 import { toHuggingFaceConfig } from "#common/graph/config.js";
 import { initWeights } from "#common/graph/init.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
-import { toBytes } from "#common/tensor/flat.js";
-import { configOf, readConfig } from "./model-reading.js";
+import { configOf, factsOf, readConfig } from "./model-reading.js";
+import { startFrom, startOn } from "./starting-model.js";
 
 /** Which job, of all that ever had its name, a model belongs to. */
 const JOB_UID = "shoal.dev/job-uid";
@@ -16,7 +17,9 @@ const MAX_NAME = 63;
 const KEPT_UID_CHARS = 8;
 
 /** The model to start from; or why there is none, and whether that may change without a new manifest. */
-export type Admission = { ok: true; model: Model } | { ok: false; final: boolean; reason: string; message: string };
+export type Admission =
+  | { ok: true; model: Model; frozen: FrozenBase | undefined }
+  | { ok: false; final: boolean; reason: string; message: string };
 
 const later = (reason: string, message: string): Admission => ({ ok: false, final: false, reason, message });
 const never = (reason: string, message: string): Admission => ({ ok: false, final: true, reason, message });
@@ -31,22 +34,29 @@ function modelMeta(job: TrainingJob): Model["metadata"] {
   return { ...newMeta(name, { job: name }), annotations: { [JOB_UID]: job.metadata?.uid ?? "" } };
 }
 
+/** What training starts from, beside what the model says. */
+function originOf(job: TrainingJob, model: string): Parameters<typeof startOn>[2] {
+  return { model, training: job.spec?.training, seed: deriveSeed(job.spec?.seed ?? 0, "adapters") };
+}
+
 async function admitBase(job: TrainingJob, base: string, { store, blobs }: World): Promise<Admission> {
   const found = await store.get("Model", base);
   if (found?.weights === undefined) {
     return later("BaseMissing", `waiting for the model "${base}": import it, or name another as spec.model.base`);
   }
-  if ((await blobs.stat(found.weights.digest)) === undefined) {
-    return later("BaseMissing", `the weights of the model "${base}" are not stored any more: import it again`);
-  }
+  const gone = `the weights of the model "${base}" are not stored any more: import it again`;
+  if ((await blobs.stat(found.weights.digest)) === undefined) return later("BaseMissing", gone);
   const config = configOf(found);
-  const seqLen = job.spec?.data?.seqLen ?? 0;
-  if (seqLen > config.contextLength) {
-    const message = `spec.data.seqLen ${seqLen} is above the context length ${config.contextLength} of the model "${base}": apply the job under another name with a smaller one`;
-    return never("SequenceTooLong", message);
+  const misfits = checkAgainstModel(job, factsOf(config));
+  if (misfits.length > 0) {
+    const why = misfits.map(({ field, value, description }) => `${field} ${value} ${description}`).join("; ");
+    return never("ModelMismatch", `${why}; apply the job under another name for the model "${base}"`);
   }
+  const start = await startFrom(found, config, originOf(job, base), blobs);
+  if (start === undefined) return later("BaseMissing", gone);
+  const { frozen, ...ofModel } = start;
   const origin = { job: job.metadata?.name ?? "", round: 0 };
-  return { ok: true, model: { ...found, metadata: modelMeta(job), origin } };
+  return { ok: true, model: { ...found, ...ofModel, metadata: modelMeta(job), origin }, frozen };
 }
 
 async function admitNew(job: TrainingJob, { blobs }: World): Promise<Admission> {
@@ -58,9 +68,11 @@ async function admitNew(job: TrainingJob, { blobs }: World): Promise<Admission> 
       .join("; ");
     return never("ModelInvalid", why);
   }
-  const weights = initWeights(parsed.config, deriveSeed(job.spec?.seed ?? 0, "weights"));
+  const whole = initWeights(parsed.config, deriveSeed(job.spec?.seed ?? 0, "weights"));
+  const { frozen, ...ofModel } = await startOn(parsed.config, whole, originOf(job, ""), blobs);
   return {
     ok: true,
+    frozen,
     model: {
       apiVersion: API_VERSION,
       kind: "Model",
@@ -68,11 +80,9 @@ async function admitNew(job: TrainingJob, { blobs }: World): Promise<Admission> 
       family,
       config: toHuggingFaceConfig(parsed.config),
       tokenizer,
-      weights: await blobs.put(toBytes(weights)),
-      parameters: weights.length,
       origin: { job: job.metadata?.name ?? "", round: 0 },
       template: undefined,
-      base: undefined,
+      ...ofModel,
     },
   };
 }

@@ -4,8 +4,8 @@ import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Exclusion, Round } from "#proto/shoal/v1/round.js";
 import { findCondition } from "#common/domain/condition.js";
 import { evaluatePolicy, minuteOfDay } from "#common/domain/policy.js";
-import { estimateCost } from "#common/graph/cost.js";
 import type { ModelConfig } from "#common/graph/config.js";
+import { mayRecompute, stepDemand } from "./demand.js";
 
 /** One device as the planner sees it. */
 export interface Candidate {
@@ -81,7 +81,7 @@ function checkMachine({ device }: Candidate, peakBytes: number): string[] {
   const needed = peakBytes + AGENT_BYTES;
   if (facts.memoryBytes >= needed) return [];
   return [
-    `has ${mib(facts.memoryBytes)} of memory for the agent; the job needs ${mib(needed)}: lower batchSize or seqLen`,
+    `has ${mib(facts.memoryBytes)} of memory for the agent; the job needs ${mib(needed)}: lower batchSize or seqLen, raise accumulate, or keep the base in int8 or int4`,
   ];
 }
 
@@ -96,10 +96,17 @@ function checkRefusal({ device, refusedUpdate }: Candidate, round: string): stri
 /** The task's demands on any device: the smallest number of training tokens and the memory of a step. */
 function demands(job: TrainingJob, config: ModelConfig): { leastTokens: number; peakBytes: number } {
   const seqLen = job.spec?.data?.seqLen ?? 0;
-  const batch = job.spec?.local?.batchSize ?? 0;
   // One sequence and the token after it is the least that can be learned from.
   const leastTokens = Math.max(job.spec?.data?.minTokens ?? 0, seqLen + 1);
-  return { leastTokens, peakBytes: estimateCost(config, { batch, seqLen }).peakBytes };
+  const frugal = mayRecompute(job) || job.spec?.training?.recompute === "always";
+  return { leastTokens, peakBytes: stepDemand(job, config, frugal).peakBytes };
+}
+
+/** Whether a device must compute blocks again in the backward pass, for want of memory or because the job says so. */
+export function mustRecompute({ device }: Candidate, job: TrainingJob, config: ModelConfig): boolean {
+  if (!mayRecompute(job)) return job.spec?.training?.recompute === "always";
+  const has = device.status?.facts?.memoryBytes ?? 0;
+  return has < stepDemand(job, config, false).peakBytes + AGENT_BYTES;
 }
 
 function objections(snapshot: Snapshot, job: TrainingJob, round: Round): (candidate: Candidate) => string[] {

@@ -1,8 +1,10 @@
-import type { OptimizerSpec } from "#proto/shoal/v1/job.js";
+import type { OptimizerSpec, TrainingJobSpec, TrainingSpec } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { ModelConfig } from "#common/graph/config.js";
 import { buildEvalGraph } from "#common/graph/eval.js";
-import { buildTrainGraph } from "#common/graph/train.js";
+import type { OptimizerOptions } from "#common/graph/optimizers/table.js";
+import { buildTrainGraph, type TrainGraphOptions } from "#common/graph/train.js";
+import { variantOf } from "#common/graph/training.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 
 interface Shape {
@@ -14,22 +16,41 @@ interface Shape {
 const NO_CLIPPING = 3.4028234663852886e38;
 const MAX_REMEMBERED = 64;
 
+/** Clipping at 0 is off. */
+function optimizerOptions(spec: OptimizerSpec): OptimizerOptions & { clipNorm: number } {
+  const { name, beta1, beta2, eps, weightDecay, momentum } = spec;
+  const clipNorm = spec.clipNorm > 0 ? spec.clipNorm : NO_CLIPPING;
+  if (name === "sgd") return { optimizer: "sgd", momentum, weightDecay, clipNorm };
+  return { beta1, beta2, eps, weightDecay, clipNorm };
+}
+
 /** Training and evaluation graphs as blobs. Building is deterministic, so every replica stores the same digest. */
 export class GraphLibrary {
   private readonly remembered = new Map<string, BlobRef>();
 
   constructor(private readonly blobs: BlobStore) {}
 
-  /** The graph of one training step; clipNorm 0 is off. */
-  train(config: ModelConfig, shape: Shape, optimizer: OptimizerSpec): Promise<BlobRef> {
-    const { beta1, beta2, eps, weightDecay, clipNorm } = optimizer;
-    const options = { ...shape, beta1, beta2, eps, weightDecay, clipNorm: clipNorm > 0 ? clipNorm : NO_CLIPPING };
+  /** The graph of one training step as the job wants it. */
+  train(config: ModelConfig, { data, local, training }: TrainingJobSpec, recompute: boolean): Promise<BlobRef> {
+    const { batchSize = 1, optimizer, accumulate = 1, packing = false, proximalMu = 0 } = local ?? {};
+    if (optimizer === undefined) throw new RangeError("a job without an optimizer has no training graph");
+    const options: TrainGraphOptions = {
+      batch: batchSize,
+      seqLen: data?.seqLen ?? 1,
+      variant: variantOf(training),
+      packed: packing,
+      accumulate: Math.max(1, accumulate),
+      recompute,
+      proximal: proximalMu > 0,
+      ...optimizerOptions(optimizer),
+    };
     return this.stored(JSON.stringify(["train", config, options]), () => buildTrainGraph(config, options));
   }
 
   /** The graph of the held-out loss. */
-  evaluation(config: ModelConfig, shape: Shape): Promise<BlobRef> {
-    return this.stored(JSON.stringify(["eval", config, shape]), () => buildEvalGraph(config, shape));
+  evaluation(config: ModelConfig, shape: Shape, training: TrainingSpec | undefined): Promise<BlobRef> {
+    const options = { ...shape, variant: variantOf(training) };
+    return this.stored(JSON.stringify(["eval", config, options]), () => buildEvalGraph(config, options));
   }
 
   private async stored(key: string, build: () => Uint8Array): Promise<BlobRef> {

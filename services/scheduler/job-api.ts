@@ -4,17 +4,18 @@ import { WatchEventType } from "#proto/shoal/v1/meta.js";
 import type { Round } from "#proto/shoal/v1/round.js";
 import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
 import { setCondition } from "#common/domain/condition.js";
-import { completeTrainingJob, decodeTrainingJob } from "#common/domain/manifest.js";
+import { checkAgainstModel, decodeTrainingJob } from "#common/domain/manifest.js";
 import { cutPage, parsePage } from "#common/domain/pages.js";
 import { API_VERSION, isResourceName, nameViolations, newMeta, roundName } from "#common/domain/resources.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
+import { completeTrainingJob } from "#common/domain/typed-job.js";
 import { explain } from "./explanation.js";
 import { isFinal } from "./fleet-view.js";
 import { changeOf } from "./job-change.js";
 import { parseManifest } from "./manifest-text.js";
-import { readModel } from "./model-reading.js";
+import { configOf, factsOf, readModel } from "./model-reading.js";
 
 export interface JobApiParts {
   store: ResourceStore;
@@ -76,6 +77,8 @@ export class JobApi {
     const { name = "", labels = {}, annotations = {} } = wanted.metadata ?? {};
     const stored = await store.get("TrainingJob", name);
     if (stored === undefined) {
+      const misfit = await this.checkBase(wanted);
+      if (misfit !== undefined) return misfit;
       const status = TrainingJobStatus.fromPartial({ phase: "Pending" });
       const job: TrainingJob = { ...wanted, metadata: { ...newMeta(name, labels), annotations }, status };
       if (dryRun) return answer({ job, outcome: "created" });
@@ -88,6 +91,14 @@ export class JobApi {
     if (dryRun) return answer({ job: change.job, outcome: "configured" });
     const updated = await store.update("TrainingJob", change.job);
     return updated.ok ? answer({ job: updated.resource, outcome: "configured" }) : undefined;
+  }
+
+  /** Holds a new job against the stored model it names; one that is not there yet is waited for, and judged then. */
+  private async checkBase(wanted: TrainingJob): Promise<Answer<never> | undefined> {
+    const base = wanted.spec?.model?.base ?? "";
+    const model = base === "" ? undefined : await this.parts.store.get("Model", base);
+    const violations = model === undefined ? [] : checkAgainstModel(wanted, factsOf(configOf(model)));
+    return violations.length === 0 ? undefined : invalid(...violations);
   }
 
   /** One job by name. */

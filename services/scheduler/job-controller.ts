@@ -101,9 +101,10 @@ export class JobController {
       outerState: { digest: "", sizeBytes: 0 },
       parameters: model.parameters,
       model: job.metadata?.name ?? "",
+      frozen: admission.frozen,
       startedAtMs: this.parts.clock.nowMs(),
     };
-    const message = `${model.parameters} parameters`;
+    const message = `${model.parameters} trained parameters`;
     return this.write(job, next, "Running", { type: "Admitted", status: true, reason: "Ready", message });
   }
 
@@ -149,7 +150,9 @@ export class JobController {
     if (model === undefined) return requeue(WAITING_MS);
     const shape = { batch: job.spec?.local?.batchSize ?? 1, seqLen: job.spec?.data?.seqLen ?? 1 };
     const evaluated = isEvaluated(job, next.number, next.evaluationOnly);
-    const evalGraph = evaluated ? await this.parts.graphs.evaluation(configOf(model), shape) : undefined;
+    const evalGraph = evaluated
+      ? await this.parts.graphs.evaluation(configOf(model), shape, job.spec?.training)
+      : undefined;
     const created = await this.parts.store.create("Round", draftRound(job, model, next, evalGraph));
     if (created.ok) this.parts.log.info("round created", { job: job.metadata?.name, round: next.number });
     return DONE;

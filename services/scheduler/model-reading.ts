@@ -1,6 +1,8 @@
-import type { ReadModel } from "#common/domain/manifest.js";
+import type { ModelFacts, ReadModel } from "#common/domain/manifest.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import { type ModelConfig, parseModelConfig } from "#common/graph/config.js";
+import { variantOf } from "#common/graph/training.js";
+import { resolveVariant } from "#common/graph/variant.js";
 
 type Fields = Readonly<Record<string, unknown>>;
 
@@ -14,11 +16,23 @@ export function readConfig(family: string, config: Fields): ReturnType<typeof pa
   return parseModelConfig({ ...config, model_type: family });
 }
 
+/** What manifests are held against. */
+export function factsOf(config: ModelConfig): ModelFacts {
+  const { vocabSize, contextLength } = config;
+  return {
+    vocabSize,
+    contextLength,
+    objections: (training) => {
+      const resolved = resolveVariant(config, variantOf(training));
+      return resolved.ok ? [] : resolved.violations;
+    },
+  };
+}
+
 /** The graph room's judgement, in the terms of the manifest's rules. */
 export const readModel: ReadModel = (family, config) => {
   const parsed = readConfig(family, config);
-  if (!parsed.ok) return parsed;
-  return { ok: true, vocabSize: parsed.config.vocabSize, contextLength: parsed.config.contextLength };
+  return parsed.ok ? { ok: true, ...factsOf(parsed.config) } : parsed;
 };
 
 /** The config of a stored model. Throws code "MODEL_INVALID" if it cannot be built, which admission rules out. */

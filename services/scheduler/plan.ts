@@ -3,8 +3,16 @@ import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Assignment, Exclusion, Round } from "#proto/shoal/v1/round.js";
 import { createRng } from "#common/domain/rng.js";
 import { deriveSeed } from "#common/domain/seed.js";
-import { type Candidate, findEligible, nameOf, type Snapshot } from "./eligibility.js";
+import { type Candidate, findEligible, mustRecompute, nameOf, type Snapshot } from "./eligibility.js";
 import { learnDeadlineMs, predict } from "./prediction.js";
+
+/** The graphs that new assignments train with. */
+export interface TrainGraphs {
+  /** Keeps every block's values for the backward pass. */
+  keeping: BlobRef | undefined;
+  /** Computes blocks again. */
+  recomputing: BlobRef | undefined;
+}
 
 /** A plan that can be committed. */
 export interface RoundPlan {
@@ -82,14 +90,14 @@ function shortage(possible: number, needed: number, dataset: string): string {
  * drawn. The quorum is never below the smallest cohort that anybody's policy, or the dataset's passport, asks for, and never
  * sinks in a later attempt: a device that was given up may still come back with its update, and that is never folded with
  * fewer others than it was promised.
- * @param trainGraph the graph that new assignments train with; undefined in a round that only evaluates
+ * @param graphs undefined in a round that only evaluates
  */
 export function planRound(
   snapshot: Snapshot,
   job: TrainingJob,
   round: Round,
   seed: number,
-  trainGraph: BlobRef | undefined,
+  graphs: TrainGraphs | undefined,
 ): RoundPlan | NoPlan {
   const kept = keptAssignments(round);
   const sizeOf = (eligible: number): number => Math.max(kept.size, wantedSize(job, kept.size + eligible));
@@ -121,10 +129,12 @@ export function planRound(
     const device = nameOf(candidate);
     const before = kept.get(device);
     const steps = before?.localSteps ?? localSteps(job, round, gflopsOf(candidate), fastest);
-    const { predictedMs, boundMs } = predict(candidate, snapshot, job, { localSteps: steps, evaluate });
+    const recompute = mustRecompute(candidate, job, snapshot.config);
+    const { predictedMs, boundMs } = predict(candidate, snapshot, job, { localSteps: steps, evaluate, recompute });
     bounds.push(boundMs);
     if (before !== undefined) return before;
     const batchSize = job.spec?.local?.batchSize ?? 0;
+    const trainGraph = recompute ? graphs?.recomputing : graphs?.keeping;
     return { device, localSteps: steps, batchSize, seed: deriveSeed(seed, "device", device), trainGraph, predictedMs };
   });
   // Members that left the fleet have no candidate any more, yet what they committed counts.

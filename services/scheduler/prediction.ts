@@ -1,6 +1,6 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
-import { estimateCost } from "#common/graph/cost.js";
 import { codecByName } from "#common/tensor/codec.js";
+import { stepDemand } from "./demand.js";
 import type { Candidate, Snapshot } from "./eligibility.js";
 
 /** How long a device should take, and how long it should be given, milliseconds. */
@@ -42,12 +42,12 @@ export function predict(
   candidate: Candidate,
   snapshot: Snapshot,
   job: TrainingJob,
-  work: { localSteps: number; evaluate: boolean },
+  work: { localSteps: number; evaluate: boolean; recompute: boolean },
 ): Prediction {
   const { data, local, codec } = job.spec ?? {};
   const batch = local?.batchSize ?? 1;
   const seqLen = data?.seqLen ?? 1;
-  const { parameters, flopsPerStep } = estimateCost(snapshot.config, { batch, seqLen });
+  const { flopsPerStep, values } = stepDemand(job, snapshot.config, work.recompute);
   const facts = candidate.device.status?.facts;
   const measured = spreadOf(candidate.msPerStep);
   const isMeasured = candidate.msPerStep.length > 0;
@@ -58,9 +58,11 @@ export function predict(
   // A forward pass is a third of a training step; `tokens` counts the training part only.
   const evalBatches = work.evaluate ? Math.ceil((tokens * heldOut) / (1 - heldOut) / (batch * seqLen)) : 0;
   const steps = work.localSteps + evalBatches / 3;
-  const upBytes = work.localSteps > 0 ? (codecByName(codec?.name ?? "")?.encodedBytes(parameters) ?? 0) : 0;
+  const upBytes = work.localSteps > 0 ? (codecByName(codec?.name ?? "")?.encodedBytes(values) ?? 0) : 0;
+  // The frozen part comes once, before a device's first step.
+  const frozenBytes = isMeasured ? 0 : (job.status?.frozen?.blob?.sizeBytes ?? 0);
   const wireMs =
-    transferMs(FLOAT_BYTES * parameters, facts?.downBytesPerSecond ?? 0) +
+    transferMs(FLOAT_BYTES * values + frozenBytes, facts?.downBytesPerSecond ?? 0) +
     transferMs(upBytes, facts?.upBytesPerSecond ?? 0);
   return {
     predictedMs: Math.ceil(NOTICE_MS + wireMs + steps * stepMs),

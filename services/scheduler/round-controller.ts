@@ -1,5 +1,4 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
-import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Exclusion, Round, RoundStatus } from "#proto/shoal/v1/round.js";
 import { findCondition, setCondition } from "#common/domain/condition.js";
 import { advance, newRoundStatus, type RoundFacts, standingOf } from "#common/domain/round.js";
@@ -9,11 +8,11 @@ import type { Metrics } from "#common/ports/metrics.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import type { Outcome } from "#common/runtime/controller.js";
-import type { Snapshot } from "./eligibility.js";
+import { mustRecompute, type Snapshot } from "./eligibility.js";
 import { gatherFacts, isFinal, takeSnapshot } from "./fleet-view.js";
 import type { GraphLibrary } from "./graph-library.js";
 import { DONE, requeue, type Step } from "./outcome.js";
-import { planRound, type RoundPlan, verifyPlan } from "./plan.js";
+import { planRound, type RoundPlan, type TrainGraphs, verifyPlan } from "./plan.js";
 
 export interface RoundControllerParts {
   store: ResourceStore;
@@ -99,8 +98,8 @@ export class RoundController {
     const seed = round.spec?.seed ?? 0;
     let snapshot = await takeSnapshot(store, job, round, facts.tally, clock.nowMs());
     for (let tries = 0; tries < MAX_STALE_PLANS && snapshot !== undefined; tries++) {
-      const trainGraph = await this.trainGraph(job, round, snapshot);
-      const plan = planRound(snapshot, job, round, seed, trainGraph);
+      const graphs = await this.trainGraphs(job, round, snapshot);
+      const plan = planRound(snapshot, job, round, seed, graphs);
       if (!plan.ok) return this.wait(round, plan.exclusions, plan.waitFor);
       // Building a graph or a slow store takes time in which devices come and go.
       const fresh = await takeSnapshot(store, job, round, facts.tally, clock.nowMs());
@@ -111,11 +110,17 @@ export class RoundController {
     return requeue(LEAST_BACKOFF_MS);
   }
 
-  private async trainGraph(job: TrainingJob, round: Round, snapshot: Snapshot): Promise<BlobRef | undefined> {
-    const { local, data } = job.spec ?? {};
-    if (round.spec?.evaluationOnly === true || local?.optimizer === undefined) return undefined;
-    const shape = { batch: local.batchSize, seqLen: data?.seqLen ?? 0 };
-    return this.parts.graphs.train(snapshot.config, shape, local.optimizer);
+  /** The graphs that devices of this fleet need: most fleets need one of the two. */
+  private async trainGraphs(job: TrainingJob, round: Round, snapshot: Snapshot): Promise<TrainGraphs | undefined> {
+    const { spec } = job;
+    if (round.spec?.evaluationOnly === true || spec === undefined) return undefined;
+    const { config, candidates } = snapshot;
+    const frugal = candidates.map((candidate) => mustRecompute(candidate, job, config));
+    const { graphs } = this.parts;
+    return {
+      keeping: frugal.includes(false) ? await graphs.train(config, spec, false) : undefined,
+      recomputing: frugal.includes(true) ? await graphs.train(config, spec, true) : undefined,
+    };
   }
 
   /** Notes why the round cannot be planned; writes only if that is new. */

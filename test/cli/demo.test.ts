@@ -42,7 +42,12 @@ test("the demo's manifest is one the scheduler takes, with three speed classes a
   const decoded = decodeTrainingJob(JSON.parse(demoManifest(8, 3, 5)) as unknown, (_family, value) => {
     const parsed = parseModelConfig({ model_type: "gpt2", ...(value as object) });
     if (!parsed.ok) return parsed;
-    return { ok: true, contextLength: parsed.config.contextLength, vocabSize: parsed.config.vocabSize };
+    return {
+      ok: true,
+      contextLength: parsed.config.contextLength,
+      objections: () => [],
+      vocabSize: parsed.config.vocabSize,
+    };
   });
   t.deepEqual(decoded.ok ? [] : decoded.violations, []);
   t.is(new Set([0, 1, 2].map((i) => speedOf(i).throttle)).size, 3);

@@ -1,7 +1,8 @@
 import test from "ava";
 import fc from "fast-check";
 import { TrainingJob } from "#proto/shoal/v1/job.js";
-import { completeTrainingJob, decodeDataset, decodeTrainingJob } from "#common/domain/manifest.js";
+import { decodeDataset, decodeTrainingJob } from "#common/domain/manifest.js";
+import { completeTrainingJob } from "#common/domain/typed-job.js";
 import { readModel } from "#services/scheduler/model-reading.js";
 import { jobOf, manifest, TINY } from "../scheduler/world.js";
 
@@ -29,6 +30,7 @@ test("a short manifest gets every default", (t) => {
     weightDecay: 0.1,
     clipNorm: 1,
     keepState: true,
+    momentum: 0,
     schedule: { name: "cosine", warmupSteps: 10, minRatio: 0.1 },
   });
   t.is(spec?.data?.seqLen, 16, "no longer than the model's context");
@@ -59,7 +61,31 @@ const refusals: [string, Plain, string, string, RegExp][] = [
     "cosinus",
     /"cosine"/,
   ],
-  ["unknown optimizer", { local: { optimizer: { name: "sgd" } } }, "spec.local.optimizer.name", "sgd", /must be adamw/],
+  ["unknown optimizer", { local: { optimizer: { name: "adam" } } }, "spec.local.optimizer.name", "adam", /"adamw"/],
+  [
+    "sgd with betas",
+    { local: { optimizer: { name: "sgd", beta1: 0.5 } } },
+    "spec.local.optimizer.beta1",
+    "0.5",
+    /only for/,
+  ],
+  ["momentum of adamw", { local: { optimizer: { momentum: 0.5 } } }, "spec.local.optimizer.momentum", "0.5", /"sgd"/],
+  ["uneven parts", { local: { batchSize: 8, accumulate: 3 } }, "spec.local.accumulate", "3", /one of its divisors/],
+  ["negative mu", { local: { proximalMu: -1 } }, "spec.local.proximalMu", "-1", /from 0/],
+  ["adapters on nothing", { training: { mode: "lora" } }, "spec.training.mode", "lora", /spec\.model\.base/],
+  ["adapters in full mode", { training: { lora: { rank: 4 } } }, "spec.training.lora", "4", /only for mode "lora"/],
+  ["rank 0", { training: { mode: "lora", lora: { rank: 0 } } }, "spec.training.lora.rank", "0", /from 1 to 4096/],
+  [
+    "no targets",
+    { training: { mode: "lora", lora: { targets: [] } } },
+    "spec.training.lora.targets",
+    "[]",
+    /at least 1/,
+  ],
+  ["integers that train", { training: { base: "int4" } }, "spec.training.base", "int4", /frozen/],
+  ["foreign base", { training: { base: "int2" } }, "spec.training.base", "int2", /"int[48]"/],
+  ["foreign tensor", { training: { trained: ["*.wte"] } }, "spec.training.trained", "*.wte", /matches no tensor/],
+  ["foreign recompute", { training: { recompute: true } }, "spec.training.recompute", "", /auto, always, never/],
   ["unknown step policy", { local: { stepPolicy: "even" } }, "spec.local.stepPolicy", "even", /fixed, proportional/],
   [
     "unknown tokenizer",
@@ -195,6 +221,25 @@ test("a job as it is stored, applied in the typed form, is the same job, zeros i
   t.is(merged.ok && merged.value.spec?.rounds, 9);
   t.is(merged.ok && merged.value.spec?.local?.optimizer?.clipNorm, 0);
   t.deepEqual(completeTrainingJob(bare, readModel).ok, false);
+});
+
+test("adapters get alpha of twice their rank and every projection; sgd gets momentum and no betas", (t) => {
+  const { spec } = jobOf("tuned", {
+    model: { base: "first" },
+    training: { mode: "lora", lora: { rank: 4 }, base: "int8" },
+    local: { optimizer: { name: "sgd" } },
+  });
+  const lora = { rank: 4, alpha: 8, targets: ["all-linear"], rankStabilized: false };
+  t.deepEqual(spec?.training, { mode: "lora", lora, base: "int8", trained: [], recompute: "auto" });
+  const { momentum, beta1, beta2, eps } = spec?.local?.optimizer ?? {};
+  t.deepEqual([momentum, beta1, beta2, eps], [0.9, 0, 0, 0]);
+  const stored = jobOf("tuned", {
+    model: { base: "first" },
+    training: { mode: "lora", lora: { alpha: 1, targets: ["c_attn"] } },
+    local: { optimizer: { name: "sgd", momentum: 0 } },
+  });
+  const again = completeTrainingJob(stored, readModel, stored.spec);
+  t.deepEqual(again.ok ? again.value : again.violations, stored);
 });
 
 test("a base model brings its own family and tokenizer", (t) => {

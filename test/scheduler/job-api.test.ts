@@ -257,13 +257,22 @@ test("what keeps a job from beginning is said, and ends when it ends", async (t)
   };
   await applied(api, text("next", { model: { base: "first" }, data: { dataset: "speeches", seqLen: 16 } }));
   t.is(await admitted("next"), "Pending: BaseMissing");
+  const training = { mode: "lora", lora: { targets: ["q_proj"] } };
+  await applied(api, text("long", { model: { base: "first" }, training }));
+  t.is(await admitted("long"), "Pending: BaseMissing");
   await applied(api, text("first"));
   t.is(await admitted("first"), "Running: Ready");
   t.is(await admitted("next"), "Running: Ready");
   const [base, model] = [await store.get("Model", "first"), await store.get("Model", "next")];
   t.deepEqual([model?.weights, model?.config, model?.origin], [base?.weights, base?.config, { job: "next", round: 0 }]);
-  await applied(api, text("long", { model: { base: "first" } }));
-  t.is(await admitted("long"), "Failed: SequenceTooLong");
+  t.is(await admitted("long"), "Failed: ModelMismatch");
+  const why = value(t, await api.get({ name: "long" })).job?.status?.conditions[0]?.message ?? "";
+  t.regex(why, /spec\.data\.seqLen 64 is above .*context length \(16\).*spec\.training\.lora\.targets q_proj names no/);
+  const late = await api.apply({
+    source: { $case: "manifest", value: text("late", { model: { base: "first" } }) },
+    dryRun: true,
+  });
+  t.regex(JSON.stringify(late), /spec\.data\.seqLen/, "a model that is there is held against at once");
   await store.create(
     "Model",
     Model.fromPartial({ apiVersion: API_VERSION, kind: "Model", metadata: newMeta("taken") }),

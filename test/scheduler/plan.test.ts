@@ -11,7 +11,8 @@ import { learnDeadlineMs, predict, spreadOf } from "#services/scheduler/predicti
 import { draftRound } from "#services/scheduler/round-draft.js";
 import { candidateOf, type DeviceTraits, jobOf, leaseOf, NOW, TINY_CONFIG } from "./world.js";
 
-const GRAPH = { digest: `sha256:${"1".repeat(64)}`, sizeBytes: 9 };
+const GRAPH_BLOB = { digest: `sha256:${"1".repeat(64)}`, sizeBytes: 9 };
+const GRAPH = { keeping: GRAPH_BLOB, recomputing: undefined };
 const snapshotOf = (candidates: readonly Candidate[], over: Partial<Snapshot> = {}): Snapshot => ({
   nowMs: NOW,
   candidates,
@@ -290,6 +291,7 @@ test("deadlines: given, or learned from measured steps, and doubled by attempts"
   const { predictedMs, boundMs } = predict(measured, snapshotOf([measured]), given, {
     localSteps: 10,
     evaluate: false,
+    recompute: false,
   });
   t.is(predictedMs, 5_000 + 10 * 3000);
   t.is(boundMs, 5_000 + 10 * (3000 + 3 * 1000));
@@ -306,7 +308,7 @@ test("a slow link and an evaluation make a round longer", (t) => {
   if (status?.facts === undefined) return t.fail();
   const facts = { ...status.facts, upBytesPerSecond: 100, downBytesPerSecond: 100 };
   const slow = { ...quick, device: { ...quick.device, status: { ...status, facts } } };
-  const work = { localSteps: 10, evaluate: false };
+  const work = { localSteps: 10, evaluate: false, recompute: false };
   const at = (one: Candidate, evaluate: boolean): number =>
     predict(one, snapshotOf([one]), job, { ...work, evaluate }).predictedMs;
   t.true(at(slow, false) > at(quick, false) + 4 * 3000 * 10);

@@ -13,23 +13,33 @@ export const JOB_DEFAULTS = {
   data: { purpose: "research", seqLen: 64, heldOutFraction: 0.1, minTokens: 0 },
   /** Target 0 aims at every device that may take part. */
   cohort: { min: 1, target: 0, overCommit: 1 },
-  local: { steps: 50, stepPolicy: "proportional", minSteps: 1, batchSize: 8 },
-  optimizer: {
-    name: "adamw",
-    learningRate: 1e-3,
-    beta1: 0.9,
-    beta2: 0.99,
-    eps: 1e-8,
-    weightDecay: 0.1,
-    clipNorm: 1,
-    keepState: true,
+  training: { mode: "full", base: "float32", recompute: "auto" },
+  /** Alpha is twice the rank. */
+  lora: { rank: 8, targets: ["all-linear"], rankStabilized: false },
+  local: {
+    steps: 50,
+    stepPolicy: "proportional",
+    minSteps: 1,
+    batchSize: 8,
+    accumulate: 1,
+    packing: false,
+    proximalMu: 0,
   },
+  optimizer: { name: "adamw", learningRate: 1e-3, weightDecay: 0.1, clipNorm: 1, keepState: true },
+  adamw: { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+  sgd: { momentum: 0.9 },
   /** Warm-up is this long, but no longer than a round. */
   schedule: { name: "cosine", warmupSteps: 50, minRatio: 0.1 },
   strategy: { name: "diloco", outerLearningRate: 0.7, outerMomentum: 0.9, weighting: "tokens", maxUpdateNorm: 0 },
   codec: { name: "int8", errorFeedback: true },
   evaluation: { everyRounds: 1, finalRound: true },
 } as const;
+
+/** Constants of an optimizer that are not of the other one. */
+export const FOREIGN_CONSTANTS: Readonly<Record<string, readonly ("beta1" | "beta2" | "eps" | "momentum")[]>> = {
+  adamw: ["momentum"],
+  sgd: ["beta1", "beta2", "eps"],
+};
 
 const D = JOB_DEFAULTS;
 /** A round's name is the job's with "-" and up to six digits, within 63 characters. */
@@ -83,11 +93,12 @@ const tokenizer = object({
 });
 
 const optimizer = object({
-  name: z.enum(["adamw"]).default(D.optimizer.name),
+  name: z.enum(["adamw", "sgd"]).default(D.optimizer.name),
   learningRate: above(0, 10).default(D.optimizer.learningRate),
-  beta1: between(0, 0.99999).default(D.optimizer.beta1),
-  beta2: between(0, 0.9999999).default(D.optimizer.beta2),
-  eps: above(0, 1).default(D.optimizer.eps),
+  beta1: between(0, 0.99999).optional(),
+  beta2: between(0, 0.9999999).optional(),
+  eps: above(0, 1).optional(),
+  momentum: between(0, 0.99999).optional(),
   weightDecay: between(0, 10).default(D.optimizer.weightDecay),
   clipNorm: between(0, 1e6).default(D.optimizer.clipNorm),
   schedule: object({
@@ -96,6 +107,25 @@ const optimizer = object({
     minRatio: between(0, 1).default(D.schedule.minRatio),
   }).prefault({}),
   keepState: truth.default(D.optimizer.keepState),
+});
+
+const names = (what: string, least: number): z.ZodArray<z.ZodString> =>
+  z
+    .array(text(256).min(1, "must not be empty"), { error: `must be a list of ${what}` })
+    .min(least, `must name at least ${least}`)
+    .max(1024, "must have at most 1024 entries");
+
+const training = object({
+  mode: z.enum(["full", "lora"]).default(D.training.mode),
+  lora: object({
+    rank: whole(1, 4096).default(D.lora.rank),
+    alpha: above(0, 1e6).optional(),
+    targets: names("projections", 1).default([...D.lora.targets]),
+    rankStabilized: truth.default(D.lora.rankStabilized),
+  }).optional(),
+  base: z.enum(["float32", "int8", "int4"]).default(D.training.base),
+  trained: names("tensor names", 0).default([]),
+  recompute: z.enum(["auto", "always", "never"]).default(D.training.recompute),
 });
 
 const spec = object({
@@ -124,8 +154,12 @@ const spec = object({
     stepPolicy: z.enum(["fixed", "proportional"]).default(D.local.stepPolicy),
     minSteps: whole(1, 1_000_000).default(D.local.minSteps),
     batchSize: whole(1, 4096).default(D.local.batchSize),
+    accumulate: whole(1, 4096).default(D.local.accumulate),
+    packing: truth.default(D.local.packing),
+    proximalMu: between(0, 1e4).default(D.local.proximalMu),
     optimizer: optimizer.prefault({}),
   }).prefault({}),
+  training: training.prefault({}),
   strategy: object({
     name: z.enum(["fedavg", "diloco"]).default(D.strategy.name),
     outerLearningRate: above(0, 10).default(D.strategy.outerLearningRate),

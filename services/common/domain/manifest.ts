@@ -1,13 +1,26 @@
-import { ModelSpec, TrainingJob, type TrainingJobSpec } from "#proto/shoal/v1/job.js";
+import { ModelSpec, type OptimizerSpec, TrainingJob, type TrainingSpec } from "#proto/shoal/v1/job.js";
 import { Dataset } from "#proto/shoal/v1/model.js";
-import { datasetSchema, JOB_DEFAULTS, type JobManifest, jobSchema } from "./job-schema.js";
-import { API_VERSION, type Violation } from "./resources.js";
+import { datasetSchema, FOREIGN_CONSTANTS, JOB_DEFAULTS, type JobManifest, jobSchema } from "./job-schema.js";
+import type { Violation } from "./resources.js";
 import { showValue, toViolations } from "./violation.js";
 
+/** What is wrong with a field of a model or a variant, as the graph room says it. */
+interface GraphViolation {
+  readonly field: string;
+  readonly value: unknown;
+  readonly description: string;
+}
+
+/** What the graph room knows of a model whose config can be built. */
+export interface ModelFacts {
+  vocabSize: number;
+  contextLength: number;
+  /** What of a training does not fit the model, by its fields. */
+  objections(training: TrainingSpec): readonly GraphViolation[];
+}
+
 /** What the graph room says of a model's config. Passed in, since this room may not import that one. */
-export type ModelReading =
-  | { ok: true; vocabSize: number; contextLength: number }
-  | { ok: false; violations: readonly { field: string; value: unknown; description: string }[] };
+export type ModelReading = ({ ok: true } & ModelFacts) | { ok: false; violations: readonly GraphViolation[] };
 
 /** Reads a config in the family's own Hugging Face field names. */
 export type ReadModel = (family: string, config: Readonly<Record<string, unknown>>) => ModelReading;
@@ -61,8 +74,8 @@ function checkTokenizer(tokenizer: JobManifest["spec"]["model"]["tokenizer"], vo
 
 interface CheckedModel {
   violations: Violation[];
-  /** Longest sequence; undefined if it is that of a stored model, checked at admission. */
-  contextLength: number | undefined;
+  /** Undefined for a stored model, against which `checkStored` holds the job. */
+  facts: ModelFacts | undefined;
 }
 
 /** Either a stored model alone, or a new one that can be built. */
@@ -72,30 +85,38 @@ function checkModel(model: JobManifest["spec"]["model"], readModel: ReadModel): 
     const remedy = `comes with the base model "${model.base}"; leave it out, or leave base out for a new model`;
     return {
       violations: extra.map((key) => refused(`spec.model.${key}`, model[key], remedy)),
-      contextLength: undefined,
+      facts: undefined,
     };
   }
   if (model.config === undefined) {
     const remedy = "is missing: give the configuration of a new model, or base for a stored one";
-    return { violations: [refused("spec.model.config", undefined, remedy)], contextLength: undefined };
+    return { violations: [refused("spec.model.config", undefined, remedy)], facts: undefined };
   }
   const reading = readModel(model.family ?? JOB_DEFAULTS.model.family, model.config);
   if (reading.ok) {
-    return { violations: checkTokenizer(model.tokenizer, reading.vocabSize), contextLength: reading.contextLength };
+    return { violations: checkTokenizer(model.tokenizer, reading.vocabSize), facts: reading };
   }
   const violations = reading.violations.map(({ field, value, description }) =>
     field === "family" || field === "model_type"
       ? refused("spec.model.family", model.family, description)
       : refused(["spec.model.config", field].filter((part) => part !== "").join("."), value, description),
   );
-  return { violations, contextLength: undefined };
+  return { violations, facts: undefined };
 }
 
+const tooLong = (seqLen: number, contextLength: number): Violation[] =>
+  seqLen <= contextLength
+    ? []
+    : [
+        refused(
+          "spec.data.seqLen",
+          seqLen,
+          `is above the model's context length (${contextLength}); lower it or use a larger model`,
+        ),
+      ];
+
 /** What single fields cannot know of one another. */
-function checkTogether(
-  { cohort, local, data, rounds }: JobManifest["spec"],
-  contextLength: number | undefined,
-): Violation[] {
+function checkTogether({ cohort, local, rounds }: JobManifest["spec"]): Violation[] {
   const found: Violation[] = [];
   const refuse = (field: string, value: number, description: string): void => {
     found.push(refused(field, value, description));
@@ -110,19 +131,73 @@ function checkTogether(
   if (local.minSteps > local.steps) {
     refuse("spec.local.minSteps", local.minSteps, `is above steps (${local.steps}); lower minSteps or raise steps`);
   }
-  if (contextLength !== undefined && data.seqLen !== undefined && data.seqLen > contextLength) {
-    refuse(
-      "spec.data.seqLen",
-      data.seqLen,
-      `is above the model's context length (${contextLength}); lower it or enlarge the model`,
-    );
+  if (local.batchSize % local.accumulate !== 0) {
+    const description = `does not divide batchSize (${local.batchSize}) into equal parts; use one of its divisors`;
+    refuse("spec.local.accumulate", local.accumulate, description);
   }
   const warmup = local.optimizer.schedule.warmupSteps;
   if (warmup !== undefined && warmup > rounds * local.steps) {
     const description = `is longer than the job (${rounds} rounds of ${local.steps} steps); lower it`;
     refuse("spec.local.optimizer.schedule.warmupSteps", warmup, description);
   }
+  return [...found, ...checkOptimizer(local.optimizer)];
+}
+
+/** Constants of the other optimizer would be silently without effect. */
+function checkOptimizer(optimizer: JobManifest["spec"]["local"]["optimizer"]): Violation[] {
+  const { name } = optimizer;
+  const owner = name === "sgd" ? "adamw" : "sgd";
+  return (FOREIGN_CONSTANTS[name] ?? [])
+    .filter((key) => optimizer[key] !== undefined)
+    .map((key) => {
+      const description = `is only for the optimizer "${owner}"; leave it out or change the name`;
+      return refused(`spec.local.optimizer.${key}`, optimizer[key], description);
+    });
+}
+
+/** What a training says that cannot be, whatever the model. */
+function checkTraining({ training, model }: JobManifest["spec"]): Violation[] {
+  const { mode, lora, base, trained } = training;
+  const at = "spec.training";
+  const found: Violation[] = [];
+  if (mode === "full" && lora !== undefined) {
+    found.push(refused(`${at}.lora`, lora, 'is only for mode "lora"; leave it out or change the mode'));
+  }
+  if (mode === "lora" && model.base === undefined) {
+    const description = 'needs a stored model to stand beside: name one as spec.model.base, or use mode "full"';
+    found.push(refused(`${at}.mode`, mode, description));
+  }
+  if (mode === "full" && trained.length === 0 && base !== JOB_DEFAULTS.training.base) {
+    const description =
+      'keeps frozen weights, and in mode "full" none are; use mode "lora", or name the trained tensors';
+    found.push(refused(`${at}.base`, base, description));
+  }
   return found;
+}
+
+function completedTraining({ training }: JobManifest["spec"]): TrainingSpec {
+  const { mode, lora, base, trained, recompute } = training;
+  if (mode === "full") return { mode, lora: undefined, base, trained, recompute };
+  const { rank = JOB_DEFAULTS.lora.rank, targets = [...JOB_DEFAULTS.lora.targets] } = lora ?? {};
+  const { alpha = 2 * rank, rankStabilized = JOB_DEFAULTS.lora.rankStabilized } = lora ?? {};
+  return { mode, lora: { rank, alpha, targets, rankStabilized }, base, trained, recompute };
+}
+
+function completedOptimizer({ local }: JobManifest["spec"]): OptimizerSpec {
+  const { optimizer, steps } = local;
+  const { schedule } = optimizer;
+  const adamw = optimizer.name === "adamw";
+  const { beta1, beta2, eps } = adamw ? JOB_DEFAULTS.adamw : { beta1: 0, beta2: 0, eps: 0 };
+  // Not tied to the number of rounds, which may be raised later without changing anything else.
+  const warmupSteps = schedule.warmupSteps ?? Math.min(JOB_DEFAULTS.schedule.warmupSteps, steps);
+  return {
+    ...optimizer,
+    beta1: optimizer.beta1 ?? beta1,
+    beta2: optimizer.beta2 ?? beta2,
+    eps: optimizer.eps ?? eps,
+    momentum: optimizer.momentum ?? (adamw ? 0 : JOB_DEFAULTS.sgd.momentum),
+    schedule: { ...schedule, warmupSteps },
+  };
 }
 
 function completedModel({ base, family, config, tokenizer }: JobManifest["spec"]["model"]): ModelSpec {
@@ -142,21 +217,28 @@ function completedModel({ base, family, config, tokenizer }: JobManifest["spec"]
 /** Defaults that depend on other fields. */
 function completed({ spec, ...manifest }: JobManifest, contextLength: number | undefined): TrainingJob {
   const { model, data, local } = spec;
-  const schedule = local.optimizer.schedule;
-  // Not tied to the number of rounds, which may be raised later without changing anything else.
-  const warmup = Math.min(JOB_DEFAULTS.schedule.warmupSteps, local.steps);
   return TrainingJob.fromPartial({
     ...manifest,
     spec: {
       ...spec,
       model: completedModel(model),
       data: { ...data, seqLen: data.seqLen ?? Math.min(JOB_DEFAULTS.data.seqLen, contextLength ?? Infinity) },
-      local: {
-        ...local,
-        optimizer: { ...local.optimizer, schedule: { ...schedule, warmupSteps: schedule.warmupSteps ?? warmup } },
-      },
+      local: { ...local, optimizer: completedOptimizer(spec) },
+      training: completedTraining(spec),
     },
   });
+}
+
+/**
+ * What of a decoded job does not fit the model it is to start from: its sequences, the projections and tensors it names.
+ * New models are held against it when the manifest is decoded, stored ones as soon as they are known.
+ */
+export function checkAgainstModel({ spec }: TrainingJob, facts: ModelFacts): Violation[] {
+  const objections = spec?.training === undefined ? [] : facts.objections(spec.training);
+  return [
+    ...tooLong(spec?.data?.seqLen ?? 0, facts.contextLength),
+    ...objections.map(({ field, value, description }) => refused(`spec.training.${field}`, value, description)),
+  ];
 }
 
 /**
@@ -166,10 +248,12 @@ function completed({ spec, ...manifest }: JobManifest, contextLength: number | u
 export function decodeTrainingJob(document: unknown, readModel: ReadModel): Decoded<TrainingJob> {
   const parsed = jobSchema.safeParse(document);
   if (!parsed.success) return { ok: false, violations: toViolations(jobSchema, document, parsed.error) };
-  const model = checkModel(parsed.data.spec.model, readModel);
-  const violations = [...model.violations, ...checkTogether(parsed.data.spec, model.contextLength)];
-  if (violations.length > 0) return { ok: false, violations };
-  return { ok: true, value: completed(parsed.data, model.contextLength) };
+  const { spec } = parsed.data;
+  const { violations: ofModel, facts } = checkModel(spec.model, readModel);
+  const job = completed(parsed.data, facts?.contextLength);
+  const together = [...checkTogether(spec), ...checkTraining(spec)];
+  const violations = [...ofModel, ...together, ...(facts === undefined ? [] : checkAgainstModel(job, facts))];
+  return violations.length > 0 ? { ok: false, violations } : { ok: true, value: job };
 }
 
 /** A Dataset from a parsed YAML or JSON document, defaults filled in. */
@@ -177,62 +261,4 @@ export function decodeDataset(document: unknown): Decoded<Dataset> {
   const parsed = datasetSchema.safeParse(document);
   if (!parsed.success) return { ok: false, violations: toViolations(datasetSchema, document, parsed.error) };
   return { ok: true, value: Dataset.fromPartial(parsed.data) };
-}
-
-type Plain = Record<string, unknown>;
-
-const isPlain = (value: unknown): value is Plain =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
-/** Maps whose entries are the user's, so that they are taken whole. */
-const MAPS = new Set(["config", "selector"]);
-
-/** A message without the fields that are at their zero: absent, as far as proto3 can tell. */
-function withoutZeros(message: Plain): Plain {
-  const kept = Object.entries(message).flatMap(([key, value]): [string, unknown][] => {
-    if (value === undefined || value === 0 || value === "" || value === false) return [];
-    if (!isPlain(value)) return [[key, value]];
-    const inner = MAPS.has(key) ? value : withoutZeros(value);
-    return Object.keys(inner).length === 0 ? [] : [[key, inner]];
-  });
-  return Object.fromEntries(kept);
-}
-
-/** `over`, and where it says nothing, `under`. */
-function merge(under: Plain, over: Plain): Plain {
-  const merged: Plain = { ...under };
-  for (const [key, value] of Object.entries(over)) {
-    const old = under[key];
-    merged[key] = isPlain(value) && isPlain(old) && !MAPS.has(key) ? merge(old, value) : value;
-  }
-  return merged;
-}
-
-/** A stored spec as a manifest would say it: every field, but without messages and texts that are unset. */
-function asManifest(message: Plain): Plain {
-  const kept = Object.entries(message).filter(([, value]) => value !== undefined && value !== "");
-  return Object.fromEntries(
-    kept.map(([key, value]) => [key, isPlain(value) && !MAPS.has(key) ? asManifest(value) : value]),
-  );
-}
-
-/**
- * The typed gRPC form under the same rules. Proto3 cannot tell zero from absent, so a zero means what the stored job
- * says, if there is one, and else the default; `suspended` alone is taken as it is. To set a field to zero use a manifest.
- */
-export function completeTrainingJob(
-  job: TrainingJob,
-  readModel: ReadModel,
-  stored?: TrainingJobSpec,
-): Decoded<TrainingJob> {
-  const given = withoutZeros({ ...job.spec });
-  const spec = merge(stored === undefined ? {} : asManifest({ ...stored }), given);
-  const { name = "", labels = {}, annotations = {} } = job.metadata ?? {};
-  const document = {
-    apiVersion: job.apiVersion === "" ? API_VERSION : job.apiVersion,
-    kind: job.kind === "" ? "TrainingJob" : job.kind,
-    metadata: { name, labels, annotations },
-    spec: { ...spec, suspended: job.spec?.suspended ?? false },
-  };
-  return decodeTrainingJob(document, readModel);
 }

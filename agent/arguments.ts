@@ -8,6 +8,7 @@ export const USAGE = `usage: shoal-agent --state-dir FOLDER [options]
   --dataset NAME=FOLDER   offer the .txt and .jsonl files of a folder; may be repeated
   --state-dir FOLDER      identity, cache and unsent updates
   --threads N             threads for training (default 1)
+  --provider NAME         what computes: cpu, cuda, coreml, dml, webgpu or wasm (default cpu)
   --throttle SHARE        share of the full speed, e.g. 0.5 (default 1)
   --policy FILE           YAML with purposes, modelFamilies, maxRoundsPerDay, minCohort, hours
   --label KEY=VALUE       label of the device; may be repeated
@@ -44,6 +45,7 @@ export function parseArguments(argv: readonly string[], joinToken: string | unde
         dataset: list,
         "state-dir": text,
         threads: text,
+        provider: text,
         throttle: text,
         policy: text,
         label: list,
@@ -58,6 +60,7 @@ export function parseArguments(argv: readonly string[], joinToken: string | unde
       dataset: pairs("--dataset", values.dataset ?? [], problems),
       stateDir: values["state-dir"] ?? "",
       threads: number(values.threads),
+      provider: values.provider,
       throttle: number(values.throttle),
       policyFile: values.policy,
       labels: pairs("--label", values.label ?? [], problems),

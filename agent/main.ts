@@ -8,7 +8,8 @@ import { SystemClock } from "#common/adapters/memory/clock.js";
 import { DataPolicy } from "#proto/shoal/v1/device.js";
 import type { JoinBundle } from "#proto/shoal/v1/device_wire.js";
 import { parseArguments, USAGE } from "./arguments.js";
-import { openOnnxBackend } from "./backend/onnx.js";
+import { openBackend } from "./backend/open.js";
+import { isProvider } from "./backend/providers.js";
 import { isWritable, nodeDisk } from "./disk.js";
 import { checkOptions, nameFromHost, type AgentOptions, type OptionProblem } from "./options.js";
 import { parsePolicy } from "./policy-file.js";
@@ -119,7 +120,7 @@ function signalsOfProcess(): { signal: AbortSignal; release: () => void } {
 function exitOf(error: unknown): Exit {
   const code = codeOf(error) ?? "";
   if (code === "ABORTED") return { code: 0, message: "stopped" };
-  if (code === "NO_TOKEN") return { code: EXIT_USAGE, message: messageOf(error) };
+  if (code === "NO_TOKEN" || code === "PROVIDER_ABSENT") return { code: EXIT_USAGE, message: messageOf(error) };
   return { code: REJECTED.has(code) ? EXIT_REJECTED : EXIT_FAILED, message: messageOf(error) };
 }
 
@@ -143,7 +144,8 @@ export async function runAgent(options: AgentOptions, signal?: AbortSignal): Pro
   const stop = signal ?? own?.signal ?? new AbortController().signal;
   let exit: Exit;
   try {
-    const backend = await openOnnxBackend({ threads: options.threads ?? 1 });
+    const { threads = 1, provider = "cpu" } = options;
+    const backend = await openBackend({ threads, provider: isProvider(provider) ? provider : "cpu" }, process);
     const base = { options, disk: nodeDisk, clock: new SystemClock(), log, backend, policy };
     exit = await runConnected(base, bundle, stop);
   } catch (error) {

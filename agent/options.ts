@@ -1,4 +1,5 @@
 import { isResourceName } from "#common/domain/resources.js";
+import { isProvider, PROVIDERS } from "./backend/providers.js";
 
 /** How an agent is started. */
 export interface AgentOptions {
@@ -12,6 +13,8 @@ export interface AgentOptions {
   readonly stateDir: string;
   /** Threads of an operator; 1 if absent. */
   readonly threads?: number | undefined;
+  /** What computes, one of PROVIDERS; "cpu" if absent. */
+  readonly provider?: string | undefined;
   /** Share of the full speed, above 0 and at most 1; 1 if absent. */
   readonly throttle?: number | undefined;
   /** YAML file with the data policy; without one everything is allowed. */
@@ -35,7 +38,8 @@ function problem(option: string, value: unknown, remedy: string): OptionProblem 
 
 /** What is wrong with the options, as far as it can be told without looking at the disk. */
 export function checkOptions(options: AgentOptions): OptionProblem[] {
-  const { name, dataset, stateDir, threads = 1, throttle = 1, labels = {}, cacheBytes = 1 } = options;
+  const { name, dataset, stateDir, threads = 1, provider = "cpu", throttle = 1 } = options;
+  const { labels = {}, cacheBytes = 1 } = options;
   const problems: OptionProblem[] = [];
   if (stateDir === "") problems.push(problem("--state-dir", stateDir, "name a folder the agent may write to"));
   if (name !== undefined && !isResourceName(name)) {
@@ -48,6 +52,7 @@ export function checkOptions(options: AgentOptions): OptionProblem[] {
   if (!Number.isInteger(threads) || threads < 1 || threads > MOST_THREADS) {
     problems.push(problem("--threads", threads, `give a whole number from 1 to ${MOST_THREADS}`));
   }
+  if (!isProvider(provider)) problems.push(problem("--provider", provider, `use one of ${PROVIDERS.join(", ")}`));
   if (!(throttle > 0 && throttle <= 1)) {
     problems.push(problem("--throttle", throttle, "give a share of the full speed above 0 and at most 1, e.g. 0.5"));
   }

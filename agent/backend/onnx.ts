@@ -1,16 +1,22 @@
 import * as ort from "onnxruntime-node";
 import type { Backend } from "./backend.js";
+import type { Provider } from "./providers.js";
 import type { OrtSession } from "./runtime.js";
 import { backendOf } from "./sessions.js";
 
 export interface OnnxOptions {
   /** Threads inside one operator, a whole number from 1. */
   readonly threads: number;
+  /** What computes; the processor if absent. Operators that a provider lacks run on the processor. */
+  readonly provider?: Exclude<Provider, "wasm"> | undefined;
 }
 
+// What fails is thrown; the runtime would write it to standard error as well.
+ort.env.logLevel = "fatal";
+
 /** How every graph is opened. What a step reads and writes is in buffers.ts. */
-const sessionOptions = (threads: number): ort.InferenceSession.SessionOptions => ({
-  executionProviders: ["cpu"],
+const sessionOptions = (threads: number, provider: string): ort.InferenceSession.SessionOptions => ({
+  executionProviders: [provider],
   intraOpNumThreads: threads,
   interOpNumThreads: 1,
   executionMode: "sequential",
@@ -36,12 +42,15 @@ async function open(graph: Uint8Array, options: ort.InferenceSession.SessionOpti
   };
 }
 
-/** The native CPU runtime. The same graph, state and batch give the same bits on every run with the same threads. */
-export function openOnnxBackend({ threads }: OnnxOptions): Promise<Backend> {
+/**
+ * The native runtime. On the processor the same graph, state and batch give the same bits on every run with the same
+ * threads.
+ */
+export function openOnnxBackend({ threads, provider = "cpu" }: OnnxOptions): Promise<Backend> {
   const backend = backendOf({
-    name: "onnxruntime-cpu",
+    name: `onnxruntime-${provider}`,
     Tensor: ort.Tensor,
-    open: (graph) => open(graph, sessionOptions(threads)),
+    open: (graph) => open(graph, sessionOptions(threads, provider)),
     nowMs: () => performance.now(),
   });
   return Promise.resolve(backend);

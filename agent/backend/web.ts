@@ -41,6 +41,6 @@ async function open(graph: Uint8Array): Promise<OrtSession> {
 /** The runtime in WebAssembly, in Node and in browsers. All its sessions share the threads of the first. */
 export function openWebBackend({ threads }: WebOptions): Promise<Backend> {
   ort.env.wasm.numThreads = threads;
-  const name = "onnxruntime-web-cpu";
+  const name = "onnxruntime-wasm";
   return Promise.resolve(backendOf({ name, Tensor: ort.Tensor, open, nowMs: () => performance.now() }));
 }

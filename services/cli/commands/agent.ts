@@ -8,6 +8,7 @@ interface AgentFlags {
   readonly dataset?: Record<string, string>;
   readonly state: string;
   readonly threads?: number;
+  readonly provider?: string;
   readonly throttle?: number;
   readonly policy?: string;
   readonly label?: Record<string, string>;
@@ -34,6 +35,7 @@ async function agent(shell: Shell, flags: AgentFlags): Promise<void> {
       dataset: flags.dataset ?? {},
       stateDir: flags.state,
       threads: flags.threads,
+      provider: flags.provider,
       throttle: flags.throttle,
       policyFile: flags.policy,
       labels: flags.label,
@@ -54,6 +56,7 @@ export const agentCommands: CommandGroup = (program, shell) => {
     .option("--dataset <name=folder>", "offer the .txt and .jsonl files of a folder (repeatable)", keyValue)
     .option("--state-dir, --state <dir>", "identity, cache and unsent updates", ".shoal-agent")
     .option("--threads <n>", "threads for training", wholeNumber(1, 256))
+    .option("--provider <name>", "what computes: cpu, cuda, coreml, dml, webgpu or wasm (default: cpu)")
     .option("--throttle <share>", "share of the full speed, up to 1", realNumber(0, 1))
     .option("--policy <file>", "YAML with what the data may be used for")
     .option("--label <k=v>", "label of the device (repeatable)", keyValue)

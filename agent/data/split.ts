@@ -4,23 +4,32 @@ import type { Tokenizer } from "./tokenizers.js";
 export interface Shard {
   readonly train: Int32Array;
   readonly heldOut: Int32Array;
+  /** First token of each document in `train`, in order; a separator belongs to the document before it. */
+  readonly starts: Int32Array;
+}
+
+interface Stream {
+  readonly tokens: Int32Array;
+  readonly starts: Int32Array;
 }
 
 /** Documents one after the other with a separator in between. */
-function join(parts: readonly Int32Array[], separator: Int32Array): Int32Array {
+function join(parts: readonly Int32Array[], separator: Int32Array): Stream {
   const filled = parts.filter((part) => part.length > 0);
   const gaps = Math.max(0, filled.length - 1) * separator.length;
   const stream = new Int32Array(filled.reduce((sum, part) => sum + part.length, gaps));
+  const starts = new Int32Array(filled.length);
   let at = 0;
   for (const [i, part] of filled.entries()) {
     if (i > 0) {
       stream.set(separator, at);
       at += separator.length;
     }
+    starts[i] = at;
     stream.set(part, at);
     at += part.length;
   }
-  return stream;
+  return { tokens: stream, starts };
 }
 
 /** Number of a document's tokens that are held out: the rounded-down share. */
@@ -41,5 +50,6 @@ export function splitDocuments(texts: readonly string[], tokenizer: Tokenizer, h
     train.push(tokens.subarray(0, cut));
     heldOut.push(tokens.subarray(cut));
   }
-  return { train: join(train, tokenizer.separator), heldOut: join(heldOut, tokenizer.separator) };
+  const { tokens, starts } = join(train, tokenizer.separator);
+  return { train: tokens, starts, heldOut: join(heldOut, tokenizer.separator).tokens };
 }

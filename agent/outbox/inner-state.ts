@@ -5,7 +5,7 @@ import { fromBytes, toBytes } from "#common/tensor/flat.js";
 export interface InnerState {
   /** Optimizer steps behind the moments, for AdamW's bias correction. */
   readonly steps: number;
-  /** AdamW's moments [parameters]; undefined if the job does not keep them. */
+  /** The optimizer's moments [parameters], empty for those it has not; undefined if the job does not keep them. */
   readonly moments: { readonly m: Float32Array; readonly v: Float32Array } | undefined;
   /** What the codec lost so far [parameters]; undefined without error feedback. */
   readonly residual: Float32Array | undefined;
@@ -13,12 +13,14 @@ export interface InnerState {
 
 interface Header {
   steps: number;
-  moments: boolean;
-  residual: boolean;
+  /** Bytes of m and v; null if they are not kept. */
+  moments: [number, number] | null;
+  /** Bytes; null if there is none. */
+  residual: number | null;
   digest: string;
 }
 
-const MAGIC = "shoal-inner-1\n";
+const MAGIC = "shoal-inner-2\n";
 
 /** Bytes of a state: magic, one line of JSON, then the vectors as little-endian fp32. */
 export function encodeInnerState(state: InnerState): Uint8Array[] {
@@ -26,21 +28,24 @@ export function encodeInnerState(state: InnerState): Uint8Array[] {
   const parts = vectors.map(toBytes);
   const header: Header = {
     steps: state.steps,
-    moments: state.moments !== undefined,
-    residual: state.residual !== undefined,
+    moments: state.moments === undefined ? null : [state.moments.m.byteLength, state.moments.v.byteLength],
+    residual: state.residual?.byteLength ?? null,
     digest: sha256Digest(...parts),
   };
   return [new TextEncoder().encode(`${MAGIC}${JSON.stringify(header)}\n`), ...parts];
 }
 
+const isSize = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) >= 0;
+
 function isHeader(value: unknown): value is Header {
   if (typeof value !== "object" || value === null) return false;
-  const fields = value as Partial<Record<keyof Header, unknown>>;
+  const { steps, moments, residual, digest } = value as Partial<Record<keyof Header, unknown>>;
+  const pair = Array.isArray(moments) && moments.length === 2 && moments.every(isSize);
   return (
-    typeof fields.steps === "number" &&
-    typeof fields.moments === "boolean" &&
-    typeof fields.residual === "boolean" &&
-    typeof fields.digest === "string"
+    typeof steps === "number" &&
+    (moments === null || pair) &&
+    (residual === null || isSize(residual)) &&
+    typeof digest === "string"
   );
 }
 
@@ -60,13 +65,13 @@ export function decodeInnerState(bytes: Uint8Array): InnerState | undefined {
   const parsed = parseHeader(bytes);
   if (parsed === undefined) return undefined;
   const { header, body } = parsed;
-  const vectors = (header.moments ? 2 : 0) + (header.residual ? 1 : 0);
   if (sha256Digest(body) !== header.digest) return undefined;
-  const sizeBytes = vectors === 0 ? 0 : body.length / vectors;
-  const vector = (index: number): Float32Array => fromBytes(body.subarray(index * sizeBytes, (index + 1) * sizeBytes));
+  const [m = 0, v = 0] = header.moments ?? [];
+  if (m + v + (header.residual ?? 0) !== body.length || m % 4 !== 0 || v % 4 !== 0) return undefined;
+  const vector = (offset: number, bytes: number): Float32Array => fromBytes(body.subarray(offset, offset + bytes));
   return {
     steps: header.steps,
-    moments: header.moments ? { m: vector(0), v: vector(1) } : undefined,
-    residual: header.residual ? vector(vectors - 1) : undefined,
+    moments: header.moments === null ? undefined : { m: vector(0, m), v: vector(m, v) },
+    residual: header.residual === null ? undefined : vector(m + v, header.residual),
   };
 }

@@ -3,11 +3,14 @@ import { fromBytes } from "#common/tensor/flat.js";
 import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
+import type { FrozenBase } from "#proto/shoal/v1/job.js";
+import type { FrozenTensors } from "../backend/backend.js";
 import type { Shard } from "../data/split.js";
 import { fetchBlob } from "../fetch.js";
 import { guardTask, type Guarded } from "../guard.js";
 import { jobKey } from "../round-key.js";
 import { roundOf, type AgentEvent, type Effect, type Retry } from "../state.js";
+import { openFrozen } from "../train/frozen-base.js";
 import { runLocalRound } from "../train/local-round.js";
 import { createThrottle } from "../train/throttle.js";
 import { encodeOutcome } from "../train/update.js";
@@ -61,6 +64,8 @@ export class Worker {
   readonly #parts: AgentParts;
   readonly up = new LinkSpeed();
   readonly down = new LinkSpeed();
+  /** Kept from round to round: it is the largest part of a model, and it does not change. */
+  #frozen: { digest: string; tensors: FrozenTensors } | undefined;
   #material: Material = { round: "", bytesDown: 0, fetchMs: 0 };
 
   constructor(parts: AgentParts) {
@@ -126,6 +131,7 @@ export class Worker {
       const weights = await get(task.weights);
       if (weights === undefined) throw new CodedError("BAD_DIGEST", "the task names no weights");
       material.weights = fromBytes(weights);
+      await this.#fetchFrozen(task.frozen, get);
       material.trainGraph = assignment.localSteps > 0 ? await get(assignment.trainGraph) : undefined;
       material.evalGraph = task.evaluate ? await get(task.evalGraph) : undefined;
       material.tokenizer = task.tokenizer?.kind === "huggingface" ? await get(task.tokenizer.blob) : undefined;
@@ -135,6 +141,17 @@ export class Worker {
       this.down.add(material.bytesDown - before, tookMs);
     }
     return signal.aborted ? { type: "aborted", work } : { type: "fetched", work };
+  }
+
+  async #fetchFrozen(
+    frozen: FrozenBase | undefined,
+    get: (ref: BlobRef | undefined) => Promise<Uint8Array | undefined>,
+  ): Promise<void> {
+    const digest = frozen?.blob?.digest ?? "";
+    if (this.#frozen?.digest === digest) return;
+    this.#frozen = undefined;
+    const bytes = await get(frozen?.blob);
+    if (frozen !== undefined && bytes !== undefined) this.#frozen = { digest, tensors: openFrozen(frozen, bytes) };
   }
 
   #blob(ref: BlobRef, material: Material, signal: AbortSignal): Promise<Uint8Array> {
@@ -169,7 +186,7 @@ export class Worker {
     if (weights === undefined || shard === undefined) throw new Error("training began before its material was fetched");
     const inner = await outbox.innerState(jobKey(task));
     const result = await runLocalRound(
-      { task, assignment, weights, shard, trainGraph, evalGraph, inner },
+      { task, assignment, weights, shard, trainGraph, evalGraph, inner, frozen: this.#frozen?.tensors },
       {
         sessions,
         clock,

@@ -1,9 +1,10 @@
-import { createRng } from "#common/domain/rng.js";
+import { createRng, type Rng } from "#common/domain/rng.js";
 import { learningRateAt } from "#common/domain/schedule.js";
 import type { Clock } from "#common/ports/clock.js";
 import { allFinite, subtract } from "#common/tensor/flat.js";
 import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
-import { sampleBatch, tokensNeeded } from "../data/batches.js";
+import { sampleBatch, samplePackedBatch, type TokenBatch, tokensNeeded } from "../data/batches.js";
+import type { FrozenTensors } from "../backend/backend.js";
 import type { Shard } from "../data/split.js";
 import type { InnerState } from "../outbox/inner-state.js";
 import { evaluateHeldOut, type Evaluation } from "./evaluation.js";
@@ -14,12 +15,14 @@ import type { Throttle } from "./throttle.js";
 export interface RoundInput {
   readonly task: RoundTask;
   readonly assignment: Assignment;
-  /** The round's starting weights [parameters]. */
+  /** The round's starting weights [parameters]: what is trained. */
   readonly weights: Float32Array;
   /** Undefined if the assignment has no local steps. */
   readonly trainGraph: Uint8Array | undefined;
   /** Undefined if the task does not evaluate. */
   readonly evalGraph: Uint8Array | undefined;
+  /** The tensors that are not trained; undefined if all are. */
+  readonly frozen?: FrozenTensors | undefined;
   readonly shard: Shard;
   /** What the job's last round left here. */
   readonly inner: InnerState | undefined;
@@ -52,14 +55,23 @@ export type LocalResult =
   | { status: "aborted" }
   | { status: "failed"; reason: "TooLittleData" | "Diverged" | "BadTask"; message: string };
 
-/** The kept moments, if the job keeps them and they fit the model. */
-function startingState(input: RoundInput): { steps: number; m: Float32Array; v: Float32Array } {
-  const { task, weights, inner } = input;
-  const moments = inner?.moments;
-  if (task.optimizer?.keepState === true && moments?.m.length === weights.length) {
-    return { steps: inner?.steps ?? 0, ...moments };
+/** The kept moments, if the job keeps them and they fit the model and its optimizer. */
+function startingState({ task, weights, inner }: RoundInput): { steps: number; m: Float32Array; v: Float32Array } {
+  const { optimizer } = task;
+  const adamw = optimizer?.name !== "sgd";
+  const [m, v] = [adamw || optimizer.momentum > 0, adamw].map((has) => (has ? weights.length : 0)) as [number, number];
+  const kept = inner?.moments;
+  if (optimizer?.keepState === true && kept?.m.length === m && kept.v.length === v) {
+    return { steps: inner?.steps ?? 0, ...kept };
   }
-  return { steps: 0, m: new Float32Array(weights.length), v: new Float32Array(weights.length) };
+  return { steps: 0, m: new Float32Array(m), v: new Float32Array(v) };
+}
+
+/** The next batch of the device's own order of data. */
+function nextBatch({ task, assignment, shard }: RoundInput, rng: Rng): TokenBatch {
+  const { batchSize } = assignment;
+  if (!task.packing) return sampleBatch(shard.train, batchSize, task.seqLen, rng);
+  return samplePackedBatch(shard.train, shard.starts, batchSize, task.seqLen, rng);
 }
 
 interface Trained {
@@ -71,18 +83,20 @@ interface Trained {
 }
 
 async function trainSteps(input: RoundInput, graph: Uint8Array, tools: RoundTools): Promise<Trained | LocalResult> {
-  const { task, assignment, shard } = input;
+  const { task, assignment } = input;
   const { optimizer } = task;
   if (optimizer === undefined) return { status: "failed", reason: "BadTask", message: "the task names no optimizer" };
-  const session = await tools.sessions.train(graph);
+  const session = await tools.sessions.train(graph, input.frozen);
   const { steps: before, m, v } = startingState(input);
   session.load({ weights: input.weights, m, v });
+  // FedProx (Li et al. 2020) pulls towards the weights the round started from.
+  if (task.proximalMu > 0) session.setTerms({ anchor: input.weights, mu: task.proximalMu });
   const rng = createRng(assignment.seed);
   const stride = task.referenceSteps / assignment.localSteps;
   let lossSum = 0;
   for (let i = 0; i < assignment.localSteps; i++) {
     if (tools.signal.aborted) return { status: "aborted" };
-    const batch = sampleBatch(shard.train, assignment.batchSize, task.seqLen, rng);
+    const batch = nextBatch(input, rng);
     const lr = learningRateAt(optimizer, task.totalSteps, task.stepOffset + i * stride);
     const { loss } = await tools.throttle.run(() => session.step(batch, lr, before + i + 1));
     if (!Number.isFinite(loss)) return diverged("loss", i + 1);
@@ -105,8 +119,8 @@ function dataProblem({ task, assignment, shard }: RoundInput): LocalResult | und
 }
 
 /**
- * One device's part of a round: evaluates the starting weights on what it holds out, takes local AdamW steps (the inner
- * optimizer of DiLoCo, Douillard 2023) on random windows of the rest, and makes the delta. The same input gives the
+ * One device's part of a round: evaluates the starting weights on what it holds out, takes local steps (AdamW is the
+ * inner optimizer of DiLoCo, Douillard 2023) on random windows of the rest, and makes the delta. The same input gives the
  * same bits. Step i of n runs at reference step `stepOffset + i * referenceSteps / n` of the schedule.
  */
 export async function runLocalRound(input: RoundInput, tools: RoundTools): Promise<LocalResult> {
@@ -115,7 +129,7 @@ export async function runLocalRound(input: RoundInput, tools: RoundTools): Promi
   if (problem !== undefined) return problem;
   let evaluation: Evaluation | undefined = { lossSum: 0, tokens: 0 };
   if (input.evalGraph !== undefined) {
-    const session = await tools.sessions.eval(input.evalGraph);
+    const session = await tools.sessions.eval(input.evalGraph, input.frozen);
     const shape = { batchSize: task.evalBatchSize, seqLen: task.seqLen };
     evaluation = await evaluateHeldOut(session, weights, input.shard.heldOut, shape, tools.throttle, tools.signal);
     if (evaluation === undefined) return { status: "aborted" };

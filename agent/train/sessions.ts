@@ -1,26 +1,23 @@
 import { sha256Digest } from "#common/tensor/digest.js";
-import type { Backend, EvalSession, TrainSession } from "../backend/backend.js";
-
-interface Disposable {
-  dispose(): Promise<void>;
-}
+import type { Backend, EvalSession, FrozenTensors, GraphSession, TrainSession } from "../backend/backend.js";
 
 /** One opened graph of a kind; rounds of a job use the same one, and opening takes longer than a step. */
-class Slot<S extends Disposable> {
+class Slot<S extends GraphSession> {
   readonly #open: (graph: Uint8Array) => Promise<S>;
-  #held: { digest: string; session: S } | undefined;
+  #held: { digest: string; frozen: FrozenTensors | undefined; session: S } | undefined;
 
   constructor(open: (graph: Uint8Array) => Promise<S>) {
     this.#open = open;
   }
 
-  async get(graph: Uint8Array): Promise<S> {
+  async get(graph: Uint8Array, frozen: FrozenTensors | undefined): Promise<S> {
     const digest = sha256Digest(graph);
-    if (this.#held?.digest === digest) return this.#held.session;
+    if (this.#held?.digest === digest && this.#held.frozen === frozen) return this.#held.session;
     // Closed first: two sets of buffers of a large model may not fit.
     await this.close();
     const session = await this.#open(graph);
-    this.#held = { digest, session };
+    this.#held = { digest, frozen, session };
+    if (frozen !== undefined) session.loadFrozen(frozen);
     return session;
   }
 
@@ -31,7 +28,7 @@ class Slot<S extends Disposable> {
   }
 }
 
-/** The training and the evaluation graph last used. */
+/** The training and the evaluation graph last used, with the frozen tensors they were given. */
 export class Sessions {
   readonly #train: Slot<TrainSession>;
   readonly #eval: Slot<EvalSession>;
@@ -41,12 +38,13 @@ export class Sessions {
     this.#eval = new Slot((graph) => backend.eval(graph));
   }
 
-  train(graph: Uint8Array): Promise<TrainSession> {
-    return this.#train.get(graph);
+  /** @param frozen the very object of the last call, as long as the base is the same */
+  train(graph: Uint8Array, frozen?: FrozenTensors): Promise<TrainSession> {
+    return this.#train.get(graph, frozen);
   }
 
-  eval(graph: Uint8Array): Promise<EvalSession> {
-    return this.#eval.get(graph);
+  eval(graph: Uint8Array, frozen?: FrozenTensors): Promise<EvalSession> {
+    return this.#eval.get(graph, frozen);
   }
 
   async close(): Promise<void> {

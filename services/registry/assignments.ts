@@ -61,6 +61,7 @@ export function readableBlobs(tasks: readonly AssignedTask[]): Map<string, BlobR
     task?.weights,
     task?.evalGraph,
     task?.tokenizer?.blob,
+    task?.frozen?.blob,
     assignment?.trainGraph,
   ]);
   return new Map(refs.flatMap((ref) => (ref === undefined || ref.digest === "" ? [] : [[ref.digest, ref]])));

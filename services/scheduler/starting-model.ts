@@ -1,4 +1,4 @@
-import { FrozenBase, type TrainingSpec } from "#proto/shoal/v1/job.js";
+import type { FrozenBase, TrainingSpec } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model, ModelBase } from "#proto/shoal/v1/model.js";
 import type { ModelConfig } from "#common/graph/config.js";

@@ -6,7 +6,7 @@ import fc from "fast-check";
 import { MemoryLog } from "#common/adapters/memory/log.js";
 import { createRng } from "#common/domain/rng.js";
 import { TokenizerSpec } from "#proto/shoal/v1/job.js";
-import { evaluationBatches, MASKED, sampleBatch } from "#agent/data/batches.js";
+import { evaluationBatches, MASKED, sampleBatch, samplePackedBatch } from "#agent/data/batches.js";
 import { Datasets } from "#agent/data/datasets.js";
 import { describeSkipped, parseJsonl } from "#agent/data/documents.js";
 import { folderSource } from "#agent/data/source.js";
@@ -225,5 +225,29 @@ test("a bounded evaluation takes evenly spaced batches", (t) => {
   t.deepEqual(
     batches.map(({ tokens }) => tokens[0]),
     [0, 20, 50, 70],
+  );
+});
+
+test("packed batches are the same windows, cut at the documents they hold", (t) => {
+  const texts = fc.array(fc.string({ minLength: 1, maxLength: 9, unit: fc.constantFrom("a", "b", "c") }), {
+    minLength: 3,
+  });
+  fc.assert(
+    fc.property(texts, fc.integer({ min: 1, max: 5 }), fc.nat(), (documents, seqLen, seed) => {
+      const { train, starts } = splitDocuments(documents, bytes, 0);
+      if (train.length <= seqLen) return;
+      const plain = sampleBatch(train, 3, seqLen, createRng(seed));
+      const packed = samplePackedBatch(train, starts, 3, seqLen, createRng(seed));
+      t.deepEqual(packed.tokens, plain.tokens);
+      packed.targets.forEach((target, i) => {
+        const segment = packed.segments?.[i] ?? -1;
+        const inRow = i % seqLen !== seqLen - 1;
+        // A separator ends its document: nothing is predicted from it, and the next token is of the next one.
+        const ends = packed.tokens[i] === 10;
+        t.is(target, ends ? -100 : (plain.targets[i] ?? 0));
+        if (inRow) t.is(packed.segments?.[i + 1], ends ? segment + 1 : segment);
+        if (i % seqLen === 0) t.is(segment, 0);
+      });
+    }),
   );
 });

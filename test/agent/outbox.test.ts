@@ -201,7 +201,7 @@ test("inner states survive encoding, and every damage of a byte is seen", (t) =>
       fc.nat(1e6),
       fc.nat(),
       (pair, residual, steps, at) => {
-        const moments = pair === null ? undefined : { m: pair[0], v: pair[1] };
+        const moments = pair === null ? undefined : { m: pair[0], v: steps % 2 === 0 ? pair[1] : new Float32Array() };
         const state = { steps, moments, residual: residual ?? undefined };
         const bytes = Uint8Array.from(Buffer.concat(encodeInnerState(state)));
         t.deepEqual(decodeInnerState(bytes), state);

@@ -2,6 +2,7 @@ import test from "ava";
 import fc from "fast-check";
 import { ManualClock, SystemClock } from "#common/adapters/memory/clock.js";
 import { learningRateAt } from "#common/domain/schedule.js";
+import { toBytes } from "#common/tensor/flat.js";
 import { decodeUpdate } from "#common/tensor/chunk.js";
 import { codecByName } from "#common/tensor/codec.js";
 import { sha256Digest } from "#common/tensor/digest.js";
@@ -13,7 +14,8 @@ import { runLocalRound, type LocalOutcome, type LocalResult, type RoundInput } f
 import { Sessions } from "#agent/train/sessions.js";
 import { createThrottle } from "#agent/train/throttle.js";
 import { encodeOutcome } from "#agent/train/update.js";
-import { tinyAssignment, tinyModel, tinyTask } from "./support/tiny-model.js";
+import { openFrozen } from "#agent/train/frozen-base.js";
+import { tinyAdapter, tinyAssignment, tinyModel, tinyTask } from "./support/tiny-model.js";
 
 const backend = await openOnnxBackend({ threads: 1 });
 const sessions = new Sessions(backend);
@@ -22,6 +24,7 @@ const never = new AbortController().signal;
 const shard: Shard = {
   train: Int32Array.from({ length: 300 }, (_, i) => 97 + (i % 11)),
   heldOut: Int32Array.from({ length: 45 }, (_, i) => 97 + (i % 11)),
+  starts: Int32Array.of(0, 120, 121, 200),
 };
 
 test.after.always(() => sessions.close());
@@ -136,7 +139,7 @@ test.serial("an aborted round stops between two steps", async (t) => {
 });
 
 test.serial("too little text and divergence fail with a remedy", async (t) => {
-  const little = await run(input(3, { shard: { train: new Int32Array(8), heldOut: shard.heldOut } }));
+  const little = await run(input(3, { shard: { ...shard, train: new Int32Array(8) } }));
   t.like(little, { status: "failed", reason: "TooLittleData" });
   const task = tinyTask("job-1");
   const wild = { ...task, optimizer: OptimizerSpec.fromPartial({ learningRate: 1e38 }) };
@@ -228,4 +231,39 @@ test("any schedule rises to the peak, then never rises, and stays within its bou
       }
     }),
   );
+});
+
+test.serial("adapters learn over a frozen int8 base with SGD, packing, accumulation and FedProx", async (t) => {
+  const optimizer = OptimizerSpec.fromPartial({
+    ...tinyTask("job-1").optimizer,
+    name: "sgd",
+    learningRate: 0.5,
+    schedule: { name: "constant" },
+  });
+  const change = { optimizer, packing: true, parameters: tinyAdapter.weights.length };
+  const tuned = (proximalMu: number): RoundInput =>
+    input(30, { ...tinyAdapter, task: tinyTask("job-1", { ...change, proximalMu }) });
+  const loose = await outcomeOf(tuned(1e-9));
+  t.is(loose.delta?.length, tinyAdapter.weights.length);
+  t.true(loose.evaluation.tokens > 0);
+  t.deepEqual(loose.next, { steps: 30, moments: { m: new Float32Array(), v: new Float32Array() } });
+  const early = await outcomeOf({ ...tuned(1e-9), assignment: tinyAssignment(3) });
+  t.true(loose.trainLoss < early.trainLoss, `${loose.trainLoss} after 30 steps, ${early.trainLoss} after 3`);
+  const pulled = await outcomeOf(tuned(1));
+  const norm = (delta: Float32Array = new Float32Array()): number => Math.hypot(...delta);
+  t.true(norm(pulled.delta) < 0.9 * norm(loose.delta), `${norm(pulled.delta)} against ${norm(loose.delta)}`);
+});
+
+test("a frozen base is the parts its task says, or refused", (t) => {
+  const { plain, scales, packed } = tinyAdapter.frozen;
+  const bytes = Buffer.concat([toBytes(plain), toBytes(scales), packed]);
+  const sizes = { floatValues: plain.length, scaleValues: scales.length, packedBytes: packed.length };
+  const opened = openFrozen({ blob: undefined, ...sizes }, bytes);
+  t.deepEqual([...opened.plain], [...plain]);
+  t.deepEqual([...opened.scales], [...scales]);
+  t.deepEqual([...opened.packed], [...packed]);
+  const shifted = new Uint8Array(bytes.length + 1);
+  shifted.set(bytes, 1);
+  t.deepEqual([...openFrozen({ blob: undefined, ...sizes }, shifted.subarray(1)).plain], [...plain]);
+  t.throws(() => openFrozen({ blob: undefined, ...sizes, packedBytes: 3 }, bytes), { code: "BAD_DIGEST" });
 });

@@ -23,6 +23,12 @@ export function fromBytes(bytes: Uint8Array): Float32Array {
   return new Float32Array(toWireOrder(copy).buffer);
 }
 
+/** As `fromBytes`, but on the bytes themselves where their place and the host's byte order allow it. */
+export function viewFloats(bytes: Uint8Array): Float32Array {
+  if (HOST_IS_BIG_ENDIAN || bytes.byteOffset % 4 !== 0 || bytes.byteLength % 4 !== 0) return fromBytes(bytes);
+  return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+}
+
 /** Sum of squares in float64, in index order. Infinite or NaN values make the result so. */
 export function sumOfSquares(values: Float32Array | Float64Array): number {
   let sum = 0;

@@ -1,7 +1,9 @@
 import { parseModelConfig } from "#common/graph/config.js";
 import { buildEvalGraph } from "#common/graph/eval.js";
-import { initWeights } from "#common/graph/init.js";
+import { freezeBase } from "#common/graph/frozen.js";
+import { initVariant, initWeights } from "#common/graph/init.js";
 import { buildTrainGraph } from "#common/graph/train.js";
+import type { Variant } from "#common/graph/variant.js";
 import { toBytes } from "#common/tensor/flat.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
@@ -75,3 +77,24 @@ export function tinyAssignment(localSteps: number, seed = 3): Assignment {
   const trainGraph = refOf(tinyModel.trainGraph);
   return Assignment.fromPartial({ device: "device", localSteps, batchSize: shape.batch, seed, trainGraph });
 }
+
+const lora: Variant = { lora: { rank: 2, alpha: 4, targets: ["all-linear"] }, base: "int8" };
+
+/** Adapters over the same model kept as int8, with plain SGD, packed documents, two parts a step and FedProx. */
+export const tinyAdapter = {
+  weights: initVariant(parsed.config, lora, 6),
+  frozen: freezeBase(parsed.config, lora, tinyModel.weights),
+  trainGraph: buildTrainGraph(parsed.config, {
+    ...shape,
+    variant: lora,
+    packed: true,
+    accumulate: 2,
+    recompute: true,
+    proximal: true,
+    optimizer: "sgd",
+    momentum: 0,
+    weightDecay: 0,
+    clipNorm: 1,
+  }),
+  evalGraph: buildEvalGraph(parsed.config, { ...shape, variant: lora }),
+};

@@ -51,6 +51,7 @@ need nats-server nats-server
 need redis-server redis-server
 if [ "$wanted" = test ]; then
   need git git
+  need chromium chromium
   need promtool prometheus
   need protoc protobuf-compiler
   need grpc_python_plugin protobuf-compiler-grpc

@@ -8,16 +8,28 @@ export interface SamplingOptions {
   readonly temperature: number;
   /** Only the k likeliest tokens are sampled from; 0 for all. */
   readonly topK: number;
+  /** Only the likeliest tokens that together have this probability are sampled from (Holtzman et al. 2020); 1 for all. */
+  readonly topP?: number;
+}
+
+/** Of weights in falling order, those whose sum first reaches the share of the whole. */
+function nucleus(weights: readonly number[], share: number): readonly number[] {
+  const wanted = share * weights.reduce((sum, weight) => sum + weight, 0);
+  let sum = 0;
+  const last = weights.findIndex((weight) => (sum += weight) >= wanted);
+  return last < 0 ? weights : weights.slice(0, last + 1);
 }
 
 /** One token from logits [vocab]. The lower index wins a tie. */
-export function sampleToken(logits: Float32Array, { temperature, topK }: SamplingOptions, rng: Rng): number {
+export function sampleToken(logits: Float32Array, options: SamplingOptions, rng: Rng): number {
+  const { temperature, topK, topP = 1 } = options;
   const order = Array.from(logits.keys()).sort((a, b) => (logits[b] ?? 0) - (logits[a] ?? 0) || a - b);
   const best = order[0] ?? 0;
   if (temperature <= 0) return best;
   const candidates = topK > 0 ? order.slice(0, topK) : order;
   const top = logits[best] ?? 0;
-  const weights = candidates.map((token) => Math.exp(((logits[token] ?? 0) - top) / temperature));
+  const all = candidates.map((token) => Math.exp(((logits[token] ?? 0) - top) / temperature));
+  const weights = topP < 1 ? nucleus(all, topP) : all;
   let left = rng.uniform() * weights.reduce((sum, weight) => sum + weight, 0);
   for (const [i, weight] of weights.entries()) {
     left -= weight;

@@ -1,10 +1,10 @@
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { generateTokens, type SamplingOptions } from "#agent/backend/generate.js";
+import { generateCached, type SamplingOptions } from "#agent/backend/generate.js";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { openTokenizer, type Tokenizer } from "#agent/data/tokenizers.js";
 import { createRng } from "#common/domain/rng.js";
-import { buildLogitsGraph } from "#common/graph/logits.js";
+import { buildDecodeGraph } from "#common/graph/logits.js";
 import { z } from "zod";
 import { TokenizerSpec } from "#proto/shoal/v1/job.js";
 import { CliError, EXIT } from "./exit.js";
@@ -15,6 +15,8 @@ export interface GenerateOptions {
   readonly tokens: number;
   readonly temperature: number;
   readonly topK: number;
+  /** 1 if absent: all tokens. */
+  readonly topP?: number;
   readonly seed: number;
   readonly threads: number;
 }
@@ -84,11 +86,14 @@ export async function* generateText(source: Source, options: GenerateOptions): A
   const prompt = [...source.tokenizer.encode(options.prompt)];
   if (prompt.length === 0) throw new CliError("the prompt has no token of this model: give another one", EXIT.usage);
   const backend = await openOnnxBackend({ threads: options.threads });
-  const graph = buildLogitsGraph(checkpoint.config, { seqLen: checkpoint.config.contextLength });
-  const session = await backend.logits(graph);
+  const { config, weights } = checkpoint;
+  // No longer than needed: keys and values of all places are kept, and read at every token.
+  const capacity = Math.min(config.contextLength, prompt.length + options.tokens);
+  const session = await backend.decode(buildDecodeGraph(config, { capacity }));
   try {
-    const sampling: SamplingOptions = { count: options.tokens, temperature: options.temperature, topK: options.topK };
-    const tokens = generateTokens(session, checkpoint.weights, prompt, sampling, createRng(options.seed));
+    const { tokens: count, temperature, topK, topP = 1 } = options;
+    const sampling: SamplingOptions = { count, temperature, topK, topP };
+    const tokens = generateCached(session, weights, prompt, sampling, createRng(options.seed));
     yield* textOf(tokens, (all) => source.tokenizer.decode(all));
   } finally {
     await session.dispose();

@@ -4,6 +4,7 @@ import { applyCommands } from "./commands/apply.js";
 import { completionCommands } from "./commands/completion.js";
 import { demoCommands } from "./commands/demo.js";
 import { describeCommands } from "./commands/describe.js";
+import { evalCommands } from "./commands/eval.js";
 import { eventCommands } from "./commands/events.js";
 import { generateCommands } from "./commands/generate.js";
 import { getCommands } from "./commands/get.js";
@@ -34,6 +35,7 @@ const GROUPS: readonly CommandGroup[] = [
   steerCommands,
   modelCommands,
   generateCommands,
+  evalCommands,
   keysCommands,
   completionCommands,
   versionCommands,

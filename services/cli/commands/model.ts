@@ -1,9 +1,9 @@
 import { Model } from "#proto/shoal/v1/model.js";
 import { CliError, EXIT } from "../exit.js";
-import { exportModel, importModel } from "../folders.js";
+import { exportModel, importModel, type TransferProgress } from "../folders.js";
 import { writeJson } from "../io.js";
-import { formatCount } from "../output/format.js";
-import { transferDisplay } from "../output/transfer.js";
+import { formatBytes, formatCount } from "../output/format.js";
+import { workDisplay } from "../output/work-display.js";
 import { takesRemote, withClients, type CommandGroup, type RemoteOptions, type Shell } from "../shell.js";
 
 interface ExportOptions extends RemoteOptions {
@@ -19,8 +19,22 @@ function formOf({ adapter, merged }: ExportOptions): string {
   return adapter === true ? "adapter" : merged === true ? "merged" : "";
 }
 
+/** Bytes from which logs are told of progress. */
+const LONG_BYTES = 64 * 2 ** 20;
+
+/** Shows how far a transfer is. */
+function transferDisplay({ io }: Shell): { show(progress: TransferProgress): void; clear(): void } {
+  const display = workDisplay(io, LONG_BYTES);
+  return {
+    show: ({ file, doneBytes: done, totalBytes: total }) => {
+      display.show({ what: file, done, total, detail: `${formatBytes(done)} of ${formatBytes(total)}` });
+    },
+    clear: () => display.clear(),
+  };
+}
+
 async function exportFolder(shell: Shell, name: string, directory: string, options: ExportOptions): Promise<void> {
-  const display = transferDisplay(shell.io);
+  const display = transferDisplay(shell);
   const form = formOf(options);
   const files = await withClients(shell, options, (clients) =>
     exportModel(clients, name, directory, form, (progress) => display.show(progress)),
@@ -36,7 +50,7 @@ async function importFolder(
   directory: string,
   options: RemoteOptions & { tokenizer: string },
 ): Promise<void> {
-  const display = transferDisplay(shell.io);
+  const display = transferDisplay(shell);
   const { model } = await withClients(shell, options, (clients) =>
     importModel(clients, name, directory, options.tokenizer, (progress) => display.show(progress)),
   );

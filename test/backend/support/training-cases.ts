@@ -62,7 +62,7 @@ function trainingCase(
   name: string,
   config: ModelConfig,
   options: GraphOptions,
-  { terms, lr = 0.02 }: CaseOptions = {},
+  { terms, lr = 0.01 }: CaseOptions = {},
 ): TrainingCase {
   const variant: Variant = options.variant ?? {};
   const whole = roughWeights(config, 1);
@@ -106,11 +106,18 @@ export function trainingCases(): TrainingCase[] {
       { ...SGD, corrected: true },
       { lr: 0.2, terms: (n) => ({ correction: anchorOf(n).map((x) => x / 1000) }) },
     ),
-    trainingCase("gpt2, LoRA", gpt2, { ...ADAMW, variant: { lora: lora("c_attn", "c_fc") } }),
-    trainingCase("qwen3, LoRA over int8", qwen3, {
-      ...ADAMW,
-      variant: { lora: lora("q_proj", "down_proj"), base: "int8" },
-    }),
-    trainingCase("llama, LoRA over int4", llama, { ...ADAMW, variant: { lora: lora("all-linear"), base: "int4" } }),
+    trainingCase("gpt2, LoRA", gpt2, { ...ADAMW, variant: { lora: lora("c_attn", "c_fc") } }, { lr: 0.02 }),
+    trainingCase(
+      "qwen3, LoRA over int8",
+      qwen3,
+      { ...ADAMW, variant: { lora: lora("q_proj", "down_proj"), base: "int8" } },
+      { lr: 0.02 },
+    ),
+    trainingCase(
+      "llama, LoRA over int4",
+      llama,
+      { ...ADAMW, variant: { lora: lora("all-linear"), base: "int4" } },
+      { lr: 0.02 },
+    ),
   ];
 }

@@ -11,12 +11,12 @@ export function fill(target: BigInt64Array, values: Int32Array): void {
   for (let i = 0; i < values.length; i++) target[i] = BigInt(values[i] ?? 0);
 }
 
-/** Shape of a graph's input, all of it known. */
-export function dimensions(session: OrtSession, input: string): number[] {
-  const metadata = session.inputMetadata.find((candidate) => candidate.name === input);
-  if (metadata?.isTensor !== true) throw new TypeError(`the graph has no tensor input ${input}`);
+/** Shape of a graph's input or output, all of it known. */
+export function dimensions({ inputMetadata, outputMetadata }: OrtSession, name: string): number[] {
+  const metadata = [...inputMetadata, ...outputMetadata].find((candidate) => candidate.name === name);
+  if (metadata?.isTensor !== true) throw new TypeError(`the graph has no tensor input or output ${name}`);
   return metadata.shape.map((d) => {
-    if (typeof d !== "number") throw new TypeError(`input ${input} of the graph has the open dimension ${d}`);
+    if (typeof d !== "number") throw new TypeError(`${name} of the graph has the open dimension ${d}`);
     return d;
   });
 }
@@ -98,12 +98,14 @@ export class StateBuffers {
   readonly feeds: Tensors = {};
   readonly fetches: Tensors = {};
 
-  constructor(runtime: OrtRuntime, pieces: readonly Piece[], slots: readonly Slot[]) {
+  constructor(runtime: OrtRuntime, session: OrtSession, pieces: readonly Piece[], slots: readonly Slot[]) {
     const buffer = (kept: boolean): Float32Array => new Float32Array(kept ? total(pieces) : 0);
     this.state = { weights: buffer(true), m: buffer(slots.includes("m")), v: buffer(slots.includes("v")) };
     for (const name of ["weights", ...slots] as const) {
       Object.assign(this.feeds, views(runtime, name, pieces, this.state[name]));
-      Object.assign(this.fetches, views(runtime, `${name}_out`, pieces, this.state[name]));
+      // The optimizer gives a piece's values in order, but cut into blocks: in a shape of its own.
+      const outputs = pieces.map((piece, i) => ({ ...piece, dims: dimensions(session, `${name}_out.${i}`) }));
+      Object.assign(this.fetches, views(runtime, `${name}_out`, outputs, this.state[name]));
     }
   }
 }

@@ -33,11 +33,13 @@ const metadataOf = ({ name, type, shape }: DecodedValue): InferenceSession.Value
 class InterpretedSession implements OrtSession {
   readonly inputNames: readonly string[];
   readonly inputMetadata: readonly InferenceSession.ValueMetadata[];
+  readonly outputMetadata: readonly InferenceSession.ValueMetadata[];
   readonly #graph: DecodedGraph;
 
   constructor(graph: DecodedGraph) {
     this.#graph = graph;
     this.inputMetadata = graph.inputs.map(metadataOf);
+    this.outputMetadata = graph.outputs.map(metadataOf);
     this.inputNames = graph.inputs.map(({ name }) => name);
   }
 

@@ -34,6 +34,7 @@ async function open(graph: Uint8Array, options: ort.InferenceSession.SessionOpti
   return {
     inputNames: session.inputNames,
     inputMetadata: session.inputMetadata,
+    outputMetadata: session.outputMetadata,
     run: (feeds) => session.run(feeds),
     runInto: async (feeds, outputs) => {
       await session.run(feeds, outputs);

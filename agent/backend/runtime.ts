@@ -4,7 +4,10 @@ export type Tensors = Record<string, Tensor>;
 type Results = InferenceSession.ReturnType;
 
 /** A graph that a runtime has opened. */
-export interface OrtSession extends Pick<InferenceSession, "inputNames" | "inputMetadata" | "release"> {
+export interface OrtSession extends Pick<
+  InferenceSession,
+  "inputNames" | "inputMetadata" | "outputMetadata" | "release"
+> {
   /** All outputs, in new tensors. */
   run(feeds: Tensors): Promise<Results>;
   /** Leaves the outputs named in the float32 tensors given for them. */

@@ -91,7 +91,7 @@ class OrtTrainSession extends OrtGraph implements TrainSession {
     super(runtime, session);
     this.#batch = new BatchFeeds(runtime, session);
     this.#slots = SLOTS.filter((slot) => session.inputNames.includes(`${slot}.0`));
-    this.#buffers = new StateBuffers(runtime, this.pieces, this.#slots);
+    this.#buffers = new StateBuffers(runtime, session, this.pieces, this.#slots);
   }
 
   get parameters(): number {

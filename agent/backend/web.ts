@@ -30,6 +30,7 @@ async function open(graph: Uint8Array): Promise<OrtSession> {
   return {
     inputNames: session.inputNames,
     inputMetadata: session.inputMetadata,
+    outputMetadata: session.outputMetadata,
     run: (feeds) => alone(() => session.run(feeds)),
     // It computes on copies in WebAssembly's own memory.
     runInto: (feeds, outputs) =>

@@ -1,7 +1,7 @@
 import type { GraphBuilder, Node, Segment, Value } from "./builder.js";
-import { at, fusedRules, intAttribute, type Rule } from "./derivatives.js";
+import { at, fusedRules, gatherRule, intAttribute, type Rule, softmaxRule } from "./derivatives.js";
 import { waitFor } from "./kernels.js";
-import { add, addRows, concat, dimension, full, gemm, matmul, mul, reduceSum, reshape, sub, transpose } from "./ops.js";
+import { addTo, concat, dimension, full, gemm, matmul, mul, reduceSum, reshape, transpose } from "./ops.js";
 
 /** Reverse-mode differentiation over graph nodes. The backward pass is ordinary nodes of the same graph. */
 
@@ -19,7 +19,7 @@ function reduceTo(g: GraphBuilder, gradient: Value, target: Value): Value {
 
 /** Both gradients of op(a) op(b) without a transposed copy; `multiply` is gemm or the batched product. */
 function productRule(multiply: typeof gemm): Rule {
-  return (g, node, dy) => {
+  return (g, node, { dy }) => {
     const [a, b] = [at(node.inputs, 0), at(node.inputs, 1)];
     const transA = intAttribute(node, "transA") === 1;
     const transB = intAttribute(node, "transB") === 1;
@@ -35,32 +35,19 @@ function productRule(multiply: typeof gemm): Rule {
   };
 }
 
-const softmaxRule: Rule = (g, node, dy) => {
-  const y = at(node.outputs, 0);
-  const weighted = mul(g, dy, y);
-  return [sub(g, weighted, mul(g, y, reduceSum(g, weighted, [-1], true)))];
-};
-
-const gatherRule: Rule = (g, node, dy) => {
-  const [table, indices] = [at(node.inputs, 0), at(node.inputs, 1)];
-  const count = indices.shape.reduce((product, d) => product * d, 1);
-  const rows = reshape(g, dy, [count, ...table.shape.slice(1)]);
-  return [addRows(g, full(g, table.shape, 0), reshape(g, indices, [count, 1]), rows)];
-};
-
 const rules: Readonly<Record<string, Rule>> = {
-  Add: (g, node, dy) => [reduceTo(g, dy, at(node.inputs, 0)), reduceTo(g, dy, at(node.inputs, 1))],
+  Add: (g, node, { dy }) => [reduceTo(g, dy, at(node.inputs, 0)), reduceTo(g, dy, at(node.inputs, 1))],
   Gemm: productRule(gemm),
   FusedMatMul: productRule((g, a, b, how) => matmul(g, a, b, how)),
   ...fusedRules,
-  Mul: (g, node, dy) => {
+  Mul: (g, node, { dy }) => {
     const [a, b] = [at(node.inputs, 0), at(node.inputs, 1)];
     return [reduceTo(g, mul(g, dy, b), a), reduceTo(g, mul(g, dy, a), b)];
   },
   Softmax: softmaxRule,
   Gather: gatherRule,
-  Reshape: (g, node, dy) => [reshape(g, dy, at(node.inputs, 0).shape)],
-  Transpose: (g, node, dy) => {
+  Reshape: (g, node, { dy }) => [reshape(g, dy, at(node.inputs, 0).shape)],
+  Transpose: (g, node, { dy }) => {
     const perm = node.attributes["perm"];
     if (perm?.kind !== "ints") throw new Error("Transpose without perm");
     return [
@@ -71,13 +58,13 @@ const rules: Readonly<Record<string, Rule>> = {
       ),
     ];
   },
-  Slice: (g, node, dy) => {
+  Slice: (g, node, { dy }) => {
     const x = at(node.inputs, 0);
     const missing = dimension(x.shape, 0) - dimension(dy.shape, 0);
     return [missing === 0 ? dy : concat(g, [dy, full(g, [missing, ...x.shape.slice(1)], 0)], 0)];
   },
-  Split: (g, node, _dy, gradients) => {
-    const parts = node.outputs.map((output, i) => gradients[i] ?? full(g, output.shape, 0));
+  Split: (g, node, { outputs }) => {
+    const parts = node.outputs.map((output, i) => outputs[i] ?? full(g, output.shape, 0));
     return [concat(g, parts, intAttribute(node, "axis"))];
   },
 };
@@ -142,18 +129,21 @@ export function differentiate(
   const gradients = new Map<string, Value>();
   const accumulate = (value: Value, gradient: Value): void => {
     const sum = gradients.get(value.name);
-    gradients.set(value.name, sum === undefined ? gradient : add(g, sum, gradient));
+    gradients.set(value.name, sum === undefined ? gradient : addTo(g, sum, gradient));
   };
   seeds.forEach(({ value, gradient }) => accumulate(value, gradient));
   for (const node of [...forward].reverse()) {
-    const received = node.outputs.map((output) => gradients.get(output.name));
-    const dy = received.find((gradient) => gradient !== undefined);
+    const outputs = node.outputs.map((output) => gradients.get(output.name));
+    const dy = outputs.find((gradient) => gradient !== undefined);
     if (dy === undefined || !node.outputs.some((output) => active.has(output.name))) continue;
     const rule = rules[node.op];
     if (rule === undefined) throw new Error(`no derivative for ${node.op}`);
-    rule(g, reader.read(node, dy), dy, received).forEach((gradient, i) => {
+    const soFar = node.inputs.map((input) => gradients.get(input.name));
+    rule(g, reader.read(node, dy), { dy, outputs, soFar }).forEach((gradient, i) => {
       const input = node.inputs[i];
-      if (gradient !== undefined && input !== undefined && active.has(input.name)) accumulate(input, gradient);
+      if (gradient === undefined || input === undefined || !active.has(input.name)) return;
+      if ("total" in gradient) gradients.set(input.name, gradient.total);
+      else accumulate(input, gradient);
     });
   }
   return wanted.map((value) => gradients.get(value.name) ?? full(g, value.shape, 0));

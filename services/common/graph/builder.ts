@@ -82,6 +82,11 @@ export class GraphBuilder {
     return outputs;
   }
 
+  /** The node that computes a value; undefined for inputs, constants and values from outside. */
+  producer(value: Value): Node | undefined {
+    return this.nodes.findLast((node) => node.outputs.some((output) => output.name === value.name));
+  }
+
   /** Marks a value as a constant of the backward pass. */
   detach(value: Value): Value {
     this.detached.add(value.name);

@@ -1,17 +1,28 @@
-import type { GraphBuilder, Node, Value } from "./builder.js";
+import { elementwise, rowBlocks } from "./blocks.js";
+import { type GraphBuilder, type Node, sizeOf, type Value } from "./builder.js";
 import { dequantize, rotary } from "./kernels.js";
-import { add, dimension, gemm, matmul, mul, neg, reduceSum, reshape, sigmoid, sub, transpose } from "./ops.js";
+import { add, addRows, dimension, div, full, gemm, matmul, mul, neg, reduceSum, reshape, sigmoid, sub } from "./ops.js";
+import { scaled, transpose } from "./ops.js";
+
+/** The whole gradient of an input, what other readers of it have added so far included. */
+export interface Total {
+  readonly total: Value;
+}
+
+/** What a rule knows of gradients: `dy` is that of the first output that has one. */
+export interface Received {
+  readonly dy: Value;
+  /** Those of all outputs. */
+  readonly outputs: readonly (Value | undefined)[];
+  /** What other readers of the inputs have given so far. */
+  readonly soFar: readonly (Value | undefined)[];
+}
 
 /**
  * For each operator one rule gives the gradients of its inputs from the gradients of its outputs, as further nodes of the
- * graph. `dy` is the gradient of the first output that has one, `outputs` those of all outputs.
+ * graph.
  */
-export type Rule = (
-  g: GraphBuilder,
-  node: Node,
-  dy: Value,
-  outputs: readonly (Value | undefined)[],
-) => (Value | undefined)[];
+export type Rule = (g: GraphBuilder, node: Node, received: Received) => (Value | Total | undefined)[];
 
 /** An integer attribute, 0 where it is absent. */
 export function intAttribute(node: Node, name: string): number {
@@ -26,65 +37,145 @@ export function at(values: readonly Value[], i: number): Value {
   return value;
 }
 
+/** So little that it changes no number but zero, by which nothing could be divided. */
+const TINY = 1e-30;
+
 /**
- * With s = sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), gelu = x s and gelu' = s + gelu (1 - s) 2u'.
+ * With s = sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), gelu is y = x s and gelu' = s + y (1 - s) 2u'. The sigmoid is
+ * read off as y / x, and gelu' = s (1 + (x - y)(a + b x^2)) = b s ((x - y)(x^2 + a/b) + 1/b) takes the fewest passes; the
+ * factor b in front is left to the product that made dy.
  */
-const geluRule: Rule = (g, node, dy) => {
-  const x = at(node.inputs, 0);
-  const y = at(node.outputs, 0);
+const geluRule: Rule = (g, node, { dy }) => {
   const linear = 2 * Math.sqrt(2 / Math.PI);
-  const cubic = linear * 0.044715;
-  const square = mul(g, x, x);
-  const s = sigmoid(g, mul(g, x, add(g, mul(g, square, g.scalar(cubic)), g.scalar(linear))));
-  const slope = add(g, mul(g, square, g.scalar(3 * cubic)), g.scalar(linear));
-  const rest = mul(g, sub(g, y, mul(g, y, s)), slope);
-  return [mul(g, dy, add(g, s, rest))];
+  const square = 3 * linear * 0.044715;
+  const values = [at(node.inputs, 0), at(node.outputs, 0), scaled(g, dy, square)];
+  return elementwise(g, values, (b, [x, y, d]) => {
+    const [input, output, gradient] = [x, y, d] as [Value, Value, Value];
+    const s = div(b, output, add(b, input, g.scalar(TINY)));
+    const curve = add(b, mul(b, input, input), g.scalar(linear / square));
+    const slope = add(b, mul(b, sub(b, input, output), curve), g.scalar(1 / square));
+    return [mul(b, mul(b, slope, s), gradient)];
+  });
 };
 
-/** dx = r (h - mean(h) - n mean(h n)), with h = dy scale, n the normalised input and r = 1/std (Ba et al. 2016). */
-const layerNormRule: Rule = (g, node, dy) => {
-  const [x, scale] = [at(node.inputs, 0), at(node.inputs, 1)];
-  const [mean, inverseStd] = [at(node.outputs, 1), at(node.outputs, 2)];
+/** Matrices [rows, last axis] of values whose last axes are all of one kind. */
+const asRows = (g: GraphBuilder, x: Value): Value => {
   const width = dimension(x.shape, -1);
-  const normalised = mul(g, sub(g, x, mean), inverseStd);
-  const weighted = mul(g, dy, normalised);
-  // The row means over h are products with the scale vector, so h n is never formed.
+  return reshape(g, x, [sizeOf(x.shape) / width, width]);
+};
+
+const sumRows = (g: GraphBuilder, x: Value): Value => reduceSum(g, x, [0]);
+
+/** Adds the gradient that a normalisation's input has from elsewhere, while the block is at hand. */
+const withRest = (g: GraphBuilder, dx: Value, rest: Value | undefined): Value =>
+  rest === undefined ? dx : add(g, dx, rest);
+
+const normResults = (node: Node, g: GraphBuilder, dx: Value, sums: readonly Value[]): (Value | Total)[] => [
+  { total: reshape(g, dx, at(node.inputs, 0).shape) },
+  ...sums,
+];
+
+/** dx = r (h - mean(h) - n mean(h n)), with h = dy scale, n the normalised input and r = 1/std (Ba et al. 2016). */
+const layerNormRule: Rule = (g, node, { dy, soFar }) => {
+  const scale = at(node.inputs, 1);
+  const width = dimension(scale.shape, 0);
   const column = reshape(g, scale, [width, 1]);
-  const meanOfH = matmul(g, dy, column, { alpha: 1 / width });
-  const meanOfHn = matmul(g, weighted, column, { alpha: 1 / width });
-  const centred = sub(g, sub(g, mul(g, dy, scale), meanOfH), mul(g, normalised, meanOfHn));
-  const rows = x.shape.slice(0, -1).map((_, i) => i);
-  return [mul(g, centred, inverseStd), reduceSum(g, weighted, rows), reduceSum(g, dy, rows)];
+  const rest = soFar[0];
+  const known = [
+    dy,
+    at(node.inputs, 0),
+    at(node.outputs, 1),
+    at(node.outputs, 2),
+    ...(rest === undefined ? [] : [rest]),
+  ];
+  const rows = known.map((value) => asRows(g, value));
+  const [dx, ...sums] = rowBlocks(
+    g,
+    rows,
+    1,
+    (b, blocks) => {
+      const [d, x, mean, inverse] = blocks as [Value, Value, Value, Value];
+      const normalised = mul(b, sub(b, x, mean), inverse);
+      const weighted = mul(b, d, normalised);
+      // The row means over h are products with the scale vector, so h n is never formed.
+      const meanOfH = matmul(b, d, column, { alpha: 1 / width });
+      const meanOfHn = matmul(b, weighted, column, { alpha: 1 / width });
+      const centred = sub(b, sub(b, mul(b, d, scale), meanOfH), mul(b, normalised, meanOfHn));
+      return [withRest(b, mul(b, centred, inverse), blocks[4]), sumRows(b, weighted), sumRows(b, d)];
+    },
+    sumRows,
+  );
+  return normResults(node, g, dx as Value, sums);
 };
 
 /** With s = sigmoid(x) and y = x s, y' = s + y (1 - s). */
-const siluRule: Rule = (g, node, dy) => {
-  const [x, y] = [at(node.inputs, 0), at(node.outputs, 0)];
-  const s = sigmoid(g, x);
-  return [mul(g, dy, sub(g, add(g, s, y), mul(g, y, s)))];
-};
+const siluRule: Rule = (g, node, { dy }) =>
+  elementwise(g, [at(node.inputs, 0), at(node.outputs, 0), dy], (b, [x, y, d]) => {
+    const [input, output, gradient] = [x, y, d] as [Value, Value, Value];
+    const s = sigmoid(b, input);
+    return [mul(b, gradient, sub(b, add(b, s, output), mul(b, output, s)))];
+  });
 
 /** dx = r (h - n mean(h n)), with h = dy scale, n = x r and r = 1/rms (Zhang and Sennrich 2019). */
-const rmsNormRule: Rule = (g, node, dy) => {
-  const [x, scale] = [at(node.inputs, 0), at(node.inputs, 1)];
-  const inverse = at(node.outputs, 1);
-  const width = dimension(x.shape, -1);
-  const normalised = mul(g, x, inverse);
-  const weighted = mul(g, dy, normalised);
-  const meanOfHn = matmul(g, weighted, reshape(g, scale, [width, 1]), { alpha: 1 / width });
-  const dx = mul(g, sub(g, mul(g, dy, scale), mul(g, normalised, meanOfHn)), inverse);
-  const rows = x.shape.slice(0, -1).map((_, i) => i);
-  return [dx, reduceSum(g, weighted, rows)];
+const rmsNormRule: Rule = (g, node, { dy, soFar }) => {
+  const scale = at(node.inputs, 1);
+  const width = dimension(scale.shape, 0);
+  const column = reshape(g, scale, [width, 1]);
+  const rest = soFar[0];
+  const known = [dy, at(node.inputs, 0), at(node.outputs, 1), ...(rest === undefined ? [] : [rest])];
+  const rows = known.map((value) => asRows(g, value));
+  const [dx, ...sums] = rowBlocks(
+    g,
+    rows,
+    1,
+    (b, blocks) => {
+      const [d, x, inverse] = blocks as [Value, Value, Value];
+      const normalised = mul(b, x, inverse);
+      const weighted = mul(b, d, normalised);
+      const meanOfHn = matmul(b, weighted, column, { alpha: 1 / width });
+      const along = sub(b, mul(b, d, scale), mul(b, normalised, meanOfHn));
+      return [withRest(b, mul(b, along, inverse), blocks[3]), sumRows(b, weighted)];
+    },
+    sumRows,
+  );
+  return normResults(node, g, dx as Value, sums);
+};
+
+/** dx = y (dy - sum(dy y)), row by row. */
+export const softmaxRule: Rule = (g, node, { dy }) => {
+  const y = at(node.outputs, 0);
+  const rows = [dy, y].map((value) => asRows(g, value));
+  const [dx] = rowBlocks(
+    g,
+    rows,
+    1,
+    (b, [d, p]) => {
+      const [gradient, shares] = [d, p] as [Value, Value];
+      const weighted = mul(b, gradient, shares);
+      return [sub(b, weighted, mul(b, shares, reduceSum(b, weighted, [-1], true)))];
+    },
+    sumRows,
+  );
+  return [reshape(g, dx as Value, y.shape)];
+};
+
+/** Rows are added where they were taken from, on top of what the table has from elsewhere (a tied head). */
+export const gatherRule: Rule = (g, node, { dy, soFar }) => {
+  const [table, indices] = [at(node.inputs, 0), at(node.inputs, 1)];
+  const count = sizeOf(indices.shape);
+  const rows = reshape(g, dy, [count, ...table.shape.slice(1)]);
+  const base = soFar[0] ?? full(g, table.shape, 0);
+  return [{ total: addRows(g, base, reshape(g, indices, [count, 1]), rows) }];
 };
 
 /** A rotation's transpose is the rotation back. */
-const rotaryRule: Rule = (g, node, dy) => {
+const rotaryRule: Rule = (g, node, { dy }) => {
   const [positions, cos, sin] = [at(node.inputs, 1), at(node.inputs, 2), at(node.inputs, 3)];
   return [rotary(g, dy, positions, { cos, sin: neg(g, sin) })];
 };
 
 /** dx = dy W, with W in float32 for this product only; of 4-bit values in another order of columns, which is undone. */
-const quantizedRule: Rule = (g, node, dy) => {
+const quantizedRule: Rule = (g, node, { dy }) => {
   const [packed, scales] = [at(node.inputs, 1), at(node.inputs, 2)];
   const [columns, rows] = [intAttribute(node, "K"), intAttribute(node, "N")];
   const [bits, block] = [intAttribute(node, "bits"), intAttribute(node, "block_size")];

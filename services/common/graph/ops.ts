@@ -1,4 +1,4 @@
-import { type Attribute, type GraphBuilder, type Shape, sizeOf, type Value } from "./builder.js";
+import { type Attribute, type GraphBuilder, type Node, type Shape, sizeOf, type Value } from "./builder.js";
 
 /**
  * The operators our graphs are made of, each with its shape rule. They take float32 values unless said otherwise.
@@ -98,6 +98,26 @@ export function gemm(g: GraphBuilder, a: Value, b: Value, how: Product = {}, bia
     alpha: float(how.alpha ?? 1),
   };
   return one(g.node("Gemm", bias === undefined ? [a, b] : [a, b, bias], [{ type: a.type, shape }], attributes));
+}
+
+function attributeOf(node: Node, name: string, absent: number): number {
+  const attribute = node.attributes[name];
+  return attribute?.kind === "float" || attribute?.kind === "int" ? attribute.value : absent;
+}
+
+/** x times a number; for a matrix product the number goes into the product, which costs nothing. */
+export function scaled(g: GraphBuilder, x: Value, factor: number): Value {
+  const node = g.producer(x);
+  if (node?.op !== "Gemm" || node.inputs.length > 2) return mul(g, x, g.scalar(factor));
+  const alpha = float(attributeOf(node, "alpha", 1) * factor);
+  return one(g.node("Gemm", node.inputs, [x], { ...node.attributes, alpha }));
+}
+
+/** sum + x; where x is a matrix product, it is made on top of the sum, which spares a pass. */
+export function addTo(g: GraphBuilder, sum: Value, x: Value): Value {
+  const node = g.producer(x);
+  if (node?.op !== "Gemm" || node.inputs.length > 2 || sum.shape.join() !== x.shape.join()) return add(g, sum, x);
+  return one(g.node("Gemm", [...node.inputs, sum], [x], node.attributes));
 }
 
 /** Batched matrix product alpha op(a) [..., m,k] op(b) [..., k,n], no transposed copy is made. */

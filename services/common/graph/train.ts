@@ -1,5 +1,6 @@
 import { rowSequence } from "./attention.js";
 import { differentiate } from "./autodiff.js";
+import { flatBlocks } from "./blocks.js";
 import { GraphBuilder, type Value } from "./builder.js";
 import type { BatchShape } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
@@ -174,11 +175,20 @@ export function buildTrainGraph(config: ModelConfig, options: TrainGraphOptions)
   pieces.forEach((piece, i) => {
     const [weights, gradient] = [model.pieces[i], gradients[i]] as [Value, Value];
     const correction = corrections?.[i];
-    const direction = correction === undefined ? gradient : add(g, mul(g, gradient, gradientScale), correction);
-    const state = { weights, slots: slots.map((values) => values[i] as Value) };
-    const next = update(state, direction, piece.decay);
-    g.output(`weights_out.${i}`, next.weights);
-    optimizer.slots.forEach((slot, k) => g.output(`${slot}_out.${i}`, next.slots[k] as Value));
+    const old = [weights, ...slots.map((values) => values[i] as Value)];
+    const next = flatBlocks(
+      g,
+      [gradient, ...(correction === undefined ? [] : [correction]), ...old],
+      (inner, blocks) => {
+        const [slope, ...rest] = blocks as [Value, ...Value[]];
+        const drift = correction === undefined ? undefined : rest.shift();
+        const direction = drift === undefined ? slope : add(inner, mul(inner, slope, gradientScale), drift);
+        const [before, ...kept] = rest as [Value, ...Value[]];
+        const state = update(inner, { weights: before, slots: kept }, direction, piece.decay);
+        return [state.weights, ...state.slots];
+      },
+    );
+    ["weights", ...optimizer.slots].forEach((name, k) => g.output(`${name}_out.${i}`, next[k] as Value));
   });
   return g.encode();
 }

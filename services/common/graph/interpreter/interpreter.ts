@@ -4,11 +4,12 @@ import { movement } from "./movement.js";
 import { Call, type Operators } from "./operator.js";
 import { products } from "./products.js";
 import { reductions } from "./reductions.js";
-import { at, type Tensor } from "./tensor.js";
+import { at, stack, type Tensor } from "./tensor.js";
 
 /** Microsoft's operators go by their domain and name, the standard's by their name. */
 const operators: Operators = { ...elementwise, ...products, ...reductions, ...movement };
 const LOOP = "Loop";
+const SCAN = "Scan";
 
 const fullName = ({ domain, op }: DecodedNode): string => (domain === "" ? op : `${domain}.${op}`);
 
@@ -24,7 +25,7 @@ const bodiesOf = ({ attributes }: DecodedNode): DecodedGraph[] => [...attributes
 export function undefinedOperators(graph: DecodedGraph): string[] {
   const names = graph.nodes.flatMap((node) => {
     const name = fullName(node);
-    const known = name === LOOP || Object.hasOwn(operators, name);
+    const known = name === LOOP || name === SCAN || Object.hasOwn(operators, name);
     return [...(known ? [] : [name]), ...bodiesOf(node).flatMap(undefinedOperators)];
   });
   return [...new Set(names)].sort();
@@ -61,9 +62,32 @@ function runLoop(node: DecodedNode, operands: readonly (Tensor | undefined)[], s
   return carried;
 }
 
+/** Scan without carried values: the body runs for each index of the first axis; its results are stacked along a new one. */
+function runScan(node: DecodedNode, operands: readonly (Tensor | undefined)[], scope: Scope): Tensor[] {
+  const [body] = bodiesOf(node);
+  const inputs = operands as Tensor[];
+  if (body === undefined || node.attributes.get("num_scan_inputs") !== inputs.length) {
+    throw new TypeError("a scan without a body, or with carried values, is not defined");
+  }
+  const runs = inputs[0]?.shape[0] ?? 0;
+  const cut = ({ type, shape, data }: Tensor, run: number): Tensor => {
+    const size = data.length / runs;
+    return { type, shape: shape.slice(1), data: data.subarray(run * size, (run + 1) * size) };
+  };
+  const results = Array.from({ length: runs }, (_, run) =>
+    runGraph(
+      body,
+      inputs.map((input) => cut(input, run)),
+      scope,
+    ),
+  );
+  return body.outputs.map((_, i) => stack(results.map((each) => each[i] as Tensor)));
+}
+
 function runNode(node: DecodedNode, scope: Scope): Tensor[] {
   const operands = node.inputs.map((name) => (name === "" ? undefined : lookUp(scope, name)));
   if (fullName(node) === LOOP) return runLoop(node, operands, scope);
+  if (fullName(node) === SCAN) return runScan(node, operands, scope);
   const operator = Object.hasOwn(operators, fullName(node)) ? operators[fullName(node)] : undefined;
   if (operator === undefined) throw new TypeError(`the interpreter does not define ${fullName(node)}`);
   return operator(new Call(node, operands));

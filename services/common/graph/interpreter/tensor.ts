@@ -93,3 +93,15 @@ export function transposed(x: Tensor, perm: readonly number[]): Tensor {
   const walked = perm.map((axis) => strides[axis] ?? NaN);
   return taken(x, shape, placesOf(shape, walked));
 }
+
+/** Tensors of one shape, one after the other along a new first axis. */
+export function stack(parts: readonly Tensor[]): Tensor {
+  const [first] = parts;
+  if (first === undefined) throw new RangeError("nothing to stack");
+  const size = first.data.length;
+  const data = new Float64Array(parts.length * size);
+  parts.forEach((part, i) => {
+    data.set(part.data, i * size);
+  });
+  return { type: first.type, shape: [parts.length, ...first.shape], data };
+}

@@ -29,7 +29,7 @@ export function adamw(options: AdamWOptions): Optimizer {
       const rate = div(g, mul(g, lr, rootC2), correction(options.beta1));
       const eps = mul(g, g.scalar(options.eps), rootC2);
       const kept = sub(g, after(1), mul(g, lr, g.scalar(options.weightDecay)));
-      return ({ weights, slots }, gradient, decay) => {
+      return (g, { weights, slots }, gradient, decay) => {
         const [oldM, oldV] = slots as [Value, Value];
         const m = add(g, mul(g, oldM, beta1), mul(g, gradient, intoM));
         const v = add(g, mul(g, oldV, beta2), mul(g, mul(g, gradient, intoV), gradient));

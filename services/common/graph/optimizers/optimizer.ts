@@ -14,8 +14,11 @@ export interface StepInputs {
   readonly gradientScale: Value;
 }
 
-/** Emits the update of one piece; `gradient` has its shape, `decay` says whether weight decay applies. */
-export type Update = (state: PieceState, gradient: Value, decay: boolean) => PieceState;
+/**
+ * Emits the update of one piece, or of a block of one, into `g`: element by element, for it may overwrite old values.
+ * `gradient` has its shape, `decay` says whether weight decay applies.
+ */
+export type Update = (g: GraphBuilder, state: PieceState, gradient: Value, decay: boolean) => PieceState;
 
 /** A rule of how gradients change weights. */
 export interface Optimizer {

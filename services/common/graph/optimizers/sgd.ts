@@ -19,7 +19,7 @@ export function sgd({ momentum, weightDecay }: SgdOptions): Optimizer {
       // Known after all gradients are: a runtime that scaled old values before would hold them all at once.
       const late = mul(g, gradientScale, g.scalar(0));
       const [kept, decayed] = [momentum, weightDecay].map((x) => add(g, g.scalar(x), late)) as [Value, Value];
-      return ({ weights, slots: [m] }, gradient, decay) => {
+      return (g, { weights, slots: [m] }, gradient, decay) => {
         const scaled = mul(g, gradient, gradientScale);
         const whole = decay && weightDecay !== 0 ? add(g, scaled, mul(g, weights, decayed)) : scaled;
         const next = m === undefined ? whole : add(g, mul(g, m, kept), whole);

@@ -31,6 +31,9 @@ const tokensOf = (seed: number, count: number): Int32Array => {
   return Int32Array.from({ length: count }, () => rng.int(19));
 };
 
+const rotationOf = (config: DecoderConfig): ReturnType<typeof ropeFrequencies> =>
+  ropeFrequencies(config.rope, config.headSize, config.contextLength, config.contextLength);
+
 function load(session: TrainSession, weights: Float32Array): void {
   const zeros = new Float32Array(session.parameters);
   session.load({ weights, m: zeros, v: zeros });
@@ -44,8 +47,7 @@ function logitsConformance(test: TestFn, name: string, open: Open, { relative }:
       const tokens = tokensOf(4, 9);
       const session = await (await open()).logits(buildLogitsGraph(config, { seqLen: 9 }));
       t.is(session.seqLen, 9);
-      const rotation = ropeFrequencies(config.rope, config.headSize, config.contextLength, config.contextLength);
-      const expected = referenceLogits(config, weights, [...tokens], { rotation });
+      const expected = referenceLogits(config, weights, [...tokens], { rotation: rotationOf(config) });
       for (const end of [1, 5, 9]) {
         const got = await session.logits(weights, tokens.slice(0, end));
         const error = distance(got, Float32Array.from(expected[end - 1] ?? []));
@@ -109,6 +111,30 @@ const gradientCases: readonly { what: string; config: ModelConfig; variant: Vari
     packed: false,
   },
 ];
+
+function packingConformance(test: TestFn, name: string, open: Open, { relative }: BackendTolerances): void {
+  test(`${name}: packed documents have the losses of the float64 reference, and targets of -100 count for nothing`, async (t) => {
+    const weights = roughWeights(llama, 8);
+    const batch = tinyBatch(9);
+    const [tokens, targets, segments] = [batch.tokens, batch.targets, batch.segments ?? new Int32Array()];
+    const session = await (await open()).eval(buildEvalGraph(llama, { ...SHAPE, packed: true }));
+    let expected = 0;
+    for (let from = 0; from < tokens.length; from += SHAPE.seqLen) {
+      const part = (values: Int32Array): number[] => [...values.subarray(from, from + SHAPE.seqLen)];
+      const options = { rotation: rotationOf(llama), segments: part(segments) };
+      const rows = referenceLogits(llama, weights, part(tokens), options);
+      part(targets).forEach((target, i) => {
+        const row = rows[i] ?? [];
+        if (target >= 0) expected += Math.log(row.reduce((sum, x) => sum + Math.exp(x), 0)) - (row[target] ?? NaN);
+      });
+    }
+    const { lossSum, tokens: count } = await session.evaluate(weights, batch);
+    t.is(count, targets.filter((target) => target >= 0).length);
+    t.true(count < targets.length);
+    t.true(Math.abs(lossSum - expected) < relative * expected, `${lossSum} ${expected}`);
+    await session.dispose();
+  });
+}
 
 function gradientConformance(test: TestFn, name: string, open: Open, tolerances: BackendTolerances): void {
   for (const { what, config, variant, packed } of gradientCases) {
@@ -174,6 +200,25 @@ function trainingConformance(test: TestFn, name: string, open: Open, { relative 
       const apart = distance(other.state.weights, whole.state.weights);
       t.true(apart < relative, `${apart}`);
     }
+  });
+
+  test(`${name}: AdamW's step follows its rule at any learning rate and step`, async (t) => {
+    const [lr, at] = [0.03, 7];
+    const graph = buildTrainGraph(gpt2, { ...SHAPE, ...ADAMW, weightDecay: 0 });
+    const session = await (await open()).train(graph);
+    load(session, roughWeights(gpt2, 1));
+    await session.step(tinyBatch(1), 0.01, 1);
+    const before = session.state().weights;
+    await session.step(tinyBatch(2), lr, at);
+    const { weights, m, v } = session.state();
+    const change = before.map((_, i) => {
+      const [mean, square] = [(m[i] ?? NaN) / (1 - 0.9 ** at), (v[i] ?? NaN) / (1 - 0.99 ** at)];
+      return (-lr * mean) / (Math.sqrt(square) + 1e-4);
+    });
+    const got = weights.map((w, i) => w - (before[i] ?? NaN));
+    // The difference of two weights has their rounding.
+    t.true(distance(got, change) < 10 * relative, `${distance(got, change)}`);
+    await session.dispose();
   });
 
   for (const base of ["int8", "int4"] as const) {
@@ -295,6 +340,7 @@ const tinyGraph = (): Uint8Array => buildTrainGraph(gpt2, { ...SHAPE, ...ADAMW }
 /** What every Backend does. `open` may give the same one each time. */
 export function backendConformance(test: TestFn, name: string, open: Open, tolerances: BackendTolerances): void {
   logitsConformance(test, name, open, tolerances);
+  packingConformance(test, name, open, tolerances);
   gradientConformance(test, name, open, tolerances);
   trainingConformance(test, name, open, tolerances);
   stateConformance(test, name, open);

@@ -14,19 +14,23 @@ const STEPS = 20;
 const ADAMW = { beta1: 0.9, beta2: 0.99, eps: 1e-4, weightDecay: 0.1, clipNorm: 1 };
 const SGD = { optimizer: "sgd", momentum: 0, weightDecay: 0.01, clipNorm: 1 } as const;
 
-export const tinyModel = (fields: Record<string, unknown>): ModelConfig => {
-  const parsed = parseModelConfig({ vocabSize: VOCAB, contextLength: 16, layers: 2, heads: 2, width: 32, ...fields });
-  if (!parsed.ok) throw new Error(JSON.stringify(parsed.violations));
-  return parsed.config;
-};
+function tinyModel<Family extends ModelConfig["family"]>(
+  family: Family,
+  fields: Record<string, unknown> = {},
+): Extract<ModelConfig, { family: Family }> {
+  const shape = { vocabSize: VOCAB, contextLength: 16, layers: 2, heads: 2, width: 32 };
+  const parsed = parseModelConfig({ family, ...shape, ...fields });
+  if (!parsed.ok || parsed.config.family !== family) throw new Error(JSON.stringify(parsed));
+  return parsed.config as Extract<ModelConfig, { family: Family }>;
+}
 
 /** One small model of each family. */
 export const tinyModels = {
-  gpt2: tinyModel({ family: "gpt2" }),
-  llama: tinyModel({ family: "llama", heads: 4, kvHeads: 2, innerWidth: 64, tiedHead: false }),
-  mistral: tinyModel({ family: "mistral", heads: 4, kvHeads: 1, innerWidth: 64, window: 5 }),
-  qwen2: tinyModel({ family: "qwen2", heads: 4, kvHeads: 2, innerWidth: 64 }),
-  qwen3: tinyModel({ family: "qwen3", kvHeads: 1, headSize: 6, innerWidth: 64 }),
+  gpt2: tinyModel("gpt2"),
+  llama: tinyModel("llama", { heads: 4, kvHeads: 2, innerWidth: 64, tiedHead: false }),
+  mistral: tinyModel("mistral", { heads: 4, kvHeads: 1, innerWidth: 64, window: 5 }),
+  qwen2: tinyModel("qwen2", { heads: 4, kvHeads: 2, innerWidth: 64 }),
+  qwen3: tinyModel("qwen3", { kvHeads: 1, headSize: 6, innerWidth: 64 }),
 } as const;
 
 /** Larger than usual first weights, biases and norms too, so that nothing is near its neutral value. */

@@ -10,6 +10,7 @@ import type { JoinBundle } from "#proto/shoal/v1/device_wire.js";
 import { parseArguments, USAGE } from "./arguments.js";
 import { openBackend } from "./backend/open.js";
 import { isProvider } from "./backend/providers.js";
+import { type DeviceReport, referenceModels, reportDevice, type ReportedModel } from "./device-report.js";
 import { isWritable, nodeDisk } from "./disk.js";
 import { checkOptions, nameFromHost, type AgentOptions, type OptionProblem } from "./options.js";
 import { parsePolicy } from "./policy-file.js";
@@ -23,6 +24,7 @@ import { storeIdentity, type Identity } from "./transport/identity.js";
 import { parseJoinToken } from "./transport/join-token.js";
 import { connectControlPlane } from "./transport/nats-control-plane.js";
 
+export type { DeviceReport, ReportedModel } from "./device-report.js";
 export type { AgentOptions } from "./options.js";
 
 /** Exit code of wrong options (EX_USAGE). */
@@ -157,6 +159,20 @@ export async function runAgent(options: AgentOptions, signal?: AbortSignal): Pro
   if (exit.code === 0) log.info("agent stopped");
   else log.error("agent stopped", { reason: exit.message, exitCode: exit.code });
   return exit.code;
+}
+
+/**
+ * What this machine does at the shapes of real layers, and how fast it would train these models, or a few of reference;
+ * needs no fleet.
+ * @param onModel called before each model and mode is measured
+ */
+export async function measureDevice(
+  threads: number,
+  models: readonly ReportedModel[],
+  onModel: (name: string, mode: string) => void,
+): Promise<DeviceReport> {
+  const { openWorkbench } = await import("./backend/onnx.js");
+  return reportDevice(openWorkbench({ threads }), threads, models.length > 0 ? models : referenceModels(), onModel);
 }
 
 async function main(): Promise<number> {

@@ -1,5 +1,9 @@
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import * as ort from "onnxruntime-node";
 import type { Backend } from "./backend.js";
+import type { Workbench } from "./node-timing.js";
 import type { Provider } from "./providers.js";
 import type { OrtSession } from "./runtime.js";
 import { backendOf } from "./sessions.js";
@@ -27,6 +31,27 @@ const sessionOptions = (threads: number, provider: string): ort.InferenceSession
   // Waiting threads sleep instead of spinning: several agents share the cores of one machine.
   extra: { session: { intra_op: { allow_spinning: "0" }, inter_op: { allow_spinning: "0" } } },
 });
+
+/** For measurements of single nodes: what the runtime makes of a graph, and models that it takes as they are. */
+export function openWorkbench({ threads, provider = "cpu" }: OnnxOptions): Workbench {
+  const options = sessionOptions(threads, provider);
+  return {
+    Tensor: ort.Tensor,
+    nowMs: () => performance.now(),
+    open: (model) => ort.InferenceSession.create(model, { ...options, graphOptimizationLevel: "disabled" }),
+    optimize: async (graph) => {
+      const folder = await mkdtemp(join(tmpdir(), "shoal-graph-"));
+      try {
+        const optimizedModelFilePath = join(folder, "graph.onnx");
+        const session = await ort.InferenceSession.create(graph, { ...options, optimizedModelFilePath });
+        await session.release();
+        return await readFile(optimizedModelFilePath);
+      } finally {
+        await rm(folder, { recursive: true, force: true });
+      }
+    },
+  };
+}
 
 /** The runtime reads feeds and writes outputs where they are: a run copies nothing. */
 async function open(graph: Uint8Array, options: ort.InferenceSession.SessionOptions): Promise<OrtSession> {

@@ -1,10 +1,11 @@
 import { parseArgs } from "node:util";
+import { calibrate } from "./calibrate.js";
 import { shakespeare } from "./shakespeare.js";
 
 /** A benchmark: reads its options, prints progress, returns nothing; writes its report to `json`. */
 type Bench = (options: { data?: string | undefined; json?: string | undefined; quick: boolean }) => Promise<void>;
 
-const benches: Record<string, Bench> = { shakespeare };
+const benches: Record<string, Bench> = { calibrate, shakespeare };
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

@@ -1,13 +1,14 @@
 import { keyValue, realNumber, wholeNumber } from "../arguments.js";
 import { CliError, EXIT, type ExitCode } from "../exit.js";
 import type { CommandGroup, Shell } from "../shell.js";
+import { calibrate, type CalibrateFlags } from "./calibrate.js";
 
-interface AgentFlags {
+interface AgentFlags extends CalibrateFlags {
+  readonly calibrate?: boolean;
   readonly join?: string;
   readonly name?: string;
   readonly dataset?: Record<string, string>;
   readonly state: string;
-  readonly threads?: number;
   readonly provider?: string;
   readonly throttle?: number;
   readonly policy?: string;
@@ -61,5 +62,8 @@ export const agentCommands: CommandGroup = (program, shell) => {
     .option("--policy <file>", "YAML with what the data may be used for")
     .option("--label <k=v>", "label of the device (repeatable)", keyValue)
     .option("--json-log", "one JSON object a log line")
-    .action((flags: AgentFlags) => agent(shell, flags));
+    .option("--calibrate", "only measure this machine and predict how fast it would train; joins nothing")
+    .option("--model <config...>", "with --calibrate: config.json files or folders to predict for")
+    .option("--json", "with --calibrate: write JSON for programs")
+    .action((flags: AgentFlags) => (flags.calibrate === true ? calibrate(shell, flags) : agent(shell, flags)));
 };

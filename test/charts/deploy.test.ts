@@ -98,7 +98,7 @@ test("systemd: the agent understands the options of the unit and of its environm
   }
 });
 
-for (const name of ["shakespeare-job", "sotu-job"]) {
+for (const name of ["shakespeare-job", "sotu-job", "adapter-job"]) {
   test(`samples: ${name}.yaml is a job that can be trained`, (t) => {
     const decoded = decodeTrainingJob(parse(read(`deploy/samples/${name}.yaml`)), readModel);
     t.deepEqual(decoded.ok ? [] : decoded.violations, []);

@@ -1,5 +1,6 @@
 import { Tokenizer as NativeTokenizer } from "@huggingface/tokenizers";
 import type { TokenizerSpec } from "#proto/shoal/v1/job.js";
+import { readTokenizerFile, type TokenizerJson } from "./tokenizer-file.js";
 
 /** Text to tokens and back. */
 export interface Tokenizer {
@@ -47,7 +48,7 @@ const END_TOKENS = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_e
 
 /** The part used here; the package's own declarations do not resolve under Node's module rules. */
 interface HuggingFace {
-  encode(text: string, options: { add_special_tokens: boolean }): { ids: number[] };
+  encode(text: string, options: { add_special_tokens: boolean }): { ids: (number | undefined)[] };
   decode(tokens: number[], options: { skip_special_tokens: boolean }): string;
   token_to_id(token: string): number | undefined;
   get_vocab(withAddedTokens: boolean): Map<string, number>;
@@ -55,29 +56,47 @@ interface HuggingFace {
 
 const HuggingFaceTokenizer = NativeTokenizer as unknown as new (json: object, config: object) => HuggingFace;
 
-function huggingFaceTokenizer(json: object): Tokenizer {
+function huggingFaceTokenizer(json: TokenizerJson): Tokenizer {
   const tokenizer = new HuggingFaceTokenizer(json, {});
+  const { unk_token: unknownToken } = json.model;
+  const unknown = typeof unknownToken === "string" ? tokenizer.token_to_id(unknownToken) : undefined;
   const end = END_TOKENS.map((token) => tokenizer.token_to_id(token)).find((id) => id !== undefined);
   let highest = -1;
   for (const id of tokenizer.get_vocab(true).values()) highest = Math.max(highest, id);
   return {
     vocabulary: highest + 1,
-    encode: (text) => Int32Array.from(tokenizer.encode(text, { add_special_tokens: false }).ids),
-    decode: (tokens) => tokenizer.decode([...tokens], { skip_special_tokens: true }),
+    encode: (text) => {
+      const { ids } = tokenizer.encode(text, { add_special_tokens: false });
+      // The library gives nothing for words without a token: they are the unknown one, or left out where there is none.
+      return Int32Array.from(ids.map((id) => id ?? unknown).filter((id) => id !== undefined));
+    },
+    // The library refuses to decode nothing.
+    decode: (tokens) => (tokens.length === 0 ? "" : tokenizer.decode([...tokens], { skip_special_tokens: true })),
     separator: end === undefined ? new Int32Array(0) : Int32Array.of(end),
   };
+}
+
+const PROBE = "Hello,  world 42!\n\tÆß 漢字 🙂 'tis\u0000";
+
+/** Encodes and decodes a line: what is wrong with a tokenizer shows when it is opened, not in the middle of training. */
+function probe(tokenizer: Tokenizer): void {
+  const bad = tokenizer.encode(PROBE).find((id) => id < 0 || id >= tokenizer.vocabulary);
+  if (bad !== undefined) throw new RangeError(`it gives the token ${bad} of ${tokenizer.vocabulary}`);
+  tokenizer.decode([...tokenizer.encode(PROBE)]);
 }
 
 function openHuggingFace(blob: Uint8Array | undefined): OpenedTokenizer {
   if (blob === undefined)
     return { ok: false, problem: 'tokenizer "huggingface" needs a tokenizer.json in tokenizer.blob' };
+  const read = readTokenizerFile(blob);
+  if (!read.ok) return { ok: false, problem: `tokenizer.json cannot be used: ${read.problem}` };
   try {
-    const json: unknown = JSON.parse(new TextDecoder().decode(blob));
-    if (typeof json !== "object" || json === null) return { ok: false, problem: "tokenizer.json is not a JSON object" };
-    return { ok: true, tokenizer: huggingFaceTokenizer(json) };
+    const tokenizer = huggingFaceTokenizer(read.json);
+    probe(tokenizer);
+    return { ok: true, tokenizer };
   } catch (error) {
     const cause = error instanceof Error ? error.message : String(error);
-    return { ok: false, problem: `tokenizer.json cannot be used: ${cause}` };
+    return { ok: false, problem: `tokenizer.json cannot be used: ${cause.slice(0, 200)}` };
   }
 }
 

@@ -1,4 +1,4 @@
-import type { Parsed, Violation } from "./families/family.js";
+import { type Parsed, shownValue, type Violation } from "./families/family.js";
 import { families, familyOf, type ModelConfig } from "./families/table.js";
 
 export type { ModelConfig } from "./families/table.js";
@@ -7,7 +7,10 @@ export type { Violation } from "./families/family.js";
 const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-const refuse = (violation: Violation): Parsed<ModelConfig> => ({ ok: false, violations: [violation] });
+const refuse = ({ field, value, description }: Violation): Parsed<ModelConfig> => ({
+  ok: false,
+  violations: [{ field, value: shownValue(value), description }],
+});
 
 /**
  * Reads a model config in our form (`family`, camelCase) or in Hugging Face's (`model_type`, config.json).

@@ -1,7 +1,9 @@
 import { parseModelConfig, type ModelConfig, type Violation } from "./config.js";
+import { shownName, shownValue } from "./families/family.js";
 import { decodeWeights, encodeWeights, isWeightType } from "./dtypes.js";
 import { familyOf } from "./families/table.js";
 import { parameterLayout, type TensorPlace } from "./layout.js";
+import { readJson } from "./json.js";
 import { joinSafetensors, readSafetensors, type SafetensorsFile, type TensorEntry } from "./safetensors.js";
 
 /** A Hugging Face folder's files by name: config.json, and model.safetensors or an index with its shards. */
@@ -39,35 +41,37 @@ export type ImportedFolder =
 const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-function parseJson(bytes: Uint8Array): unknown {
-  try {
-    return JSON.parse(new TextDecoder().decode(bytes)) as unknown;
-  } catch {
-    return undefined;
-  }
-}
-
+/** config.json takes a few KiB, the index of a large model a few hundred. */
+const MAX_JSON_BYTES = 16 * 1024 * 1024;
+const MAX_VIOLATIONS = 100;
+const MAX_SHARDS = 1000;
 const SHARD_NAME = /^[\w-]+(\.[\w-]+)*\.safetensors$/;
 
 /** The files that an index names, in order of first mention; names that are paths are refused. */
 function shardsOf(
   index: Uint8Array,
 ): { ok: true; shards: string[]; fileOf: ReadonlyMap<string, string> } | { ok: false; violation: Violation } {
-  const json = parseJson(index);
+  const read = readJson(index, MAX_JSON_BYTES);
+  const json = read.ok ? read.value : undefined;
   const map = isRecord(json) ? json["weight_map"] : undefined;
   if (!isRecord(map)) {
-    const description = "must be a JSON object with a weight_map";
+    const description = read.ok ? "must be a JSON object with a weight_map" : read.reason;
     return { ok: false, violation: { field: INDEX_FILE, value: undefined, description } };
   }
   const fileOf = new Map<string, string>();
   for (const [tensor, file] of Object.entries(map)) {
     if (typeof file !== "string" || !SHARD_NAME.test(file)) {
-      const description = `${tensor} must name a .safetensors file beside the index`;
-      return { ok: false, violation: { field: `${INDEX_FILE}.weight_map`, value: file, description } };
+      const description = `${shownName(tensor)} must name a .safetensors file beside the index`;
+      return { ok: false, violation: { field: `${INDEX_FILE}.weight_map`, value: shownValue(file), description } };
     }
     fileOf.set(tensor, file);
   }
-  return { ok: true, shards: [...new Set(fileOf.values())], fileOf };
+  const shards = [...new Set(fileOf.values())];
+  if (shards.length > MAX_SHARDS) {
+    const description = `must name at most ${MAX_SHARDS} files`;
+    return { ok: false, violation: { field: `${INDEX_FILE}.weight_map`, value: shards.length, description } };
+  }
+  return { ok: true, shards, fileOf };
 }
 
 interface OpenFile extends SafetensorsFile {
@@ -91,7 +95,8 @@ function openFiles(files: FolderFiles): { opened: OpenFile[]; violations: Violat
   for (const { name: file, entries } of sharded === undefined ? [] : opened) {
     for (const { name, shape } of entries) {
       if (sharded?.fileOf.get(name) === file) continue;
-      violations.push({ field: name, value: shape, description: `is in ${file}, which is not where the index has it` });
+      const description = `is in ${file}, which is not where the index has it`;
+      violations.push({ field: shownName(name), value: shape, description });
     }
   }
   return { opened, violations };
@@ -115,14 +120,16 @@ function roles(config: ModelConfig): (name: string) => Role {
 const wantedShape = ({ shape }: TensorPlace): string => `[${shape.join(",")}]`;
 
 /** One tensor's values, or what is wrong with it. */
-function decodeEntry({ body }: SafetensorsFile, entry: TensorEntry, place: TensorPlace): Float32Array | Violation {
+function decodeEntry({ name: file, body }: OpenFile, entry: TensorEntry, place: TensorPlace): Float32Array | Violation {
   const { name, dtype, shape, begin, end } = entry;
-  const wrong = (value: unknown, description: string): Violation => ({ field: name, value, description });
+  const wrong = (value: unknown, problem: string): Violation => {
+    return { field: name, value, description: `${problem}, in ${file}` };
+  };
   if (!isWeightType(dtype)) return wrong(dtype, "must be F32, F16 or BF16");
   if (shape.join() !== place.shape.join()) return wrong(shape, `must have the shape ${wantedShape(place)}`);
   const values = decodeWeights(dtype, body.subarray(begin, end));
   const bad = values.findIndex((x) => !Number.isFinite(x));
-  return bad < 0 ? values : wrong(values[bad], `holds a value that is not finite, at position ${bad}`);
+  return bad < 0 ? values : wrong(values[bad], `holds a value that is not finite (${values[bad]}), at position ${bad}`);
 }
 
 const sameBits = (a: Float32Array, b: Float32Array): boolean =>
@@ -152,7 +159,7 @@ class TensorCollector {
   }
 
   #refuse({ name, shape }: TensorEntry, description: string): void {
-    this.violations.push({ field: name, value: shape, description });
+    this.violations.push({ field: shownName(name), value: shape, description });
   }
 
   #place(file: OpenFile, entry: TensorEntry, { place, copy }: { place: TensorPlace; copy: boolean }): void {
@@ -195,13 +202,20 @@ class TensorCollector {
  * the family's prefix. A tensor that is missing, foreign, of another shape or not finite is named in the violations.
  */
 export function importFolder(files: FolderFiles): ImportedFolder {
+  const imported = readFolder(files);
+  // A file may be wrong in as many places as it has bytes.
+  return imported.ok ? imported : { ok: false, violations: imported.violations.slice(0, MAX_VIOLATIONS) };
+}
+
+function readFolder(files: FolderFiles): ImportedFolder {
   const configBytes = files.get("config.json");
-  const json = configBytes === undefined ? undefined : parseJson(configBytes);
-  if (configBytes === undefined || json === undefined) {
-    const description = configBytes === undefined ? "is missing" : "is not JSON";
+  const read =
+    configBytes === undefined ? ({ ok: false, reason: "is missing" } as const) : readJson(configBytes, MAX_JSON_BYTES);
+  if (configBytes === undefined || !read.ok) {
+    const description = read.ok ? "" : read.reason;
     return { ok: false, violations: [{ field: "config.json", value: undefined, description }] };
   }
-  const parsed = parseModelConfig(json);
+  const parsed = parseModelConfig(read.value);
   if (!parsed.ok) return parsed;
   const { opened, violations } = openFiles(files);
   if (violations.length > 0) return { ok: false, violations };
@@ -243,7 +257,10 @@ export function exportFolder(
 
 /** Name and type of a header's tensors in the order of their bytes. */
 function entriesOf(header: Uint8Array): { name: string; dtype: string }[] {
-  const json = parseJson(header) as Record<string, { dtype: string; data_offsets: [number, number] }>;
+  const json = JSON.parse(new TextDecoder().decode(header)) as Record<
+    string,
+    { dtype: string; data_offsets: [number, number] }
+  >;
   return Object.entries(json)
     .filter(([name]) => name !== "__metadata__")
     .sort(([, a], [, b]) => a.data_offsets[0] - b.data_offsets[0] || a.data_offsets[1] - b.data_offsets[1])

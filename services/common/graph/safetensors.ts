@@ -1,4 +1,6 @@
 import { sizeOf } from "./builder.js";
+import { readJson } from "./json.js";
+import { shownName } from "./families/family.js";
 import { decodeWeights, DTYPE_BYTES, isWeightType } from "./dtypes.js";
 
 /**
@@ -37,8 +39,12 @@ export type ReadSafetensors =
   { readonly ok: true; readonly file: SafetensorsFile } | { readonly ok: false; readonly reason: string };
 
 const MAX_RANK = 8;
+/** Those of published models are below 1 MiB. Parsed JSON takes many times its bytes. */
+const MAX_HEADER_BYTES = 16 * 1024 * 1024;
 const LENGTH_BYTES = 8;
 const ALIGNMENT = 8;
+
+const METADATA = "__metadata__";
 
 class Refusal extends Error {}
 
@@ -53,31 +59,29 @@ function readHeader(bytes: Uint8Array): { json: Record<string, unknown>; header:
     throw new Refusal(`the header's length ${length} is beyond the file`);
   const bodyStart = LENGTH_BYTES + Number(length);
   const header = bytes.subarray(LENGTH_BYTES, bodyStart);
-  let json: unknown;
-  try {
-    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(header));
-  } catch {
-    throw new Refusal("the header is not JSON in UTF-8");
-  }
+  const read = readJson(header, MAX_HEADER_BYTES);
+  if (!read.ok) throw new Refusal(`the header ${read.reason}`);
+  const { value: json } = read;
   if (!isRecord(json)) throw new Refusal("the header is not a JSON object");
   return { json, header, body: bytes.subarray(bodyStart) };
 }
 
 function readEntry(name: string, value: unknown): TensorEntry {
-  if (!isRecord(value)) throw new Refusal(`tensor ${name}: not an object`);
+  const refuse = (reason: string): Refusal => new Refusal(`tensor ${shownName(name)}: ${reason}`);
+  if (!isRecord(value)) throw refuse("not an object");
   const { dtype, shape, data_offsets: offsets } = value;
-  if (typeof dtype !== "string" || !Object.hasOwn(DTYPE_BYTES, dtype)) {
-    throw new Refusal(`tensor ${name}: dtype ${String(dtype)} is not known`);
-  }
+  // Of anything but text not even a text is made: what it holds may be made so that this fails.
+  if (typeof dtype !== "string") throw refuse("its dtype is not a name");
+  if (!Object.hasOwn(DTYPE_BYTES, dtype)) throw refuse(`dtype ${shownName(dtype)} is not known`);
   if (!Array.isArray(shape) || shape.length > MAX_RANK || !shape.every(isCount)) {
-    throw new Refusal(`tensor ${name}: the shape is not a list of at most ${MAX_RANK} sizes`);
+    throw refuse(`the shape is not a list of at most ${MAX_RANK} sizes`);
   }
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount)) {
-    throw new Refusal(`tensor ${name}: data_offsets are not two positions`);
+    throw refuse(`data_offsets are not two positions`);
   }
   const [begin = 0, end = 0] = offsets;
   const size = sizeOf(shape) * (DTYPE_BYTES[dtype] ?? 0);
-  if (end - begin !== size) throw new Refusal(`tensor ${name}: ${end - begin} bytes where its shape needs ${size}`);
+  if (end - begin !== size) throw refuse(`${end - begin} bytes where its shape needs ${size}`);
   return { name, dtype, shape, begin, end };
 }
 
@@ -89,13 +93,20 @@ function readEntry(name: string, value: unknown): TensorEntry {
 export function readSafetensors(bytes: Uint8Array): ReadSafetensors {
   try {
     const { json, header, body } = readHeader(bytes);
+    const metadata = json[METADATA];
+    if (
+      metadata !== undefined &&
+      !(isRecord(metadata) && Object.values(metadata).every((x) => typeof x === "string"))
+    ) {
+      throw new Refusal(`${METADATA} is not an object of texts`);
+    }
     const entries = Object.entries(json)
-      .filter(([name]) => name !== "__metadata__")
+      .filter(([name]) => name !== METADATA)
       .map(([name, value]) => readEntry(name, value));
     let position = 0;
     for (const { name, begin, end } of [...entries].sort((a, b) => a.begin - b.begin || a.end - b.end)) {
       if (begin !== position)
-        throw new Refusal(`tensor ${name}: begins at ${begin}, the one before it ends at ${position}`);
+        throw new Refusal(`tensor ${shownName(name)}: begins at ${begin}, the one before it ends at ${position}`);
       position = end;
     }
     if (position !== body.length) throw new Refusal(`the tensors take ${position} bytes, the file has ${body.length}`);
@@ -112,7 +123,8 @@ export function parseSafetensors(bytes: Uint8Array): ParsedSafetensors {
   if (!read.ok) return read;
   const tensors = new Map<string, NamedTensor>();
   for (const { name, dtype, shape, begin, end } of read.file.entries) {
-    if (!isWeightType(dtype)) return { ok: false, reason: `tensor ${name}: dtype ${dtype} is not F32, F16 or BF16` };
+    if (!isWeightType(dtype))
+      return { ok: false, reason: `tensor ${shownName(name)}: dtype ${dtype} is not F32, F16 or BF16` };
     tensors.set(name, { shape, data: decodeWeights(dtype, read.file.body.subarray(begin, end)) });
   }
   return { ok: true, tensors };
@@ -137,7 +149,7 @@ export function writeSafetensors(
   tensors: ReadonlyMap<string, NamedTensor>,
   metadata: Readonly<Record<string, string>> = {},
 ): Uint8Array {
-  const entries: [string, unknown][] = Object.keys(metadata).length === 0 ? [] : [["__metadata__", metadata]];
+  const entries: [string, unknown][] = Object.keys(metadata).length === 0 ? [] : [[METADATA, metadata]];
   let position = 0;
   for (const [name, { shape, data }] of tensors) {
     if (sizeOf(shape) !== data.length) throw new RangeError(`tensor ${name}: ${data.length} values for its shape`);

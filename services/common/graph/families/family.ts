@@ -9,6 +9,20 @@ export interface Violation {
   readonly description: string;
 }
 
+const SHOWN_LENGTH = 100;
+
+/** A hostile name as it can be shown. */
+export const shownName = (name: string): string =>
+  name.length > SHOWN_LENGTH ? `${name.slice(0, SHOWN_LENGTH)}...` : name;
+
+/** A hostile value as it can be shown: numbers, switches, short texts and lists of numbers, but nothing nested. */
+export function shownValue(value: unknown): unknown {
+  if (typeof value === "string") return shownName(value);
+  if (typeof value !== "object" || value === null) return value;
+  const flat = Array.isArray(value) && value.length <= SHOWN_LENGTH && value.every((item) => typeof item === "number");
+  return flat ? value : undefined;
+}
+
 export type Parsed<C> =
   { readonly ok: true; readonly config: C } | { readonly ok: false; readonly violations: readonly Violation[] };
 

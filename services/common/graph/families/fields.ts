@@ -1,10 +1,12 @@
-import type { Violation } from "./family.js";
+import { shownName, shownValue, type Violation } from "./family.js";
 
 /** A whole number with its bounds; `remedy` says what to write instead. */
 export interface SizeRule {
   readonly max: number;
   readonly remedy: string;
 }
+
+const MAX_VIOLATIONS = 100;
 
 const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
@@ -32,7 +34,10 @@ export class FieldReader {
   }
 
   refuse(field: string, description: string): void {
-    this.violations.push({ field: `${this.#prefix}${field}`, value: this.#fields[field], description });
+    // One sentence a field is for people; thousands are an attack on whoever passes them on.
+    if (this.violations.length >= MAX_VIOLATIONS) return;
+    const name = shownName(`${this.#prefix}${field}`);
+    this.violations.push({ field: name, value: shownValue(this.#fields[field]), description });
   }
 
   has(field: string): boolean {

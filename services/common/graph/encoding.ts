@@ -8,6 +8,8 @@ const OPSETS = [
   { domain: "com.microsoft", version: 1 },
 ] as const;
 export const DATA_TYPE: Readonly<Record<ElementType, number>> = { float32: 1, int64: 7, bool: 9, uint8: 2 };
+/** TensorProto.DataLocation */
+const EXTERNAL = 1;
 const ATTRIBUTE_TYPE: Record<Attribute["kind"], number> = { float: 1, int: 2, string: 3, tensor: 4, graph: 5, ints: 7 };
 
 function message(writer: BinaryWriter, field: number, body: (writer: BinaryWriter) => void): void {
@@ -26,7 +28,8 @@ function packedInts(writer: BinaryWriter, field: number, values: readonly number
   message(writer, field, (body) => values.forEach((value) => body.int64(value)));
 }
 
-function rawData(type: ElementType, data: readonly number[]): Uint8Array {
+function rawData(type: ElementType, data: readonly number[] | Float32Array): Uint8Array {
+  if (data instanceof Float32Array) return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   const width = type === "float32" ? 4 : type === "int64" ? 8 : 1;
   const view = new DataView(new ArrayBuffer(data.length * width));
   data.forEach((value, i) => {
@@ -41,7 +44,14 @@ function writeTensor(writer: BinaryWriter, tensor: Initializer): void {
   packedInts(writer, 1, tensor.shape);
   integer(writer, 2, DATA_TYPE[tensor.type]);
   text(writer, 8, tensor.name);
-  writer.tag(9, WireType.LengthDelimited).bytes(rawData(tensor.type, tensor.data));
+  if (!("location" in tensor.data)) {
+    writer.tag(9, WireType.LengthDelimited).bytes(rawData(tensor.type, tensor.data));
+    return;
+  }
+  for (const [key, value] of Object.entries(tensor.data)) {
+    message(writer, 13, (entry) => text(text(entry, 1, key), 2, String(value)));
+  }
+  integer(writer, 14, EXTERNAL);
 }
 
 function writeAttribute(writer: BinaryWriter, name: string, attribute: Attribute): void {

@@ -24,11 +24,19 @@ export interface Node {
   readonly attributes: Readonly<Record<string, Attribute>>;
 }
 
+/** Where a tensor's bytes lie in a file beside the graph's. */
+export interface ExternalData {
+  readonly location: string;
+  readonly offset: number;
+  readonly length: number;
+}
+
 export interface Initializer {
   readonly name: string;
   readonly type: ElementType;
   readonly shape: Shape;
-  readonly data: readonly number[];
+  /** Large ones as float32, which are written as they are. */
+  readonly data: readonly number[] | Float32Array | ExternalData;
 }
 
 export interface Model {

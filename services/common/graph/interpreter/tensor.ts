@@ -74,6 +74,7 @@ export function broadcastShape(...shapes: readonly Shape[]): number[] {
 /** x repeated to `shape`: axes of size 1 and missing ones in front are walked with stride 0. */
 export function broadcastTo(x: Tensor, shape: Shape): Tensor {
   if (x.shape.join() === shape.join()) return x;
+  if (x.data.length === 1) return { ...x, shape, data: new Float64Array(sizeOf(shape)).fill(at(x.data, 0)) };
   const extra = shape.length - x.shape.length;
   const strides = stridesOf(x.shape);
   const walked = shape.map((_, axis) => ((x.shape[axis - extra] ?? 1) === 1 ? 0 : (strides[axis - extra] ?? 0)));

@@ -6,7 +6,7 @@ import { API_VERSION, isResourceName, nameViolations, newMeta } from "#common/do
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Kind, ResourceOf, ResourceStore } from "#common/ports/resource-store.js";
 import type { Log } from "#common/ports/log.js";
-import { toBytes } from "#common/tensor/flat.js";
+import { viewBytes } from "#common/tensor/flat.js";
 import type { TokenizerSpec } from "#proto/shoal/v1/job.js";
 import type { Dataset, Model } from "#proto/shoal/v1/model.js";
 import type {
@@ -71,7 +71,7 @@ export class ModelApi {
       family: imported.family,
       config: imported.huggingFaceConfig,
       tokenizer: await this.toTokenizer(imported.tokenizer),
-      weights: await blobs.put(toBytes(imported.weights)),
+      weights: await blobs.put(viewBytes(imported.weights)),
       parameters: imported.weights.length,
       origin: { job: "", round: 0 },
       template: await blobs.put(encodeFolder(imported.folder)),

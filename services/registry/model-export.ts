@@ -5,7 +5,7 @@ import { type ModelConfig, parseModelConfig } from "#common/graph/config.js";
 import { exportFolder } from "#common/graph/folder.js";
 import { mergeTrained, variantOf } from "#common/graph/training.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
-import { fromBytes } from "#common/tensor/flat.js";
+import { viewFloats } from "#common/tensor/flat.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import type { ExportResponse } from "#proto/shoal/v1/model_service.js";
@@ -50,7 +50,7 @@ export async function exportModel(
 
 async function readVector(blobs: BlobStore, ref: BlobRef | undefined): Promise<Float32Array | undefined> {
   const bytes = await blobs.get(ref?.digest ?? "");
-  return bytes && fromBytes(bytes);
+  return bytes && viewFloats(bytes);
 }
 
 /** All weights of a model, the trained part in its base; undefined if the base is gone. */

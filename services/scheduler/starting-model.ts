@@ -6,7 +6,7 @@ import { freezeBase } from "#common/graph/frozen.js";
 import { mergeTrained, startTrained, variantOf } from "#common/graph/training.js";
 import { type Variant, variantLayout } from "#common/graph/variant.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
-import { fromBytes, toBytes } from "#common/tensor/flat.js";
+import { viewBytes, viewFloats } from "#common/tensor/flat.js";
 
 /** Where training starts: what is trained, and what stays as it is. */
 export interface Start {
@@ -38,7 +38,7 @@ async function storeFrozen(
   blobs: BlobStore,
 ): Promise<FrozenBase> {
   const { plain, scales, packed } = freezeBase(config, variant, whole);
-  const bytes = packed.length === 0 ? toBytes(plain) : Buffer.concat([toBytes(plain), toBytes(scales), packed]);
+  const bytes = packed.length === 0 ? viewBytes(plain) : Buffer.concat([viewBytes(plain), viewBytes(scales), packed]);
   const sizes = { floatValues: plain.length, scaleValues: scales.length, packedBytes: packed.length };
   return { blob: await blobs.put(bytes), ...sizes };
 }
@@ -57,13 +57,13 @@ export async function startOn(
   blobs: BlobStore,
 ): Promise<Start> {
   const variant = variantOf(training);
-  const wholeRef = await blobs.put(toBytes(whole));
+  const wholeRef = await blobs.put(viewBytes(whole));
   if (trainsAll(config, variant)) {
     return { weights: wholeRef, parameters: whole.length, base: undefined, frozen: undefined };
   }
   const start = startTrained(config, variant, whole, seed);
   return {
-    weights: await blobs.put(toBytes(start)),
+    weights: await blobs.put(viewBytes(start)),
     parameters: start.length,
     base: { model, weights: wholeRef, training },
     frozen: await storeFrozen(config, variant, whole, blobs),
@@ -85,11 +85,11 @@ export async function startFrom(
 ): Promise<Start | undefined> {
   const bytes = await blobs.get(stored.weights?.digest ?? "");
   if (bytes === undefined) return undefined;
-  const weights = fromBytes(bytes);
+  const weights = viewFloats(bytes);
   if (stored.base === undefined) return startOn(config, weights, origin, blobs);
   const baseBytes = await blobs.get(stored.base.weights?.digest ?? "");
   if (baseBytes === undefined) return undefined;
-  const whole = fromBytes(baseBytes);
+  const whole = viewFloats(baseBytes);
   const [before, now] = [variantOf(stored.base.training), variantOf(origin.training)];
   if (!sameTrained(before, now)) {
     return startOn(config, mergeTrained(config, before, whole, weights), origin, blobs);

@@ -1,6 +1,16 @@
 import test from "ava";
 import fc from "fast-check";
-import { allFinite, axpy, fromBytes, l2Norm, subtract, sumOfSquares, toBytes } from "#common/tensor/flat.js";
+import {
+  allFinite,
+  axpy,
+  fromBytes,
+  l2Norm,
+  subtract,
+  sumOfSquares,
+  toBytes,
+  viewBytes,
+  viewFloats,
+} from "#common/tensor/flat.js";
 import { openDigest, sha256Digest } from "#common/tensor/digest.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 
@@ -75,4 +85,18 @@ test("digests name the bytes, however they are cut", (t) => {
   stream.add(bytes.subarray(0, 2));
   stream.add(bytes.subarray(2));
   t.is(stream.finish(), abc);
+});
+
+test("views show the same values and bytes as copies, and share them where they can", (t) => {
+  const values = Float32Array.of(1.5, -2, 3e-9);
+  t.deepEqual(Buffer.from(viewBytes(values)), Buffer.from(toBytes(values)));
+  t.deepEqual(viewFloats(toBytes(values)), values);
+  const shifted = new Uint8Array(13);
+  shifted.set(toBytes(values), 1);
+  t.deepEqual(viewFloats(shifted.subarray(1)), values, "bytes at an odd place are copied");
+  const bytes = toBytes(values);
+  const view = viewFloats(bytes);
+  bytes.set(toBytes(Float32Array.of(7)));
+  t.is(view[0], 7);
+  t.throws(() => viewFloats(new Uint8Array(5)), { message: /whole number/ });
 });

@@ -13,6 +13,12 @@ export function toBytes(values: Float32Array): Uint8Array {
   return toWireOrder(new Uint8Array(values.buffer, values.byteOffset, values.byteLength).slice());
 }
 
+/** As `toBytes`, but the vector's own bytes where the host's byte order allows it: for vectors that are not changed. */
+export function viewBytes(values: Float32Array): Uint8Array {
+  if (HOST_IS_BIG_ENDIAN) return toBytes(values);
+  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+}
+
 /** The vector in little-endian fp32 bytes: a copy. Throws an InvariantError if the length is not a multiple of 4. */
 export function fromBytes(bytes: Uint8Array): Float32Array {
   if (bytes.byteLength % 4 !== 0) {

@@ -135,6 +135,13 @@ module.exports = {
       `${npm}onnxruntime-node/`,
     ),
     never(
+      "foreign-functions",
+      "One file calls functions of a native library.",
+      production,
+      ["^agent/backend/c-api\\.ts$"],
+      `${npm}koffi/`,
+    ),
+    never(
       "onnxruntime-web",
       "One file names the runtime of browsers.",
       production,

@@ -13,10 +13,15 @@ export interface OnnxOptions {
   readonly threads: number;
   /** What computes; the processor if absent. Operators that a provider lacks run on the processor. */
   readonly provider?: Exclude<Provider, "wasm"> | undefined;
+  /** Whether the processor is reached through the package's own binding, which copies all outputs; else if it must. */
+  readonly binding?: boolean;
 }
 
 // What fails is thrown; the runtime would write it to standard error as well.
 ort.env.logLevel = "fatal";
+
+// Waiting threads sleep instead of spinning: several agents share the cores of one machine.
+const SPINNING = { "session.intra_op.allow_spinning": "0" } as const;
 
 /** How every graph is opened. What a step reads and writes is in buffers.ts. */
 const sessionOptions = (threads: number, provider: string): ort.InferenceSession.SessionOptions => ({
@@ -28,8 +33,7 @@ const sessionOptions = (threads: number, provider: string): ort.InferenceSession
   // The pattern's block comes on top of what the first run took: nearly twice the memory, and no faster.
   enableMemPattern: false,
   logSeverityLevel: 3,
-  // Waiting threads sleep instead of spinning: several agents share the cores of one machine.
-  extra: { session: { intra_op: { allow_spinning: "0" }, inter_op: { allow_spinning: "0" } } },
+  extra: { session: { intra_op: { allow_spinning: SPINNING["session.intra_op.allow_spinning"] } } },
 });
 
 /** For measurements of single nodes: what the runtime makes of a graph, and models that it takes as they are. */
@@ -53,8 +57,7 @@ export function openWorkbench({ threads, provider = "cpu" }: OnnxOptions): Workb
   };
 }
 
-/** The runtime reads feeds and writes outputs where they are: a run copies nothing. */
-async function open(graph: Uint8Array, options: ort.InferenceSession.SessionOptions): Promise<OrtSession> {
+async function openBound(graph: Uint8Array, options: ort.InferenceSession.SessionOptions): Promise<OrtSession> {
   const session = await ort.InferenceSession.create(graph, options);
   return {
     inputNames: session.inputNames,
@@ -68,16 +71,25 @@ async function open(graph: Uint8Array, options: ort.InferenceSession.SessionOpti
   };
 }
 
+type Open = (graph: Uint8Array) => Promise<OrtSession>;
+
+/** The runtime's C API, or undefined where no foreign functions can be called or the library is not found. */
+async function directly(threads: number): Promise<Open | undefined> {
+  try {
+    const { canLoad, openDirect } = await import("./c-api.js");
+    canLoad();
+    return (graph) => Promise.resolve().then(() => openDirect(graph, { threads, config: SPINNING }, ort.Tensor));
+  } catch {
+    return undefined;
+  }
+}
+
 /**
  * The native runtime. On the processor the same graph, state and batch give the same bits on every run with the same
  * threads.
  */
-export function openOnnxBackend({ threads, provider = "cpu" }: OnnxOptions): Promise<Backend> {
-  const backend = backendOf({
-    name: `onnxruntime-${provider}`,
-    Tensor: ort.Tensor,
-    open: (graph) => open(graph, sessionOptions(threads, provider)),
-    nowMs: () => performance.now(),
-  });
-  return Promise.resolve(backend);
+export async function openOnnxBackend({ threads, provider = "cpu", binding = false }: OnnxOptions): Promise<Backend> {
+  const direct = provider === "cpu" && !binding ? await directly(threads) : undefined;
+  const open: Open = direct ?? ((graph) => openBound(graph, sessionOptions(threads, provider)));
+  return backendOf({ name: `onnxruntime-${provider}`, Tensor: ort.Tensor, open, nowMs: () => performance.now() });
 }

@@ -30,6 +30,7 @@ const violations: [rule: string, file: string, imports: string][] = [
   ["pure-files", "services/aggregator/fold.ts", "node:fs"],
   ["onnxruntime", "agent/backend/other.ts", "onnxruntime-node"],
   ["onnxruntime-web", "agent/backend/another.ts", "onnxruntime-web"],
+  ["foreign-functions", "agent/backend/foreign.ts", "koffi"],
   ["nats", "services/scheduler/wire.ts", "nats"],
   ["nats", "services/common/adapters/grpc/wire.ts", "@nats-io/jwt"],
   ["nkeys", "agent/key.ts", "nkeys.js"],
@@ -59,6 +60,7 @@ const lawful: [file: string, imports: string][] = [
   ["agent/main.ts", "#common/ports/good.js"],
   ["agent/backend/onnx.ts", "onnxruntime-node"],
   ["agent/backend/web.ts", "onnxruntime-web"],
+  ["agent/backend/c-api.ts", "koffi"],
   ["agent/transport/wire.ts", "nats"],
   ["test/good.ts", "#services/registry/main.js"],
 ];
@@ -71,6 +73,7 @@ const libraries = [
   "ioredis",
   "onnxruntime-node",
   "onnxruntime-web",
+  "koffi",
   "fast-check",
 ];
 

@@ -58,22 +58,31 @@ async function finish(file: OpenFile, directory: string): Promise<void> {
   renameSync(join(directory, `${file.name}.part`), join(directory, file.name));
 }
 
+/** What a model is written as. */
+export interface ExportForm {
+  /** "merged", "adapter", "onnx", or empty for the whole model. */
+  readonly form: string;
+  /** Tokens of an ONNX file's sequence; 0 leaves it to the service. */
+  readonly seqLen: number;
+}
+
+const WHOLE: ExportForm = { form: "", seqLen: 0 };
+
 /**
  * Streams a model out into a folder.
- * @param form "merged", "adapter", or empty for the whole model
  * @returns names of the files
  */
 export async function exportModel(
   { models }: Clients,
   name: string,
   directory: string,
-  form = "",
+  form: ExportForm = WHOLE,
   onProgress: OnProgress = () => undefined,
 ): Promise<string[]> {
   mkdirSync(directory, { recursive: true });
   const names: string[] = [];
   let file: OpenFile | undefined;
-  for await (const { piece } of streamed(models.export({ name, form }))) {
+  for await (const { piece } of streamed(models.export({ name, ...form }))) {
     if (piece === undefined) continue;
     // A name from the wire must not leave the folder.
     if (basename(piece.fileName) !== piece.fileName)

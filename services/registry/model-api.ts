@@ -91,10 +91,11 @@ export class ModelApi {
   }
 
   /** The model's files, piece by piece. */
-  async export({ name, form }: ExportRequest): Promise<Answer<Iterable<ExportResponse>>> {
+  async export(request: ExportRequest): Promise<Answer<Iterable<ExportResponse>>> {
+    const { name } = request;
     if (!isResourceName(name)) return invalid(...nameViolations("name", name));
     const model = await this.ports.store.get("Model", name);
-    return model === undefined ? noModel(name) : exportModel(model, form, this.ports.blobs);
+    return model === undefined ? noModel(name) : exportModel(model, request, this.ports.blobs);
   }
 
   async listModels(request: ListModelsRequest): Promise<Answer<ListModelsResponse>> {

@@ -1,19 +1,22 @@
 import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
 import { exportAdapter } from "#common/graph/adapter.js";
 import { exportCheckpoint } from "#common/graph/checkpoint.js";
-import { type ModelConfig, parseModelConfig } from "#common/graph/config.js";
+import { type ModelConfig, parseModelConfig, toHuggingFaceConfig } from "#common/graph/config.js";
 import { exportFolder } from "#common/graph/folder.js";
+import { exportInferenceGraph } from "#common/graph/inference-export.js";
 import { mergeTrained, variantOf } from "#common/graph/training.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import { viewFloats } from "#common/tensor/flat.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model } from "#proto/shoal/v1/model.js";
-import type { ExportResponse } from "#proto/shoal/v1/model_service.js";
+import type { ExportRequest, ExportResponse } from "#proto/shoal/v1/model_service.js";
 import { decodeFolder } from "./folder-template.js";
 import { SHOAL_TOKENIZER, TOKENIZER } from "#common/domain/model-files.js";
 
 /** What a model can be written as. */
-const FORMS = ["merged", "adapter"];
+const FORMS = ["merged", "adapter", "onnx"];
+/** Tokens of an ONNX file's sequence where nobody says, if the context is longer. */
+const ONNX_SEQ_LEN = 512;
 /** Bytes of a file in one message. */
 const PIECE_BYTES = 512 * 1024;
 
@@ -25,11 +28,11 @@ const gone = (what: string, model: Model): Answer<never> =>
 
 /**
  * A model's files, piece by piece. The whole model comes in the form of the folder it was imported from, untouched
- * weights as the very bytes; adapters alone as the peft library keeps them.
+ * weights as the very bytes; adapters alone as the peft library keeps them; an ONNX file for inference has all in it.
  */
 export async function exportModel(
   model: Model,
-  form: string,
+  { form, seqLen }: Pick<ExportRequest, "form" | "seqLen">,
   blobs: BlobStore,
 ): Promise<Answer<Iterable<ExportResponse>>> {
   if (form !== "" && !FORMS.includes(form)) {
@@ -44,7 +47,10 @@ export async function exportModel(
   if (form === "adapter") return adapterFiles(model, parsed.config, weights);
   const whole = await wholeWeights(model, parsed.config, weights, blobs);
   if (whole === undefined) return gone("base", model);
-  const files = await folderFiles(model, parsed.config, whole, blobs);
+  const files =
+    form === "onnx"
+      ? await onnxFiles(model, parsed.config, whole, seqLen, blobs)
+      : await folderFiles(model, parsed.config, whole, blobs);
   return files.ok ? answer(toPieces(files.value)) : files;
 }
 
@@ -80,6 +86,30 @@ function adapterFiles(model: Model, config: ModelConfig, weights: Float32Array):
   const named = { base_model_name_or_path: model.base?.model ?? "", ...(adapterConfig as object) };
   const encoded = new TextEncoder().encode(`${JSON.stringify(named, null, 2)}\n`);
   return answer(toPieces(new Map([...Object.entries(files), ["adapter_config.json", encoded]])));
+}
+
+async function onnxFiles(
+  model: Model,
+  config: ModelConfig,
+  weights: Float32Array,
+  wanted: number,
+  blobs: BlobStore,
+): Promise<Answer<Files>> {
+  const { contextLength } = config;
+  const seqLen = wanted === 0 ? Math.min(contextLength, ONNX_SEQ_LEN) : wanted;
+  if (!Number.isInteger(seqLen) || seqLen < 1 || seqLen > contextLength) {
+    return invalid({
+      field: "seq_len",
+      value: String(wanted),
+      description: `must be from 1 to ${contextLength}, or 0`,
+    });
+  }
+  const tokenizer = await tokenizerFile(model, blobs);
+  if (tokenizer === undefined) return gone("tokenizer", model);
+  const { model: graph, data } = exportInferenceGraph(config, weights, { seqLen });
+  const fields = new TextEncoder().encode(`${JSON.stringify(toHuggingFaceConfig(config), null, 2)}\n`);
+  const files: [string, Uint8Array][] = [["config.json", fields], ...tokenizer, ["model.onnx", graph]];
+  return answer(new Map(data === undefined ? files : [...files, [data.name, data.bytes]]));
 }
 
 async function folderFiles(

@@ -205,7 +205,8 @@ test("requests are streamed to a handler", async (t) => {
   });
   await channel.clientStream(ModelServiceService.import, pieces);
   const exporting = (async () => {
-    for await (const _ of channel.serverStream(ModelServiceService.export, { name: "x", form: "" })) t.fail();
+    for await (const _ of channel.serverStream(ModelServiceService.export, { name: "x", form: "", seqLen: 0 }))
+      t.fail();
   })();
   t.is((await refused(t, exporting)).status, status.NOT_FOUND);
   channel.close();

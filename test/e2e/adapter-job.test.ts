@@ -2,6 +2,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import test from "ava";
+import { InferenceSession } from "onnxruntime-node";
 import { importAdapter } from "#common/graph/adapter.js";
 import { importFolder } from "#common/graph/folder.js";
 import type { Io } from "#services/cli/io.js";
@@ -121,6 +122,11 @@ shared(title("the adapters are exported for peft and merged, and text is made an
     "adapter_model.safetensors": readFileSync(join(adapter, "adapter_model.safetensors")),
   });
   t.true(read.ok && read.lora.rank === 8 && read.weights.some((x) => x !== 0));
+
+  await shoal("export", "bard", join(root, "onnx"), "--onnx", "--seq-len", "16", "--context", dir);
+  const graph = readFileSync(join(root, "onnx", "model.onnx"));
+  const logits = (await InferenceSession.create(graph)).outputMetadata[0];
+  t.deepEqual(logits?.isTensor === true && logits.shape, [1, 16, 512]);
 
   const play = join(root, "held-out.txt");
   writeFileSync(play, readFileSync(text, "utf8").slice(500_000, 505_000));

@@ -4,6 +4,7 @@ import { exportCheckpoint } from "#common/graph/checkpoint.js";
 import { parseModelConfig } from "#common/graph/config.js";
 import { initVariant, initWeights } from "#common/graph/init.js";
 import { importAdapter } from "#common/graph/adapter.js";
+import { exportInferenceGraph } from "#common/graph/inference-export.js";
 import { importFolder } from "#common/graph/folder.js";
 import { readSafetensors, writeSafetensors } from "#common/graph/safetensors.js";
 import { mergeTrained, variantOf } from "#common/graph/training.js";
@@ -70,7 +71,7 @@ async function* messages(name: string, files: ReadonlyMap<string, Uint8Array>): 
 }
 
 async function exported(api: ModelApi, name: string, form = ""): Promise<Map<string, Uint8Array>> {
-  const answer = await api.export({ name, form });
+  const answer = await api.export({ name, form, seqLen: 0 });
   if (!answer.ok) throw new Error(JSON.stringify(answer));
   const files = new Map<string, Uint8Array>();
   for (const { piece } of answer.value) {
@@ -132,9 +133,23 @@ test("an adapter is exported as peft keeps it, and merged into its base", async 
   const wanted = mergeTrained(config, variant, initWeights(config, 3), weights);
   t.true(merged.ok && Buffer.from(toBytes(merged.weights)).equals(toBytes(wanted)));
   t.false(Buffer.from(toBytes(wanted)).equals(toBytes(initWeights(config, 3))));
-  const whole = await api.export({ name: "letters", form: "adapter" });
+  const whole = await api.export({ name: "letters", form: "adapter", seqLen: 0 });
   t.regex(JSON.stringify(whole), /is no adapter/);
-  t.regex(JSON.stringify(await api.export({ name: "tuned", form: "gguf" })), /must be merged, adapter or empty/);
+  t.regex(
+    JSON.stringify(await api.export({ name: "tuned", form: "gguf", seqLen: 0 })),
+    /must be merged, adapter, onnx or empty/,
+  );
+});
+
+test("a model goes out as an ONNX file, in a sequence length that its context has", async (t) => {
+  const { api } = world();
+  await api.import(messages("letters", shardedFolder()));
+  const files = await exported(api, "letters", "onnx");
+  t.deepEqual([...files.keys()], ["config.json", "model.onnx"]);
+  const { model } = exportInferenceGraph(config, initWeights(config, 3), { seqLen: 8 });
+  t.true(Buffer.from(model).equals(files.get("model.onnx") ?? Buffer.alloc(0)));
+  const long = await api.export({ name: "letters", form: "onnx", seqLen: 9 });
+  t.regex(JSON.stringify(long), /seq_len.*must be from 1 to 8/);
 });
 
 const bytes = fc.uint8Array({ maxLength: 20 });

@@ -234,7 +234,7 @@ function importModel(
 
 async function exportModel(models: ModelServiceClient, name: string): Promise<Map<string, Buffer>> {
   const files = new Map<string, Buffer>();
-  for await (const { piece } of models.export({ name, form: "" }) as AsyncIterable<ExportResponse>) {
+  for await (const { piece } of models.export({ name, form: "", seqLen: 0 }) as AsyncIterable<ExportResponse>) {
     if (piece === undefined) throw new Error("an export without a piece");
     if (piece.data.length > 512 * 1024) throw new Error("a piece above 512 KiB");
     files.set(piece.fileName, Buffer.concat([files.get(piece.fileName) ?? Buffer.alloc(0), piece.data]));

@@ -1,6 +1,7 @@
 import { Model } from "#proto/shoal/v1/model.js";
+import { wholeNumber } from "../arguments.js";
 import { CliError, EXIT } from "../exit.js";
-import { exportModel, importModel, type TransferProgress } from "../folders.js";
+import { type ExportForm, exportModel, importModel, type TransferProgress } from "../folders.js";
 import { writeJson } from "../io.js";
 import { formatBytes, formatCount } from "../output/format.js";
 import { workDisplay } from "../output/work-display.js";
@@ -9,14 +10,20 @@ import { takesRemote, withClients, type CommandGroup, type RemoteOptions, type S
 interface ExportOptions extends RemoteOptions {
   readonly adapter?: boolean;
   readonly merged?: boolean;
+  readonly onnx?: boolean;
+  readonly seqLen?: number;
 }
 
-/** What is asked for; empty for the whole model. */
-function formOf({ adapter, merged }: ExportOptions): string {
-  if (adapter === true && merged === true) {
-    throw new CliError("--adapter and --merged are two forms: choose one", EXIT.usage);
+/** What is asked for; an empty form is the whole model. */
+function formOf({ adapter, merged, onnx, seqLen = 0 }: ExportOptions): ExportForm {
+  const flags = { adapter, merged, onnx };
+  const asked = Object.entries(flags).flatMap(([form, wanted]) => (wanted === true ? [form] : []));
+  if (asked.length > 1) {
+    const names = asked.map((form) => `--${form}`).join(" and ");
+    throw new CliError(`${names} are different forms: choose one`, EXIT.usage);
   }
-  return adapter === true ? "adapter" : merged === true ? "merged" : "";
+  if (seqLen > 0 && onnx !== true) throw new CliError("--seq-len is only for --onnx: leave it out", EXIT.usage);
+  return { form: asked[0] ?? "", seqLen };
 }
 
 /** Bytes from which logs are told of progress. */
@@ -71,6 +78,12 @@ export const modelCommands: CommandGroup = (program, shell) => {
   )
     .option("--adapter", "the adapters alone, as the peft library keeps them")
     .option("--merged", "the whole model, adapters folded into the base's weights (the default)")
+    .option("--onnx", "the whole model as an ONNX file for inference, with ONNX Runtime's operators")
+    .option(
+      "--seq-len <n>",
+      "tokens of the ONNX file's sequences (default: the context, at most 512)",
+      wholeNumber(1, 1_000_000),
+    )
     .action((name: string, directory: string, options: ExportOptions) => exportFolder(shell, name, directory, options));
   takesRemote(
     program.command("import <model> <dir>").description("read a Hugging Face folder, sharded or not, as a new model"),

@@ -69,8 +69,13 @@ export interface ImportResponse {
 export interface ExportRequest {
   /** Name of the Model; the Model of a job has the job's name. */
   name: string;
-  /** Empty or "merged": the whole model, adapters folded in. "adapter": the adapters alone, as peft keeps them. */
+  /**
+   * Empty or "merged": the whole model, adapters folded in. "adapter": the adapters alone, as peft keeps them.
+   * "onnx": the whole model as an ONNX file for inference.
+   */
   form: string;
+  /** Tokens of a sequence for form "onnx"; 0 is the model's context, at most 512. */
+  seqLen: number;
 }
 
 /** A piece of an export. */
@@ -502,7 +507,7 @@ export const ImportResponse: MessageFns<ImportResponse> = {
 };
 
 function createBaseExportRequest(): ExportRequest {
-  return { name: "", form: "" };
+  return { name: "", form: "", seqLen: 0 };
 }
 
 export const ExportRequest: MessageFns<ExportRequest> = {
@@ -512,6 +517,9 @@ export const ExportRequest: MessageFns<ExportRequest> = {
     }
     if (message.form !== "") {
       writer.uint32(18).string(message.form);
+    }
+    if (message.seqLen !== 0) {
+      writer.uint32(24).int32(message.seqLen);
     }
     return writer;
   },
@@ -545,6 +553,14 @@ export const ExportRequest: MessageFns<ExportRequest> = {
             message.form = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.seqLen = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -561,6 +577,11 @@ export const ExportRequest: MessageFns<ExportRequest> = {
     return {
       name: isSet(object.name) ? globalThis.String(object.name) : "",
       form: isSet(object.form) ? globalThis.String(object.form) : "",
+      seqLen: isSet(object.seqLen)
+        ? globalThis.Number(object.seqLen)
+        : isSet(object.seq_len)
+        ? globalThis.Number(object.seq_len)
+        : 0,
     };
   },
 
@@ -572,6 +593,9 @@ export const ExportRequest: MessageFns<ExportRequest> = {
     if (message.form !== "") {
       obj.form = message.form;
     }
+    if (message.seqLen !== 0) {
+      obj.seqLen = Math.round(message.seqLen);
+    }
     return obj;
   },
 
@@ -582,6 +606,7 @@ export const ExportRequest: MessageFns<ExportRequest> = {
     const message = createBaseExportRequest();
     message.name = object.name ?? "";
     message.form = object.form ?? "";
+    message.seqLen = object.seqLen ?? 0;
     return message;
   },
 };

@@ -1,4 +1,4 @@
-import type { Batch, TrainState } from "./backend.js";
+import type { Batch, FrozenTensors, TrainState } from "./backend.js";
 import type { OrtRuntime, OrtSession, Tensors } from "./runtime.js";
 
 export const product = (dims: readonly number[]): number => dims.reduce((all, d) => all * d, 1);
@@ -107,5 +107,40 @@ export class StateBuffers {
       const outputs = pieces.map((piece, i) => ({ ...piece, dims: dimensions(session, `${name}_out.${i}`) }));
       Object.assign(this.fetches, views(runtime, `${name}_out`, outputs, this.state[name]));
     }
+  }
+}
+
+/** A graph's frozen tensors, which are views of the caller's vectors. */
+export class FrozenFeeds {
+  readonly #runtime: OrtRuntime;
+  readonly #pieces: Readonly<Record<keyof FrozenTensors, readonly Piece[]>>;
+  #feeds: Tensors | undefined;
+
+  constructor(runtime: OrtRuntime, session: OrtSession) {
+    this.#runtime = runtime;
+    const [plain, packed, scales] = ["frozen", "packed", "scales"].map((name) => piecesOf(session, name));
+    this.#pieces = { plain: plain ?? [], packed: packed ?? [], scales: scales ?? [] };
+    if (Object.values(this.#pieces).every((pieces) => pieces.length === 0)) this.#feeds = {};
+  }
+
+  /** Length of the vector of those that are not quantised. */
+  get parameters(): number {
+    return total(this.#pieces.plain);
+  }
+
+  load(values: Float32Array | FrozenTensors): void {
+    const none = { packed: new Uint8Array(), scales: new Float32Array() };
+    const { plain, packed, scales } = values instanceof Float32Array ? { plain: values, ...none } : values;
+    this.#feeds = {
+      ...views(this.#runtime, "frozen", this.#pieces.plain, plain),
+      ...views(this.#runtime, "packed", this.#pieces.packed, packed),
+      ...views(this.#runtime, "scales", this.#pieces.scales, scales),
+    };
+  }
+
+  /** The tensors by name; throws if they have not been loaded. */
+  get feeds(): Tensors {
+    if (this.#feeds === undefined) throw new RangeError("the graph has frozen tensors: load them first");
+    return this.#feeds;
   }
 }

@@ -5,7 +5,7 @@ import * as ort from "onnxruntime-node";
 import type { Backend } from "./backend.js";
 import type { Workbench } from "./node-timing.js";
 import type { Provider } from "./providers.js";
-import type { OrtSession } from "./runtime.js";
+import type { OrtRuntime, OrtSession } from "./runtime.js";
 import { backendOf } from "./sessions.js";
 
 export interface OnnxOptions {
@@ -74,11 +74,12 @@ async function openBound(graph: Uint8Array, options: ort.InferenceSession.Sessio
 type Open = (graph: Uint8Array) => Promise<OrtSession>;
 
 /** The runtime's C API, or undefined where no foreign functions can be called or the library is not found. */
-async function directly(threads: number): Promise<Open | undefined> {
+async function directly(): Promise<((threads: number) => Open) | undefined> {
   try {
     const { canLoad, openDirect } = await import("./c-api.js");
     canLoad();
-    return (graph) => Promise.resolve().then(() => openDirect(graph, { threads, config: SPINNING }, ort.Tensor));
+    return (threads) => (graph) =>
+      Promise.resolve().then(() => openDirect(graph, { threads, config: SPINNING }, ort.Tensor));
   } catch {
     return undefined;
   }
@@ -89,7 +90,10 @@ async function directly(threads: number): Promise<Open | undefined> {
  * threads.
  */
 export async function openOnnxBackend({ threads, provider = "cpu", binding = false }: OnnxOptions): Promise<Backend> {
-  const direct = provider === "cpu" && !binding ? await directly(threads) : undefined;
-  const open: Open = direct ?? ((graph) => openBound(graph, sessionOptions(threads, provider)));
-  return backendOf({ name: `onnxruntime-${provider}`, Tensor: ort.Tensor, open, nowMs: () => performance.now() });
+  const direct = provider === "cpu" && !binding ? await directly() : undefined;
+  const runtime = (open: Open): OrtRuntime => {
+    return { name: `onnxruntime-${provider}`, Tensor: ort.Tensor, open, nowMs: () => performance.now() };
+  };
+  if (direct === undefined) return backendOf(runtime((graph) => openBound(graph, sessionOptions(threads, provider))));
+  return backendOf(runtime(direct(threads)), { threads, runtime: runtime(direct(1)) });
 }

@@ -1,4 +1,5 @@
 import type { Tensor } from "onnxruntime-common";
+import { laneGraphs } from "#common/graph/lanes.js";
 import { buildMatmulGraph } from "#common/graph/matmul.js";
 import type {
   Backend,
@@ -16,6 +17,7 @@ import {
   BatchFeeds,
   dimensions,
   fill,
+  FrozenFeeds,
   type Piece,
   piecesOf,
   product,
@@ -25,6 +27,7 @@ import {
   total,
   views,
 } from "./buffers.js";
+import { openLanes } from "./lanes.js";
 import { floats, type OrtRuntime, type OrtSession, type Tensors } from "./runtime.js";
 
 const scalar = ({ Tensor }: OrtRuntime, data: Float32Array): Tensor => new Tensor("float32", data, []);
@@ -36,36 +39,26 @@ class OrtGraph implements GraphSession {
   readonly runtime: OrtRuntime;
   readonly session: OrtSession;
   readonly pieces: readonly Piece[];
-  readonly #frozenPieces: Readonly<Record<keyof FrozenTensors, readonly Piece[]>>;
-  #frozen: Tensors | undefined;
+  readonly #frozen: FrozenFeeds;
 
   constructor(runtime: OrtRuntime, session: OrtSession) {
     this.runtime = runtime;
     this.session = session;
     this.pieces = piecesOf(session, "weights");
-    const [plain, packed, scales] = ["frozen", "packed", "scales"].map((name) => piecesOf(session, name));
-    this.#frozenPieces = { plain: plain ?? [], packed: packed ?? [], scales: scales ?? [] };
-    if (Object.values(this.#frozenPieces).every((pieces) => pieces.length === 0)) this.#frozen = {};
+    this.#frozen = new FrozenFeeds(runtime, session);
   }
 
   get frozenParameters(): number {
-    return total(this.#frozenPieces.plain);
+    return this.#frozen.parameters;
   }
 
   loadFrozen(values: Float32Array | FrozenTensors): void {
-    const none = { packed: new Uint8Array(), scales: new Float32Array() };
-    const { plain, packed, scales } = values instanceof Float32Array ? { plain: values, ...none } : values;
-    this.#frozen = {
-      ...views(this.runtime, "frozen", this.#frozenPieces.plain, plain),
-      ...views(this.runtime, "packed", this.#frozenPieces.packed, packed),
-      ...views(this.runtime, "scales", this.#frozenPieces.scales, scales),
-    };
+    this.#frozen.load(values);
   }
 
   /** The frozen tensors; throws if they have not been loaded. */
   get frozen(): Tensors {
-    if (this.#frozen === undefined) throw new RangeError("the graph has frozen tensors: load them first");
-    return this.#frozen;
+    return this.#frozen.feeds;
   }
 
   weights(values: Float32Array): Tensors {
@@ -270,11 +263,23 @@ async function measureMatmul(runtime: OrtRuntime, n: number, seconds: number): P
   }
 }
 
+/** Threads, and the runtime with one for each session: training steps are run in lanes on it where they can be. */
+export interface LaneOptions {
+  readonly threads: number;
+  readonly runtime: OrtRuntime;
+}
+
+async function openTraining(runtime: OrtRuntime, graph: Uint8Array, lanes?: LaneOptions): Promise<TrainSession> {
+  const graphs = lanes && laneGraphs(graph, lanes.threads);
+  if (lanes !== undefined && graphs !== undefined) return openLanes(lanes.runtime, graphs);
+  return new OrtTrainSession(runtime, await runtime.open(graph));
+}
+
 /** The backend of a runtime, whichever it is. */
-export function backendOf(runtime: OrtRuntime): Backend {
+export function backendOf(runtime: OrtRuntime, lanes?: LaneOptions): Backend {
   return {
     name: runtime.name,
-    train: async (graph) => new OrtTrainSession(runtime, await runtime.open(graph)),
+    train: (graph) => openTraining(runtime, graph, lanes),
     eval: async (graph) => new OrtEvalSession(runtime, await runtime.open(graph)),
     logits: async (graph) => new OrtLogitsSession(runtime, await runtime.open(graph)),
     decode: async (graph) => new OrtDecodeSession(runtime, await runtime.open(graph)),

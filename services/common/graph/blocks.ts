@@ -1,5 +1,5 @@
 import { type GraphBuilder, sizeOf, type Value } from "./builder.js";
-import { dimension, reshape } from "./ops.js";
+import { dimension, reduceSum, reshape } from "./ops.js";
 
 /**
  * Cache blocking of elementwise work: a chain of operators that each pass over whole tensors is bound by memory, so it is
@@ -39,7 +39,7 @@ function scan(g: GraphBuilder, count: number, inputs: readonly Value[], body: Bo
 
 /**
  * Runs an elementwise body over tensors of equal size.
- * @param body of blocks of any one shape; its results have that shape
+ * @param body of blocks of any one shape; its results have that shape, but for scalars, which are added up
  * @returns the results as [blocks, values], or of the first input's shape where there is one block
  */
 export function flatBlocks(g: GraphBuilder, inputs: readonly Value[], body: Body): Value[] {
@@ -47,7 +47,7 @@ export function flatBlocks(g: GraphBuilder, inputs: readonly Value[], body: Body
   const count = blockCount(size, 1);
   if (count === 1) return [...body(g, inputs)];
   const cut = inputs.map((input) => reshape(g, input, [count, size / count]));
-  return scan(g, count, cut, body);
+  return scan(g, count, cut, body).map((value) => (value.shape.length === 1 ? reduceSum(g, value, [0]) : value));
 }
 
 /** The same with results of the first input's shape. */

@@ -166,3 +166,17 @@ export function decodeModel(bytes: Uint8Array): DecodedGraph {
   if (graph === undefined) throw new TypeError("the file has no graph");
   return graph;
 }
+
+/** The free text that a file has under a key of its metadata. */
+export function readMetadata(bytes: Uint8Array, key: string): string | undefined {
+  const reader = new BinaryReader(bytes);
+  let found: string | undefined;
+  readFields(reader, bytes.length, {
+    14: (r) => {
+      const entry = { key: "", value: "" };
+      readMessage(r, { 1: (s) => (entry.key = s.string()), 2: (s) => (entry.value = s.string()) });
+      if (entry.key === key) found = entry.value;
+    },
+  });
+  return found;
+}

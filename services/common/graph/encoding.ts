@@ -110,8 +110,8 @@ function writeGraph(graph: BinaryWriter, { nodes, initializers, inputs, outputs 
   for (const output of outputs) message(graph, 12, (body) => writeValueInfo(body, output));
 }
 
-/** Encodes a graph as an ONNX ModelProto. Equal models give equal bytes. */
-export function encodeModel(model: Model): Uint8Array {
+/** Encodes a graph as an ONNX ModelProto. Equal models give equal bytes. @param metadata free texts about it, by key */
+export function encodeModel(model: Model, metadata: Readonly<Record<string, string>> = {}): Uint8Array {
   const writer = new BinaryWriter();
   integer(writer, 1, IR_VERSION);
   text(writer, 2, "shoal");
@@ -120,6 +120,12 @@ export function encodeModel(model: Model): Uint8Array {
     message(writer, 8, (opset) => {
       text(opset, 1, domain);
       integer(opset, 2, version);
+    });
+  }
+  for (const [key, value] of Object.entries(metadata)) {
+    message(writer, 14, (entry) => {
+      text(entry, 1, key);
+      text(entry, 2, value);
     });
   }
   return writer.finish();

@@ -3,7 +3,7 @@ import { GraphBuilder } from "./builder.js";
 import type { BatchShape } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
 import { crossEntropy } from "./loss.js";
-import { inputBatch } from "./train.js";
+import { inputBatch } from "./learning.js";
 import { bindVariant, type Variant, variantLayout } from "./variant.js";
 
 export interface EvalGraphOptions extends BatchShape {

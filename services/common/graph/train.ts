@@ -1,16 +1,16 @@
-import { rowSequence } from "./attention.js";
-import { differentiate } from "./autodiff.js";
 import { flatBlocks } from "./blocks.js";
-import { GraphBuilder, type Value } from "./builder.js";
+import { GraphBuilder, type Model, type Value } from "./builder.js";
+import { encodeModel } from "./encoding.js";
 import type { BatchShape } from "./families/family.js";
-import { familyOf, type ModelConfig } from "./families/table.js";
+import { type ModelConfig, toHuggingFaceConfig } from "./config.js";
 import type { Piece } from "./layout.js";
-import { loop } from "./loop.js";
-import { countTargets, crossEntropy, meanLoss } from "./loss.js";
-import { add, div, gather, min, mul, reshape, sqrt, squareSum, sub, sum } from "./ops.js";
+import { inputBatch, learn } from "./learning.js";
+import { meanLoss } from "./loss.js";
+import { add, div, min, mul, sqrt, squareSum, sub, sum } from "./ops.js";
+import type { Update } from "./optimizers/optimizer.js";
 import { type OptimizerOptions, optimizerOf } from "./optimizers/table.js";
-import { inputPieces, packPiece } from "./parameters.js";
-import { bindVariant, type BoundModel, type Variant, variantLayout } from "./variant.js";
+import { inputPieces } from "./parameters.js";
+import { bindVariant, type Variant, variantLayout } from "./variant.js";
 
 interface StepOptions extends BatchShape {
   /** The gradient is scaled down to this Euclidean norm when it is longer. */
@@ -32,7 +32,9 @@ interface StepOptions extends BatchShape {
 export type TrainGraphOptions = StepOptions & OptimizerOptions;
 
 /** As in torch.nn.utils.clip_grad_norm_. */
-const CLIP_EPS = 1e-6;
+export const CLIP_EPS = 1e-6;
+/** Under this key a graph's file says what it was built from: a device may build the same step in another form. */
+export const STEP_METADATA = "shoal.step";
 
 /** Euclidean norm over all pieces together, a scalar. */
 function globalNorm(g: GraphBuilder, gradients: readonly Value[]): Value {
@@ -43,79 +45,6 @@ function globalNorm(g: GraphBuilder, gradients: readonly Value[]): Value {
       gradients.map((gradient) => squareSum(g, gradient)),
     ),
   );
-}
-
-/** Token inputs, int64 [b, t]. */
-interface BatchInputs {
-  readonly tokens: Value;
-  readonly targets: Value;
-  readonly segments: Value | undefined;
-}
-
-/** Declares tokens, targets, and segments where rows hold several documents. */
-export function inputBatch(g: GraphBuilder, { batch, seqLen }: BatchShape, packed: boolean): BatchInputs {
-  const rows = (name: string): Value => g.input(name, "int64", [batch, seqLen]);
-  return { tokens: rows("tokens"), targets: rows("targets"), segments: packed ? rows("segments") : undefined };
-}
-
-interface Learned {
-  readonly lossSum: Value;
-  readonly count: Value;
-  /** Of the mean loss over the whole batch, piece by piece of the trainable vector. */
-  readonly gradients: readonly Value[];
-}
-
-interface TrainedModel extends BoundModel {
-  readonly pieceList: readonly Piece[];
-  readonly recompute: boolean;
-}
-
-/** Forward and backward pass of a batch, or of a part of one with `whole` unmasked targets. */
-function learn(
-  g: GraphBuilder,
-  config: ModelConfig,
-  model: TrainedModel,
-  { tokens, targets, segments }: BatchInputs,
-  whole?: Value,
-): Learned {
-  const family = familyOf(config);
-  const sequence = rowSequence(g, tokens, segments);
-  const logits = family.logits(g, config, model.parameters, family.hidden(g, config, model.parameters, sequence));
-  const loss = crossEntropy(g, logits, targets, whole);
-  const seeds = [{ value: logits, gradient: loss.gradient() }];
-  const byTensor = differentiate(g, seeds, [...model.tensors.values()], model.recompute);
-  const named = new Map([...model.tensors.keys()].map((name, i) => [name, byTensor[i] as Value]));
-  const gradients = model.pieceList.map((piece) => packPiece(g, piece, named));
-  return { lossSum: loss.lossSum, count: loss.count, gradients };
-}
-
-/** The same in `parts` runs, one after the other, whose losses and gradients add up. */
-function learnInParts(
-  g: GraphBuilder,
-  config: ModelConfig,
-  model: TrainedModel,
-  batch: BatchInputs,
-  parts: number,
-): Learned {
-  const cut = (input: Value): Value => {
-    const [rows, time] = input.shape as [number, number];
-    return reshape(g, input, [parts, rows / parts, time]);
-  };
-  const [tokens, targets] = [cut(batch.tokens), cut(batch.targets)];
-  const segments = batch.segments && cut(batch.segments);
-  const count = countTargets(g, batch.targets);
-  // Zeros that are made anew in each step: constants would take their place in memory for good.
-  const zeros = model.pieces.map((piece) => mul(g, piece, g.scalar(0)));
-  const [lossSum, ...gradients] = loop(g, parts, [g.scalar(0), ...zeros], (inner, run, [sumSoFar, ...soFar]) => {
-    const part = (input: Value): Value => gather(inner, input, run);
-    const inputs = { tokens: part(tokens), targets: part(targets), segments: segments && part(segments) };
-    const learned = learn(inner, config, model, inputs, count);
-    return [
-      add(inner, sumSoFar as Value, learned.lossSum),
-      ...learned.gradients.map((gradient, i) => add(inner, soFar[i] as Value, gradient)),
-    ];
-  });
-  return { lossSum: lossSum as Value, count, gradients };
 }
 
 /** FedProx (Li et al. 2020): mu (w - w_global), the gradient of mu/2 ||w - w_global||^2, on top of each gradient. */
@@ -132,6 +61,40 @@ function addProximalTerm(
   });
 }
 
+/** What an update needs of each piece, and the factor of clipping. */
+export interface Updated {
+  readonly gradients: readonly Value[];
+  readonly weights: readonly Value[];
+  /** Slot by slot, piece by piece. */
+  readonly slots: readonly (readonly Value[])[];
+  readonly corrections: readonly Value[] | undefined;
+  readonly gradientScale: Value;
+}
+
+/** Emits the optimizer for pieces, and their new weights and slots as outputs `weights_out.i`, `m_out.i`, `v_out.i`. */
+export function emitUpdates(
+  g: GraphBuilder,
+  pieces: readonly Pick<Piece, "decay">[],
+  slotNames: readonly string[],
+  { gradients, weights, slots, corrections, gradientScale }: Updated,
+  update: Update,
+): void {
+  pieces.forEach(({ decay }, i) => {
+    const correction = corrections?.[i];
+    const old = [weights[i] as Value, ...slots.map((values) => values[i] as Value)];
+    const inputs = [gradients[i] as Value, ...(correction === undefined ? [] : [correction]), ...old];
+    const next = flatBlocks(g, inputs, (inner, blocks) => {
+      const [slope, ...rest] = blocks as [Value, ...Value[]];
+      const drift = correction === undefined ? undefined : rest.shift();
+      const direction = drift === undefined ? slope : add(inner, mul(inner, slope, gradientScale), drift);
+      const [before, ...kept] = rest as [Value, ...Value[]];
+      const state = update(inner, { weights: before, slots: kept }, direction, decay);
+      return [state.weights, ...state.slots];
+    });
+    ["weights", ...slotNames].forEach((name, k) => g.output(`${name}_out.${i}`, next[k] as Value));
+  });
+}
+
 /**
  * One whole training step (forward, backward, clipping by global norm, optimizer) as an ONNX model.
  *
@@ -144,6 +107,13 @@ function addProximalTerm(
  * @throws RangeError for a variant that does not fit the model, and for corrections with AdamW, which has no such rule
  */
 export function buildTrainGraph(config: ModelConfig, options: TrainGraphOptions): Uint8Array {
+  return encodeModel(trainModel(config, options), {
+    [STEP_METADATA]: JSON.stringify({ config: toHuggingFaceConfig(config), options }),
+  });
+}
+
+/** The same before it is written, with the shapes of all its values. */
+export function trainModel(config: ModelConfig, options: TrainGraphOptions): Model {
   if (options.corrected === true && options.optimizer !== "sgd") {
     throw new RangeError("SCAFFOLD's corrections need SGD: its control variates are sums of plain gradients");
   }
@@ -159,10 +129,7 @@ export function buildTrainGraph(config: ModelConfig, options: TrainGraphOptions)
   const anchors = options.proximal === true ? inputPieces(g, layout.trainable, "anchor") : undefined;
   const corrections = options.corrected === true ? inputPieces(g, layout.trainable, "correction") : undefined;
 
-  const parts = options.accumulate ?? 1;
-  if (options.batch % parts !== 0)
-    throw new RangeError(`a batch of ${options.batch} cannot be cut into ${parts} parts`);
-  const learned = parts === 1 ? learn(g, config, model, batch) : learnInParts(g, config, model, batch, parts);
+  const learned = learn(g, config, model, batch, options.accumulate ?? 1);
   const plain = learned.gradients;
   const gradients = anchors === undefined ? plain : addProximalTerm(g, model.pieces, anchors, plain);
   const gradientNorm = globalNorm(g, gradients);
@@ -172,23 +139,7 @@ export function buildTrainGraph(config: ModelConfig, options: TrainGraphOptions)
   const update = optimizer.prepare(g, { lr, step, gradientScale: corrections === undefined ? gradientScale : one });
   g.output("loss", meanLoss(g, learned));
   g.output("grad_norm", gradientNorm);
-  pieces.forEach((piece, i) => {
-    const [weights, gradient] = [model.pieces[i], gradients[i]] as [Value, Value];
-    const correction = corrections?.[i];
-    const old = [weights, ...slots.map((values) => values[i] as Value)];
-    const next = flatBlocks(
-      g,
-      [gradient, ...(correction === undefined ? [] : [correction]), ...old],
-      (inner, blocks) => {
-        const [slope, ...rest] = blocks as [Value, ...Value[]];
-        const drift = correction === undefined ? undefined : rest.shift();
-        const direction = drift === undefined ? slope : add(inner, mul(inner, slope, gradientScale), drift);
-        const [before, ...kept] = rest as [Value, ...Value[]];
-        const state = update(inner, { weights: before, slots: kept }, direction, piece.decay);
-        return [state.weights, ...state.slots];
-      },
-    );
-    ["weights", ...optimizer.slots].forEach((name, k) => g.output(`${name}_out.${i}`, next[k] as Value));
-  });
-  return g.encode();
+  const updated = { gradients, weights: model.pieces, slots, corrections, gradientScale };
+  emitUpdates(g, pieces, optimizer.slots, updated, update);
+  return g.model();
 }

@@ -1,0 +1,57 @@
+import test from "ava";
+import { openOnnxBackend } from "#agent/backend/onnx.js";
+import { laneGraphs } from "#common/graph/lanes.js";
+import { buildTrainGraph } from "#common/graph/train.js";
+import { roughWeights, tinyBatch, tinyModels, trainingCases } from "../backend/support/training-cases.js";
+import { backendAgreement, backendConformance } from "./backend.js";
+
+const open = (threads: number) => (): ReturnType<typeof openOnnxBackend> => openOnnxBackend({ threads });
+
+backendConformance(test, "lanes", open(2), { relative: 1e-5, slope: 4e-3 });
+backendAgreement(test, "two lanes and the whole step", [open(2), open(1)], { losses: 1e-5, weights: 1e-4 });
+backendAgreement(test, "four lanes and the whole step", [open(4), open(1)], { losses: 1e-5, weights: 1e-4 });
+
+const shape = { batch: 4, seqLen: 8 };
+const adamw = { optimizer: "adamw", beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0.1, clipNorm: 0.5 } as const;
+
+test("training runs in lanes, in as many as divide its rows", (t) => {
+  const cases = trainingCases();
+  t.true(cases.filter(({ graph }) => laneGraphs(graph, 2) !== undefined).length >= cases.length - 1);
+  const graph = buildTrainGraph(tinyModels.gpt2, { ...shape, ...adamw });
+  const lanes = (threads: number): number | undefined => laneGraphs(graph, threads)?.shares.length;
+  t.deepEqual([1, 2, 3, 4, 8].map(lanes), [undefined, 2, 2, 4, 4]);
+});
+
+test("a batch that cannot be divided stays whole", (t) => {
+  const graph = (batch: number, accumulate = 1): Uint8Array =>
+    buildTrainGraph(tinyModels.gpt2, { ...shape, batch, accumulate, ...adamw });
+  t.is(laneGraphs(graph(1), 2), undefined);
+  t.is(laneGraphs(graph(3), 2), undefined);
+  t.is(laneGraphs(graph(2, 2), 2), undefined);
+  t.truthy(laneGraphs(graph(4, 2), 2));
+});
+
+test("rows that are masked in one lane alone count as in the whole step", async (t) => {
+  const graph = buildTrainGraph(tinyModels.llama, { ...shape, ...adamw });
+  const batch = tinyBatch(3);
+  const targets = batch.targets.map((target, i) => (i < 16 ? -100 : target));
+  const results = [];
+  for (const threads of [1, 2]) {
+    const session = await (await open(threads)()).train(graph);
+    const zeros = new Float32Array(session.parameters);
+    session.load({ weights: roughWeights(tinyModels.llama, 2), m: zeros, v: zeros });
+    results.push(await session.step({ ...batch, targets }, 0.01, 1));
+    results.push(await session.step({ ...batch, targets: targets.map(() => -100) }, 0.01, 2));
+    await session.dispose();
+  }
+  const [whole, nothing, lanes, alsoNothing] = results;
+  t.true(Math.abs((whole?.loss ?? NaN) - (lanes?.loss ?? NaN)) < 1e-6);
+  t.true(Math.abs((whole?.gradNorm ?? NaN) / (lanes?.gradNorm ?? NaN) - 1) < 1e-5);
+  t.deepEqual(
+    [nothing, alsoNothing],
+    [
+      { loss: 0, gradNorm: 0 },
+      { loss: 0, gradNorm: 0 },
+    ],
+  );
+});

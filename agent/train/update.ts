@@ -1,3 +1,5 @@
+import { createRng } from "#common/domain/rng.js";
+import { deriveSeed } from "#common/domain/seed.js";
 import { codecByName, codecNames } from "#common/tensor/codec.js";
 import { encodeWithFeedback, encodeUpdate } from "#common/tensor/chunk.js";
 import { sha256Digest } from "#common/tensor/digest.js";
@@ -15,6 +17,11 @@ export interface FetchCost {
   readonly fetchMs: number;
 }
 
+function codecRandom({ seed }: Assignment): () => number {
+  const rng = createRng(deriveSeed(seed, "codec"));
+  return () => rng.uniform();
+}
+
 /**
  * Turns a local outcome into chunks with their manifest, and the state the job keeps once they are committed. The
  * residual of earlier rounds goes in if the job feeds errors back; one that does not fit the model is dropped.
@@ -27,20 +34,27 @@ export function encodeOutcome(
   cost: FetchCost,
 ): Encoded {
   const { delta, evaluation, next } = outcome;
-  const codec = codecByName(task.codec?.name ?? "");
+  const codec = codecByName(task.codec?.name ?? "", task.codec?.topk);
   if (codec === undefined) {
     const known = codecNames.join(", ");
-    return { ok: false, message: `codec "${task.codec?.name ?? ""}" is not known to this agent; it knows ${known}` };
+    return {
+      ok: false,
+      message: `codec "${task.codec?.name ?? ""}" is not known to this agent, or not with these sizes; it knows ${known}`,
+    };
   }
+  // Its own stream, so that it does not depend on how much randomness training took.
+  const random = task.codec?.stochasticRounding === true ? codecRandom(assignment) : undefined;
+  // Zero is what jobs say that know of no decay.
+  const decay = task.codec?.errorDecay || 1;
   // A lossless codec leaves nothing to carry on.
   const feedback = task.codec?.errorFeedback === true && !codec.lossless;
   let chunks: Uint8Array[] = [];
   let residual: Float32Array | undefined;
   if (delta !== undefined && feedback) {
     const old = kept?.residual?.length === delta.length ? kept.residual : undefined;
-    ({ chunks, residual } = encodeWithFeedback(delta, old, codec));
+    ({ chunks, residual } = encodeWithFeedback(delta, old, codec, decay, random));
   } else if (delta !== undefined) {
-    chunks = encodeUpdate(delta, codec);
+    chunks = encodeUpdate(delta, codec, random);
   }
   const manifest = UpdateManifest.fromPartial({
     device: assignment.device,

@@ -28,11 +28,11 @@ export interface FoldedRound {
   bytesFolded: number;
 }
 
-/** The codec of the round's updates. Throws code "UNSUPPORTED" if there is none of that name. */
+/** The codec of the round's updates. Throws code "UNSUPPORTED" if there is none of that name and sizes. */
 export function codecOf(task: RoundTask): Codec {
   const name = task.codec?.name ?? "";
-  const codec = codecByName(name);
-  if (codec === undefined) throw new AggregationError("UNSUPPORTED", `there is no codec "${name}"`);
+  const codec = codecByName(name, task.codec?.topk);
+  if (codec === undefined) throw new AggregationError("UNSUPPORTED", `there is no codec "${name}" of these sizes`);
   return codec;
 }
 

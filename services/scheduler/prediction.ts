@@ -58,7 +58,7 @@ export function predict(
   // A forward pass is a third of a training step; `tokens` counts the training part only.
   const evalBatches = work.evaluate ? Math.ceil((tokens * heldOut) / (1 - heldOut) / (batch * seqLen)) : 0;
   const steps = work.localSteps + evalBatches / 3;
-  const upBytes = work.localSteps > 0 ? (codecByName(codec?.name ?? "")?.encodedBytes(values) ?? 0) : 0;
+  const upBytes = work.localSteps > 0 ? (codecByName(codec?.name ?? "", codec?.topk)?.encodedBytes(values) ?? 0) : 0;
   // The frozen part comes once, before a device's first step.
   const frozenBytes = isMeasured ? 0 : (job.status?.frozen?.blob?.sizeBytes ?? 0);
   const wireMs =

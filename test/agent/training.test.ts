@@ -4,16 +4,16 @@ import { ManualClock, SystemClock } from "#common/adapters/memory/clock.js";
 import { learningRateAt } from "#common/domain/schedule.js";
 import { toBytes } from "#common/tensor/flat.js";
 import { decodeUpdate } from "#common/tensor/chunk.js";
-import { codecByName } from "#common/tensor/codec.js";
+import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { sha256Digest } from "#common/tensor/digest.js";
-import { OptimizerSpec } from "#proto/shoal/v1/job.js";
+import { CodecSpec, OptimizerSpec } from "#proto/shoal/v1/job.js";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { evaluationBatches } from "#agent/data/batches.js";
 import type { Shard } from "#agent/data/split.js";
 import { runLocalRound, type LocalOutcome, type LocalResult, type RoundInput } from "#agent/train/local-round.js";
 import { Sessions } from "#agent/train/sessions.js";
 import { createThrottle } from "#agent/train/throttle.js";
-import { encodeOutcome } from "#agent/train/update.js";
+import { encodeOutcome, type Encoded } from "#agent/train/update.js";
 import { openFrozen } from "#agent/train/frozen-base.js";
 import { tinyAdapter, tinyAssignment, tinyModel, tinyTask } from "./support/tiny-model.js";
 
@@ -178,14 +178,40 @@ test.serial("without error feedback, or without loss, no residual is kept", asyn
     { name: "int8", errorFeedback: false },
     { name: "fp32", errorFeedback: true },
   ]) {
-    const task = tinyTask("job-1", { codec });
+    const task = tinyTask("job-1", { codec: CodecSpec.fromPartial(codec) });
     const encoded = encodeOutcome(task, tinyAssignment(2), outcome, undefined, { bytesDown: 0, fetchMs: 0 });
     t.true(encoded.ok && encoded.inner?.residual === undefined);
   }
-  const unknown = tinyTask("job-1", { codec: { name: "zip", errorFeedback: false } });
+  const unknown = tinyTask("job-1", { codec: CodecSpec.fromPartial({ name: "zip" }) });
   const refused = encodeOutcome(unknown, tinyAssignment(2), outcome, undefined, { bytesDown: 0, fetchMs: 0 });
-  t.regex(refused.ok ? "" : refused.message, /"zip" is not known.*fp32, int8/);
+  t.regex(refused.ok ? "" : refused.message, /"zip" is not known.*fp32, bf16, int8/);
 });
+
+test.serial(
+  "the residual decays as the job says, sizes are the job's, and chance follows the assignment's seed",
+  async (t) => {
+    const outcome = await outcomeOf(input(2));
+    const length = tinyModel.weights.length;
+    const kept = { steps: 0, moments: undefined, residual: new Float32Array(length).fill(1) };
+    const encode = (codec: Partial<CodecSpec>, seed = 1): Extract<Encoded, { ok: true }> => {
+      const task = tinyTask("job-1", { codec: CodecSpec.fromPartial({ errorFeedback: true, ...codec }) });
+      const encoded = encodeOutcome(task, { ...tinyAssignment(2), seed }, outcome, kept, { bytesDown: 0, fetchMs: 0 });
+      if (!encoded.ok) throw new Error(encoded.message);
+      return encoded;
+    };
+    const topk = { keep: 1, block: 512, valueBits: 8 };
+    const sparse = encode({ name: "topk", topk, errorDecay: 0.5 });
+    const residual = sparse.inner?.residual ?? new Float32Array();
+    const unsent = residual.findIndex((value, i) => Math.abs(value - 0.5 - (outcome.delta?.[i] ?? 0)) < 1e-6);
+    t.true(unsent >= 0, "half of what was kept, and what was learnt");
+    t.is(sparse.draft.manifest.sizeBytes, (codecByName("topk", topk) as Codec).encodedBytes(length));
+    const chance = (seed: number): string =>
+      encode({ name: "int4", stochasticRounding: true }, seed).draft.manifest.digest;
+    t.is(chance(1), chance(1));
+    t.not(chance(1), chance(2));
+    t.throws(() => encode({ name: "topk", topk: { ...topk, keep: 0 } }), { message: /not with these sizes/ });
+  },
+);
 
 test("a throttle of a quarter makes work take four times as long", async (t) => {
   const manual = new ManualClock(0);

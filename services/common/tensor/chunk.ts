@@ -1,5 +1,5 @@
-import type { Codec } from "./codecs/codec.js";
-import { axpy, subtract } from "./flat.js";
+import type { Codec, Random } from "./codecs/codec.js";
+import { allFinite, axpy, subtract } from "./flat.js";
 import { InvariantError } from "./invariant.js";
 
 /** Half-open range of indices into a flat vector. */
@@ -29,11 +29,11 @@ export function updateBytes(values: number, codec: Codec): number {
 }
 
 /** Chunks of an update, in order, each at most MAX_CHUNK_BYTES. Throws an InvariantError on NaN or infinite values. */
-export function encodeUpdate(delta: Float32Array, codec: Codec): Uint8Array[] {
+export function encodeUpdate(delta: Float32Array, codec: Codec, random?: Random): Uint8Array[] {
   const chunks: Uint8Array[] = [];
   for (let i = 0; i < chunkCount(delta.length, codec); i++) {
     const { start, end } = chunkRange(delta.length, codec, i);
-    chunks.push(codec.encode(delta.subarray(start, end)));
+    chunks.push(codec.encode(delta.subarray(start, end), random));
   }
   return chunks;
 }
@@ -54,17 +54,23 @@ export function decodeUpdate(chunks: readonly Uint8Array[], values: number, code
 }
 
 /**
- * Error feedback (Seide 2014, Karimireddy 2019): e += delta; send C(e); e -= decode(C(e)).
+ * Error feedback (Seide 2014, Karimireddy 2019): e = decay e + delta; send C(e); e -= decode(C(e)).
  * @param residual what earlier updates lost, as long as `delta`; undefined at the start.
- * @returns the chunks to send and the residual to keep, which is all zeros for a lossless codec.
+ * @param decay share of it that is carried on: 1, or 0.95 in SparseLoCo (Sarfi 2025).
+ * @param random rounds by chance.
+ * @returns the chunks to send and the residual to keep, which is all zeros for a lossless codec. A residual that would
+ *   lead beyond fp32 is forgotten.
  */
 export function encodeWithFeedback(
   delta: Float32Array,
   residual: Float32Array | undefined,
   codec: Codec,
+  decay = 1,
+  random?: Random,
 ): { chunks: Uint8Array[]; residual: Float32Array } {
-  const target = delta.slice();
-  if (residual !== undefined) axpy(1, residual, target);
-  const chunks = encodeUpdate(target, codec);
+  let target = delta.slice();
+  if (residual !== undefined) axpy(decay, residual, target);
+  if (!allFinite(target)) target = delta.slice();
+  const chunks = encodeUpdate(target, codec, random);
   return { chunks, residual: subtract(target, decodeUpdate(chunks, target.length, codec)) };
 }

@@ -214,11 +214,14 @@ export interface ScheduleSpec {
   minRatio: number;
 }
 
-/** How updates become the next model. */
+/** How updates become the next model. docs/manifest.md tells which parameters belong to which strategy. */
 export interface StrategySpec {
-  /** "fedavg" or "diloco". */
+  /**
+   * "fedavg", "fedprox", "diloco", "fedadam", "fedyogi", "fedadagrad", "sparseLoco", "median", "trimmedMean", "krum",
+   * "multiKrum" or "centeredClipping".
+   */
   name: string;
-  /** Outer learning rate (diloco). */
+  /** Outer learning rate. */
   outerLearningRate: number;
   /** Outer momentum (diloco). */
   outerMomentum: number;
@@ -226,14 +229,52 @@ export interface StrategySpec {
   weighting: string;
   /** Updates with a greater L2 norm are refused; 0 is off. */
   maxUpdateNorm: number;
+  /** Updates with a greater L2 norm are scaled down to it before they are combined; 0 is off. */
+  normBound: number;
+  /** Decay of the first moment (fedadam, fedyogi, fedadagrad). */
+  beta1: number;
+  /** Decay of the second moment (fedadam, fedyogi). */
+  beta2: number;
+  /** Added to the root of the second moment (fedadam, fedyogi, fedadagrad). */
+  tau: number;
+  /** Divide the moments by what their decay has left of them (fedadam, fedyogi). */
+  biasCorrection: boolean;
+  /** Share of the updates that is left out at either end of each coordinate (trimmedMean). */
+  trim: number;
+  /** Malicious updates to withstand (krum, multiKrum); 0: as many as the cohort allows. */
+  byzantine: number;
+  /** Updates that are averaged (multiKrum); 0: all but `byzantine`. */
+  selected: number;
+  /** Distance beyond which an update pulls no harder (centeredClipping); 0: the median distance. */
+  clipRadius: number;
+  /** Times the centre moves in a round (centeredClipping). */
+  clipIterations: number;
 }
 
 /** How updates are written on the wire. */
 export interface CodecSpec {
-  /** "fp32" or "int8" (blocks of 256 values with an fp16 scale). */
+  /** "fp32", "bf16", "int8" or "int4" (blocks of 256 values with an fp16 scale), or "topk". */
   name: string;
   /** Carry what the codec lost into the next round's update. */
   errorFeedback: boolean;
+  /** Sizes of codec "topk". */
+  topk:
+    | TopKSpec
+    | undefined;
+  /** Share of what was lost earlier that is still carried after a round; 0 means all of it, as 1 does. */
+  errorDecay: number;
+  /** Round up or down by chance, so that the mean of what is sent is what was meant. */
+  stochasticRounding: boolean;
+}
+
+/** The largest values of every block. */
+export interface TopKSpec {
+  /** Values sent of a block. */
+  keep: number;
+  /** Values in a block, at most 32768. */
+  block: number;
+  /** Bits of a value that is sent: 2, 4 or 8. */
+  valueBits: number;
 }
 
 /** When held-out text is evaluated on the devices. */
@@ -2139,7 +2180,23 @@ export const ScheduleSpec: MessageFns<ScheduleSpec> = {
 };
 
 function createBaseStrategySpec(): StrategySpec {
-  return { name: "", outerLearningRate: 0, outerMomentum: 0, weighting: "", maxUpdateNorm: 0 };
+  return {
+    name: "",
+    outerLearningRate: 0,
+    outerMomentum: 0,
+    weighting: "",
+    maxUpdateNorm: 0,
+    normBound: 0,
+    beta1: 0,
+    beta2: 0,
+    tau: 0,
+    biasCorrection: false,
+    trim: 0,
+    byzantine: 0,
+    selected: 0,
+    clipRadius: 0,
+    clipIterations: 0,
+  };
 }
 
 export const StrategySpec: MessageFns<StrategySpec> = {
@@ -2158,6 +2215,36 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     }
     if (message.maxUpdateNorm !== 0) {
       writer.uint32(41).double(message.maxUpdateNorm);
+    }
+    if (message.normBound !== 0) {
+      writer.uint32(49).double(message.normBound);
+    }
+    if (message.beta1 !== 0) {
+      writer.uint32(57).double(message.beta1);
+    }
+    if (message.beta2 !== 0) {
+      writer.uint32(65).double(message.beta2);
+    }
+    if (message.tau !== 0) {
+      writer.uint32(73).double(message.tau);
+    }
+    if (message.biasCorrection !== false) {
+      writer.uint32(80).bool(message.biasCorrection);
+    }
+    if (message.trim !== 0) {
+      writer.uint32(89).double(message.trim);
+    }
+    if (message.byzantine !== 0) {
+      writer.uint32(96).int32(message.byzantine);
+    }
+    if (message.selected !== 0) {
+      writer.uint32(104).int32(message.selected);
+    }
+    if (message.clipRadius !== 0) {
+      writer.uint32(113).double(message.clipRadius);
+    }
+    if (message.clipIterations !== 0) {
+      writer.uint32(120).int32(message.clipIterations);
     }
     return writer;
   },
@@ -2215,6 +2302,86 @@ export const StrategySpec: MessageFns<StrategySpec> = {
             message.maxUpdateNorm = reader.double();
             continue;
           }
+          case 6: {
+            if (tag !== 49) {
+              break;
+            }
+
+            message.normBound = reader.double();
+            continue;
+          }
+          case 7: {
+            if (tag !== 57) {
+              break;
+            }
+
+            message.beta1 = reader.double();
+            continue;
+          }
+          case 8: {
+            if (tag !== 65) {
+              break;
+            }
+
+            message.beta2 = reader.double();
+            continue;
+          }
+          case 9: {
+            if (tag !== 73) {
+              break;
+            }
+
+            message.tau = reader.double();
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.biasCorrection = reader.bool();
+            continue;
+          }
+          case 11: {
+            if (tag !== 89) {
+              break;
+            }
+
+            message.trim = reader.double();
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.byzantine = reader.int32();
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.selected = reader.int32();
+            continue;
+          }
+          case 14: {
+            if (tag !== 113) {
+              break;
+            }
+
+            message.clipRadius = reader.double();
+            continue;
+          }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.clipIterations = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2246,6 +2413,32 @@ export const StrategySpec: MessageFns<StrategySpec> = {
         : isSet(object.max_update_norm)
         ? globalThis.Number(object.max_update_norm)
         : 0,
+      normBound: isSet(object.normBound)
+        ? globalThis.Number(object.normBound)
+        : isSet(object.norm_bound)
+        ? globalThis.Number(object.norm_bound)
+        : 0,
+      beta1: isSet(object.beta1) ? globalThis.Number(object.beta1) : 0,
+      beta2: isSet(object.beta2) ? globalThis.Number(object.beta2) : 0,
+      tau: isSet(object.tau) ? globalThis.Number(object.tau) : 0,
+      biasCorrection: isSet(object.biasCorrection)
+        ? globalThis.Boolean(object.biasCorrection)
+        : isSet(object.bias_correction)
+        ? globalThis.Boolean(object.bias_correction)
+        : false,
+      trim: isSet(object.trim) ? globalThis.Number(object.trim) : 0,
+      byzantine: isSet(object.byzantine) ? globalThis.Number(object.byzantine) : 0,
+      selected: isSet(object.selected) ? globalThis.Number(object.selected) : 0,
+      clipRadius: isSet(object.clipRadius)
+        ? globalThis.Number(object.clipRadius)
+        : isSet(object.clip_radius)
+        ? globalThis.Number(object.clip_radius)
+        : 0,
+      clipIterations: isSet(object.clipIterations)
+        ? globalThis.Number(object.clipIterations)
+        : isSet(object.clip_iterations)
+        ? globalThis.Number(object.clip_iterations)
+        : 0,
     };
   },
 
@@ -2266,6 +2459,36 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     if (message.maxUpdateNorm !== 0) {
       obj.maxUpdateNorm = floatToJson(message.maxUpdateNorm);
     }
+    if (message.normBound !== 0) {
+      obj.normBound = floatToJson(message.normBound);
+    }
+    if (message.beta1 !== 0) {
+      obj.beta1 = floatToJson(message.beta1);
+    }
+    if (message.beta2 !== 0) {
+      obj.beta2 = floatToJson(message.beta2);
+    }
+    if (message.tau !== 0) {
+      obj.tau = floatToJson(message.tau);
+    }
+    if (message.biasCorrection !== false) {
+      obj.biasCorrection = message.biasCorrection;
+    }
+    if (message.trim !== 0) {
+      obj.trim = floatToJson(message.trim);
+    }
+    if (message.byzantine !== 0) {
+      obj.byzantine = Math.round(message.byzantine);
+    }
+    if (message.selected !== 0) {
+      obj.selected = Math.round(message.selected);
+    }
+    if (message.clipRadius !== 0) {
+      obj.clipRadius = floatToJson(message.clipRadius);
+    }
+    if (message.clipIterations !== 0) {
+      obj.clipIterations = Math.round(message.clipIterations);
+    }
     return obj;
   },
 
@@ -2279,12 +2502,22 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     message.outerMomentum = object.outerMomentum ?? 0;
     message.weighting = object.weighting ?? "";
     message.maxUpdateNorm = object.maxUpdateNorm ?? 0;
+    message.normBound = object.normBound ?? 0;
+    message.beta1 = object.beta1 ?? 0;
+    message.beta2 = object.beta2 ?? 0;
+    message.tau = object.tau ?? 0;
+    message.biasCorrection = object.biasCorrection ?? false;
+    message.trim = object.trim ?? 0;
+    message.byzantine = object.byzantine ?? 0;
+    message.selected = object.selected ?? 0;
+    message.clipRadius = object.clipRadius ?? 0;
+    message.clipIterations = object.clipIterations ?? 0;
     return message;
   },
 };
 
 function createBaseCodecSpec(): CodecSpec {
-  return { name: "", errorFeedback: false };
+  return { name: "", errorFeedback: false, topk: undefined, errorDecay: 0, stochasticRounding: false };
 }
 
 export const CodecSpec: MessageFns<CodecSpec> = {
@@ -2294,6 +2527,15 @@ export const CodecSpec: MessageFns<CodecSpec> = {
     }
     if (message.errorFeedback !== false) {
       writer.uint32(16).bool(message.errorFeedback);
+    }
+    if (message.topk !== undefined) {
+      TopKSpec.encode(message.topk, writer.uint32(26).fork()).join();
+    }
+    if (message.errorDecay !== 0) {
+      writer.uint32(33).double(message.errorDecay);
+    }
+    if (message.stochasticRounding !== false) {
+      writer.uint32(40).bool(message.stochasticRounding);
     }
     return writer;
   },
@@ -2327,6 +2569,30 @@ export const CodecSpec: MessageFns<CodecSpec> = {
             message.errorFeedback = reader.bool();
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.topk = TopKSpec.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 33) {
+              break;
+            }
+
+            message.errorDecay = reader.double();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.stochasticRounding = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2347,6 +2613,17 @@ export const CodecSpec: MessageFns<CodecSpec> = {
         : isSet(object.error_feedback)
         ? globalThis.Boolean(object.error_feedback)
         : false,
+      topk: isSet(object.topk) ? TopKSpec.fromJSON(object.topk) : undefined,
+      errorDecay: isSet(object.errorDecay)
+        ? globalThis.Number(object.errorDecay)
+        : isSet(object.error_decay)
+        ? globalThis.Number(object.error_decay)
+        : 0,
+      stochasticRounding: isSet(object.stochasticRounding)
+        ? globalThis.Boolean(object.stochasticRounding)
+        : isSet(object.stochastic_rounding)
+        ? globalThis.Boolean(object.stochastic_rounding)
+        : false,
     };
   },
 
@@ -2358,6 +2635,15 @@ export const CodecSpec: MessageFns<CodecSpec> = {
     if (message.errorFeedback !== false) {
       obj.errorFeedback = message.errorFeedback;
     }
+    if (message.topk !== undefined) {
+      obj.topk = TopKSpec.toJSON(message.topk);
+    }
+    if (message.errorDecay !== 0) {
+      obj.errorDecay = floatToJson(message.errorDecay);
+    }
+    if (message.stochasticRounding !== false) {
+      obj.stochasticRounding = message.stochasticRounding;
+    }
     return obj;
   },
 
@@ -2368,6 +2654,114 @@ export const CodecSpec: MessageFns<CodecSpec> = {
     const message = createBaseCodecSpec();
     message.name = object.name ?? "";
     message.errorFeedback = object.errorFeedback ?? false;
+    message.topk = (object.topk !== undefined && object.topk !== null) ? TopKSpec.fromPartial(object.topk) : undefined;
+    message.errorDecay = object.errorDecay ?? 0;
+    message.stochasticRounding = object.stochasticRounding ?? false;
+    return message;
+  },
+};
+
+function createBaseTopKSpec(): TopKSpec {
+  return { keep: 0, block: 0, valueBits: 0 };
+}
+
+export const TopKSpec: MessageFns<TopKSpec> = {
+  encode(message: TopKSpec, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.keep !== 0) {
+      writer.uint32(8).int32(message.keep);
+    }
+    if (message.block !== 0) {
+      writer.uint32(16).int32(message.block);
+    }
+    if (message.valueBits !== 0) {
+      writer.uint32(24).int32(message.valueBits);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): TopKSpec {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTopKSpec();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.keep = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.block = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.valueBits = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): TopKSpec {
+    return {
+      keep: isSet(object.keep) ? globalThis.Number(object.keep) : 0,
+      block: isSet(object.block) ? globalThis.Number(object.block) : 0,
+      valueBits: isSet(object.valueBits)
+        ? globalThis.Number(object.valueBits)
+        : isSet(object.value_bits)
+        ? globalThis.Number(object.value_bits)
+        : 0,
+    };
+  },
+
+  toJSON(message: TopKSpec): unknown {
+    const obj: any = {};
+    if (message.keep !== 0) {
+      obj.keep = Math.round(message.keep);
+    }
+    if (message.block !== 0) {
+      obj.block = Math.round(message.block);
+    }
+    if (message.valueBits !== 0) {
+      obj.valueBits = Math.round(message.valueBits);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<TopKSpec>, I>>(base?: I): TopKSpec {
+    return TopKSpec.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<TopKSpec>, I>>(object: I): TopKSpec {
+    const message = createBaseTopKSpec();
+    message.keep = object.keep ?? 0;
+    message.block = object.block ?? 0;
+    message.valueBits = object.valueBits ?? 0;
     return message;
   },
 };

@@ -1,8 +1,14 @@
 /** Decoded values, or why the bytes are not an encoding. */
 export type Decoded = { ok: true; values: Float32Array } | { ok: false; reason: DecodeRefusal };
 
-/** "WrongLength": not the bytes of that many values. "NotFinite": a NaN or infinity inside. "BadScale": not a scale. */
-type DecodeRefusal = "WrongLength" | "NotFinite" | "BadScale";
+/**
+ * "WrongLength": not the bytes of that many values. "NotFinite": a NaN or infinity inside. "BadScale": not a scale.
+ * "BadIndex": positions that are out of range, out of order or named twice.
+ */
+type DecodeRefusal = "WrongLength" | "NotFinite" | "BadScale" | "BadIndex";
+
+/** Numbers in [0, 1), for rounding by chance; the caller seeds it. */
+export type Random = () => number;
 
 /** How a piece of a flat vector is written on the wire. Stateless: equal input gives equal bytes. */
 export interface Codec {
@@ -13,8 +19,12 @@ export interface Codec {
   readonly lossless: boolean;
   /** Exact size of an encoding of so many values. */
   encodedBytes(values: number): number;
-  /** Throws an InvariantError on NaN or infinite values. */
-  encode(values: Float32Array): Uint8Array;
+  /**
+   * Throws an InvariantError on NaN or infinite values.
+   * @param random given, values are rounded up or down by chance, so that the mean of what is decoded is what was
+   *   encoded (Gupta 2015); without it to the nearest.
+   */
+  encode(values: Float32Array, random?: Random): Uint8Array;
   /** Total on any bytes: what did not come from `encode` is refused or decodes to finite values. */
   decode(bytes: Uint8Array, count: number): Decoded;
 }

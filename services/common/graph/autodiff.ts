@@ -1,7 +1,7 @@
 import type { GraphBuilder, Node, Segment, Value } from "./builder.js";
 import { at, fusedRules, gatherRule, intAttribute, type Rule, softmaxRule } from "./derivatives.js";
 import { waitFor } from "./kernels.js";
-import { addTo, concat, dimension, full, gemm, matmul, mul, reduceSum, reshape, transpose } from "./ops.js";
+import { addTo, concat, dimension, full, gemm, matmul, mul, reduceSum, reshape, sumRows, transpose } from "./ops.js";
 
 /** Reverse-mode differentiation over graph nodes. The backward pass is ordinary nodes of the same graph. */
 
@@ -14,7 +14,9 @@ const floatAttribute = (node: Node, name: string): number => {
 function reduceTo(g: GraphBuilder, gradient: Value, target: Value): Value {
   const extra = gradient.shape.length - target.shape.length;
   const axes = gradient.shape.flatMap((d, i) => (i < extra || (target.shape[i - extra] === 1 && d !== 1) ? [i] : []));
-  return axes.length === 0 ? gradient : reshape(g, reduceSum(g, gradient, axes), target.shape);
+  if (axes.length === 0) return gradient;
+  const rows = axes.join() === "0" && gradient.shape.length === 2;
+  return reshape(g, rows ? sumRows(g, gradient) : reduceSum(g, gradient, axes), target.shape);
 }
 
 /** Both gradients of op(a) op(b) without a transposed copy; `multiply` is gemm or the batched product. */

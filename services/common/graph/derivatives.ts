@@ -2,7 +2,7 @@ import { elementwise, rowBlocks } from "./blocks.js";
 import { type GraphBuilder, type Node, sizeOf, type Value } from "./builder.js";
 import { dequantize, rotary } from "./kernels.js";
 import { add, addRows, dimension, div, full, gemm, matmul, mul, neg, reduceSum, reshape, sigmoid, sub } from "./ops.js";
-import { scaled, transpose } from "./ops.js";
+import { scaled, sumRows, transpose } from "./ops.js";
 
 /** The whole gradient of an input, what other readers of it have added so far included. */
 export interface Total {
@@ -63,8 +63,6 @@ const asRows = (g: GraphBuilder, x: Value): Value => {
   const width = dimension(x.shape, -1);
   return reshape(g, x, [sizeOf(x.shape) / width, width]);
 };
-
-const sumRows = (g: GraphBuilder, x: Value): Value => reduceSum(g, x, [0]);
 
 /** Adds the gradient that a normalisation's input has from elsewhere, while the block is at hand. */
 const withRest = (g: GraphBuilder, dx: Value, rest: Value | undefined): Value =>

@@ -204,6 +204,12 @@ export function reduceSum(g: GraphBuilder, x: Value, axes: readonly number[], ke
   return one(g.node("ReduceSum", [x, g.ints(axes)], [{ type: x.type, shape }], { keepdims: flag(keep) }));
 }
 
+/** Sum of a matrix's rows [n, d] -> [d], as a product with a row of ones: a runtime sums down columns slowly. */
+export function sumRows(g: GraphBuilder, x: Value): Value {
+  const [rows, width] = [dimension(x.shape, 0), dimension(x.shape, 1)];
+  return reshape(g, gemm(g, full(g, [1, rows], 1), x), [width]);
+}
+
 /** Sum of the squares of all elements -> scalar. */
 export function squareSum(g: GraphBuilder, x: Value): Value {
   const axes = g.ints(x.shape.map((_, i) => i));

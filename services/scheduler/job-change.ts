@@ -10,7 +10,11 @@ type Plain = Record<string, unknown>;
 const isPlain = (value: unknown): value is Plain =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** Path of the first field that differs, in order of name; undefined if none does. */
+/** Names first: a strategy's or codec's other fields follow from it. Then in order of the alphabet. */
+const byImportance = (a: string, b: string): number =>
+  Number(b === "name") - Number(a === "name") || (a < b ? -1 : Number(a > b));
+
+/** Path of the first field that differs; undefined if none does. */
 function firstDifference(
   a: unknown,
   b: unknown,
@@ -19,7 +23,7 @@ function firstDifference(
   if (!isPlain(a) || !isPlain(b)) {
     return JSON.stringify(a) === JSON.stringify(b) ? undefined : { path, was: a, is: b };
   }
-  const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])].sort();
+  const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])].sort(byImportance);
   for (const key of keys) {
     const found = firstDifference(a[key], b[key], `${path}.${key}`);
     if (found !== undefined) return found;

@@ -1,6 +1,6 @@
 import test from "ava";
 import fc from "fast-check";
-import { TrainingJob } from "#proto/shoal/v1/job.js";
+import { StrategySpec, TrainingJob } from "#proto/shoal/v1/job.js";
 import { decodeDataset, decodeTrainingJob } from "#common/domain/manifest.js";
 import { completeTrainingJob } from "#common/domain/typed-job.js";
 import { readModel } from "#services/scheduler/model-reading.js";
@@ -12,14 +12,10 @@ const config = (over: Plain): Plain => ({ model: { config: { ...TINY, ...over } 
 test("a short manifest gets every default", (t) => {
   const { spec } = jobOf("first");
   t.deepEqual(spec?.cohort, { min: 1, target: 0, overCommit: 1, selector: {} });
-  t.deepEqual(spec?.strategy, {
-    name: "diloco",
-    outerLearningRate: 0.7,
-    outerMomentum: 0.9,
-    weighting: "tokens",
-    maxUpdateNorm: 0,
-  });
-  t.deepEqual(spec?.codec, { name: "int8", errorFeedback: true });
+  const strategy = { name: "diloco", outerLearningRate: 0.7, outerMomentum: 0.9, weighting: "tokens" };
+  t.deepEqual(spec?.strategy, StrategySpec.fromPartial(strategy));
+  const codec = { name: "int8", errorFeedback: true, topk: undefined, errorDecay: 1, stochasticRounding: false };
+  t.deepEqual(spec?.codec, codec);
   t.deepEqual(spec?.evaluation, { everyRounds: 1, finalRound: true });
   t.deepEqual(spec?.local?.optimizer, {
     name: "adamw",
@@ -53,7 +49,7 @@ const refusals: [string, Plain, string, string, RegExp][] = [
   ["huge", { rounds: 1e9 }, "spec.rounds", "1000000000", /100000/],
   ["not a map", { cohort: [1] }, "spec.cohort", "[1]", /map of fields/],
   ["unknown strategy", { strategy: { name: "dilocco" } }, "spec.strategy.name", "dilocco", /did you mean "diloco"/],
-  ["unknown codec", { codec: { name: "int4" } }, "spec.codec.name", "int4", /did you mean "int8"/],
+  ["unknown codec", { codec: { name: "int7" } }, "spec.codec.name", "int7", /did you mean "int8"/],
   [
     "unknown schedule",
     { local: { optimizer: { schedule: { name: "cosinus" } } } },

@@ -1,5 +1,7 @@
 import { z } from "zod";
+import { MAX_BLOCK } from "../tensor/codecs/topk.js";
 import { API_VERSION } from "./resources.js";
+import { STRATEGIES } from "./strategy-table.js";
 
 /** What a manifest that leaves a field out gets. The one place for it. */
 export const JOB_DEFAULTS = {
@@ -30,8 +32,11 @@ export const JOB_DEFAULTS = {
   sgd: { momentum: 0.9 },
   /** Warm-up is this long, but no longer than a round. */
   schedule: { name: "cosine", warmupSteps: 50, minRatio: 0.1 },
-  strategy: { name: "diloco", outerLearningRate: 0.7, outerMomentum: 0.9, weighting: "tokens", maxUpdateNorm: 0 },
-  codec: { name: "int8", errorFeedback: true },
+  /** What belongs to single strategies is in strategy-table.ts. Robust ones weigh all updates the same. */
+  strategy: { name: "diloco", weighting: "tokens", maxUpdateNorm: 0, normBound: 0 },
+  codec: { name: "int8", errorFeedback: true, stochasticRounding: false },
+  /** Sizes are SparseLoCo's, from the codec itself. */
+  topk: { errorDecay: 0.95 },
   evaluation: { everyRounds: 1, finalRound: true },
 } as const;
 
@@ -128,6 +133,36 @@ const training = object({
   recompute: z.enum(["auto", "always", "never"]).default(D.training.recompute),
 });
 
+const strategy = object({
+  name: z.enum(Object.keys(STRATEGIES) as (keyof typeof STRATEGIES)[]).default(D.strategy.name),
+  outerLearningRate: above(0, 10).optional(),
+  outerMomentum: between(0, 0.9999).optional(),
+  beta1: between(0, 0.9999).optional(),
+  beta2: between(0, 0.999999).optional(),
+  tau: above(0, 1).optional(),
+  biasCorrection: truth.optional(),
+  trim: between(0, 0.49).optional(),
+  byzantine: whole(0, 100_000).optional(),
+  selected: whole(0, 100_000).optional(),
+  clipRadius: between(0, 1e12).optional(),
+  clipIterations: whole(1, 100).optional(),
+  weighting: z.enum(["tokens", "equal"]).optional(),
+  maxUpdateNorm: between(0, 1e12).default(D.strategy.maxUpdateNorm),
+  normBound: between(0, 1e12).default(D.strategy.normBound),
+});
+
+const codec = object({
+  name: z.enum(["fp32", "bf16", "int8", "int4", "topk"]).default(D.codec.name),
+  errorFeedback: truth.default(D.codec.errorFeedback),
+  topk: object({
+    keep: whole(1, MAX_BLOCK).optional(),
+    block: whole(1, MAX_BLOCK).optional(),
+    valueBits: z.literal([2, 4, 8]).optional(),
+  }).optional(),
+  errorDecay: above(0, 1).optional(),
+  stochasticRounding: truth.default(D.codec.stochasticRounding),
+});
+
 const spec = object({
   model: object({
     base: dnsLabel(63).optional(),
@@ -160,17 +195,8 @@ const spec = object({
     optimizer: optimizer.prefault({}),
   }).prefault({}),
   training: training.prefault({}),
-  strategy: object({
-    name: z.enum(["fedavg", "diloco"]).default(D.strategy.name),
-    outerLearningRate: above(0, 10).default(D.strategy.outerLearningRate),
-    outerMomentum: between(0, 0.9999).default(D.strategy.outerMomentum),
-    weighting: z.enum(["tokens", "equal"]).default(D.strategy.weighting),
-    maxUpdateNorm: between(0, 1e12).default(D.strategy.maxUpdateNorm),
-  }).prefault({}),
-  codec: object({
-    name: z.enum(["fp32", "int8"]).default(D.codec.name),
-    errorFeedback: truth.default(D.codec.errorFeedback),
-  }).prefault({}),
+  strategy: strategy.prefault({}),
+  codec: codec.prefault({}),
   evaluation: object({
     everyRounds: whole(0, 100_000).default(D.evaluation.everyRounds),
     finalRound: truth.default(D.evaluation.finalRound),

@@ -1,5 +1,6 @@
 import { ModelSpec, type OptimizerSpec, TrainingJob, type TrainingSpec } from "#proto/shoal/v1/job.js";
 import { Dataset } from "#proto/shoal/v1/model.js";
+import { checkCombination, completedCodec, completedStrategy } from "./combination.js";
 import { datasetSchema, FOREIGN_CONSTANTS, JOB_DEFAULTS, type JobManifest, jobSchema } from "./job-schema.js";
 import type { Violation } from "./resources.js";
 import { showValue, toViolations } from "./violation.js";
@@ -225,6 +226,8 @@ function completed({ spec, ...manifest }: JobManifest, contextLength: number | u
       data: { ...data, seqLen: data.seqLen ?? Math.min(JOB_DEFAULTS.data.seqLen, contextLength ?? Infinity) },
       local: { ...local, optimizer: completedOptimizer(spec) },
       training: completedTraining(spec),
+      strategy: completedStrategy(spec),
+      codec: completedCodec(spec),
     },
   });
 }
@@ -251,7 +254,7 @@ export function decodeTrainingJob(document: unknown, readModel: ReadModel): Deco
   const { spec } = parsed.data;
   const { violations: ofModel, facts } = checkModel(spec.model, readModel);
   const job = completed(parsed.data, facts?.contextLength);
-  const together = [...checkTogether(spec), ...checkTraining(spec)];
+  const together = [...checkTogether(spec), ...checkTraining(spec), ...checkCombination(spec)];
   const violations = [...ofModel, ...together, ...(facts === undefined ? [] : checkAgainstModel(job, facts))];
   return violations.length > 0 ? { ok: false, violations } : { ok: true, value: job };
 }

@@ -2,6 +2,7 @@ import type { TrainingJob, TrainingJobSpec } from "#proto/shoal/v1/job.js";
 import { type Decoded, decodeTrainingJob, type ReadModel } from "./manifest.js";
 import { FOREIGN_CONSTANTS } from "./job-schema.js";
 import { API_VERSION } from "./resources.js";
+import { STRATEGY_PARAMETERS, strategyFacts } from "./strategy-table.js";
 
 type Plain = Record<string, unknown>;
 
@@ -41,12 +42,24 @@ function asManifest(message: Plain): Plain {
   );
 }
 
-/** A stored spec as a manifest would say it, without the constants of the optimizer it does not use. */
-function storedManifest({ local, ...spec }: TrainingJobSpec): Plain {
+/** What of a stored message belongs to it, given the keys that do not. */
+function without(message: object | undefined, foreign: readonly string[]): Plain {
+  return Object.fromEntries(Object.entries(message ?? {}).filter(([key]) => !foreign.includes(key)));
+}
+
+/** A stored spec as a manifest would say it, without what belongs to optimizers, strategies and codecs it does not use. */
+function storedManifest({ local, strategy, codec, ...spec }: TrainingJobSpec): Plain {
   const { optimizer, ...rest } = local ?? {};
-  const foreign = new Set<string>(FOREIGN_CONSTANTS[optimizer?.name ?? ""] ?? []);
-  const own = Object.fromEntries(Object.entries(optimizer ?? {}).filter(([key]) => !foreign.has(key)));
-  return asManifest({ ...spec, local: { ...rest, optimizer: own } });
+  const own = strategyFacts(strategy?.name ?? "")?.parameters ?? {};
+  return asManifest({
+    ...spec,
+    local: { ...rest, optimizer: without(optimizer, FOREIGN_CONSTANTS[optimizer?.name ?? ""] ?? []) },
+    strategy: without(
+      strategy,
+      STRATEGY_PARAMETERS.filter((key) => !(key in own)),
+    ),
+    codec: without(codec, codec?.errorDecay === 0 ? ["errorDecay"] : []),
+  });
 }
 
 /**

@@ -1,0 +1,159 @@
+import { type CodecSpec, StrategySpec } from "#proto/shoal/v1/job.js";
+import { codecByName } from "../tensor/codec.js";
+import { SPARSE_LOCO } from "../tensor/codecs/topk.js";
+import type { JobManifest } from "./job-schema.js";
+import { JOB_DEFAULTS } from "./job-schema.js";
+import type { Violation } from "./resources.js";
+import { STRATEGIES, STRATEGY_PARAMETERS, strategyFacts, type StrategyFacts } from "./strategy-table.js";
+import { showValue } from "./violation.js";
+
+type Spec = JobManifest["spec"];
+
+/** The entries of a map that are set. */
+type Given<T> = { [K in keyof T]?: Exclude<T[K], undefined> };
+const given = <T extends object>(map: T): Given<T> =>
+  Object.fromEntries(Object.entries(map).filter(([, value]) => value !== undefined)) as Given<T>;
+
+/** A strategy with its own parameters filled in; those of others are zero. */
+export function completedStrategy({ strategy }: Spec): StrategySpec {
+  const { parameters, robust }: StrategyFacts = STRATEGIES[strategy.name];
+  const weighting = strategy.weighting ?? (robust === undefined ? JOB_DEFAULTS.strategy.weighting : "equal");
+  return StrategySpec.fromPartial({ ...parameters, ...given(strategy), weighting });
+}
+
+const isLossy = (codec: Spec["codec"]): boolean => codecByName(codec.name)?.lossless === false;
+
+/** A codec with its own sizes filled in. The residual of top-k decays, as in SparseLoCo; that of others does not. */
+export function completedCodec({ codec }: Spec): CodecSpec {
+  const sparse = codec.name === "topk";
+  const { keep = SPARSE_LOCO.keep, block = SPARSE_LOCO.block, valueBits = SPARSE_LOCO.valueBits } = codec.topk ?? {};
+  const errorDecay = codec.errorDecay ?? (sparse ? JOB_DEFAULTS.topk.errorDecay : 1);
+  return {
+    ...codec,
+    topk: sparse ? { keep, block, valueBits } : undefined,
+    errorDecay: codec.errorFeedback && isLossy(codec) ? errorDecay : 0,
+  };
+}
+
+/** A pair of choices that cannot be: the field to change, and what to do instead. */
+interface Clash {
+  readonly field: `spec.${string}`;
+  readonly value: (spec: Spec) => unknown;
+  readonly when: (spec: Spec, facts: StrategyFacts) => boolean;
+  readonly description: (spec: Spec, facts: StrategyFacts) => string;
+}
+
+/** Updates that Krum needs to withstand `byzantine` malicious ones: n >= 2f + 3 (Blanchard 2017). */
+const krumLeast = ({ strategy }: Spec): number => 2 * (strategy.byzantine ?? 0) + 3;
+
+/** All pairs of strategy, codec, cohort and local training that cannot be. */
+const CLASHES: readonly Clash[] = [
+  {
+    field: "spec.strategy.weighting",
+    value: ({ strategy }) => strategy.weighting,
+    when: ({ strategy }, { robust }) => robust !== undefined && strategy.weighting === "tokens",
+    description: ({ strategy }) =>
+      `would let a malicious device choose its own weight, against which "${strategy.name}" is to protect; use "equal"`,
+  },
+  {
+    field: "spec.codec.name",
+    value: ({ codec }) => codec.name,
+    when: ({ codec }, { dense }) => dense === true && codec.name === "topk",
+    description: ({ strategy }) =>
+      `leaves nearly every value out, and "${strategy.name}" would take the absent ones for zeros; use another codec, ` +
+      'or the strategy "centeredClipping"',
+  },
+  {
+    field: "spec.codec.name",
+    value: ({ codec }) => codec.name,
+    when: ({ codec, strategy }) => strategy.name === "sparseLoco" && codec.name !== "topk",
+    description: () => 'is not sparse; strategy "sparseLoco" needs "topk", or use "fedavg" or "diloco"',
+  },
+  {
+    field: "spec.codec.errorFeedback",
+    value: ({ codec }) => codec.errorFeedback,
+    when: ({ codec }) => codec.name === "topk" && !codec.errorFeedback,
+    description: () => 'must be true: without it all that "topk" does not send is lost for ever; or use another codec',
+  },
+  {
+    field: "spec.codec.topk",
+    value: ({ codec }) => codec.topk,
+    when: ({ codec }) => codec.topk !== undefined && codec.name !== "topk",
+    description: () => 'is only for the codec "topk"; leave it out or change the name',
+  },
+  {
+    field: "spec.codec.topk.keep",
+    value: ({ codec }) => codec.topk?.keep,
+    when: ({ codec }) => (codec.topk?.keep ?? 0) > (codec.topk?.block ?? SPARSE_LOCO.block),
+    description: ({ codec }) =>
+      `is above block (${codec.topk?.block ?? SPARSE_LOCO.block}); a block cannot keep more values than it has`,
+  },
+  {
+    field: "spec.codec.topk.block",
+    value: ({ codec }) => codec.topk?.block,
+    when: ({ codec: { topk } }) => topk?.keep === undefined && (topk?.block ?? Infinity) < SPARSE_LOCO.keep,
+    description: () => `is below keep, which is ${SPARSE_LOCO.keep} unless given; give keep too`,
+  },
+  {
+    field: "spec.codec.errorDecay",
+    value: ({ codec }) => codec.errorDecay,
+    when: ({ codec }) => codec.errorDecay !== undefined && !(codec.errorFeedback && isLossy(codec)),
+    description: () => "decays what error feedback carries, and here it carries nothing; leave it out",
+  },
+  {
+    field: "spec.codec.stochasticRounding",
+    value: ({ codec }) => codec.stochasticRounding,
+    when: ({ codec }) => codec.stochasticRounding && !isLossy(codec),
+    description: ({ codec }) => `has nothing to round: codec "${codec.name}" sends values as they are; leave it out`,
+  },
+  {
+    field: "spec.local.proximalMu",
+    value: ({ local }) => local.proximalMu,
+    when: ({ local, strategy }) => strategy.name === "fedprox" && local.proximalMu === 0,
+    description: () => 'is 0, and "fedprox" without its term is "fedavg"; set it, e.g. to 0.01, or use "fedavg"',
+  },
+  {
+    field: "spec.cohort.min",
+    value: ({ cohort }) => cohort.min,
+    when: (spec, { robust }) => robust !== undefined && spec.cohort.min < Math.max(robust.least, krumLeast(spec)),
+    description: (spec, { robust }) =>
+      `is too small for "${spec.strategy.name}" to outvote a malicious update; set it to at least ` +
+      `${Math.max(robust?.least ?? 0, krumLeast(spec))}, or use "fedavg"`,
+  },
+  {
+    field: "spec.strategy.selected",
+    value: ({ strategy }) => strategy.selected,
+    when: ({ strategy, cohort }) => (strategy.selected ?? 0) > cohort.min - (strategy.byzantine ?? 0),
+    description: () =>
+      "is more than a round's honest updates (cohort.min less byzantine); lower it or raise cohort.min",
+  },
+  {
+    field: "spec.strategy.normBound",
+    value: ({ strategy }) => strategy.normBound,
+    when: ({ strategy: { normBound, maxUpdateNorm } }) => maxUpdateNorm > 0 && normBound >= maxUpdateNorm,
+    description: ({ strategy }) =>
+      `is not below maxUpdateNorm (${strategy.maxUpdateNorm}), which refuses such updates first; lower it or leave one out`,
+  },
+];
+
+/** Parameters of other strategies would be silently without effect. */
+function foreignParameters({ strategy }: Spec, { parameters }: StrategyFacts): Violation[] {
+  return STRATEGY_PARAMETERS.filter((key) => strategy[key] !== undefined && parameters[key] === undefined).map(
+    (key) => {
+      const owners = Object.entries(STRATEGIES).flatMap(([name, facts]) => (key in facts.parameters ? [name] : []));
+      const description = `does not belong to the strategy "${strategy.name}", but to ${owners.join(", ")}; leave it out`;
+      return { field: `spec.strategy.${key}`, value: showValue(strategy[key]), description };
+    },
+  );
+}
+
+/** What strategy, codec, cohort and local training say that does not go together. */
+export function checkCombination(spec: Spec): Violation[] {
+  const facts = strategyFacts(spec.strategy.name) ?? STRATEGIES.fedavg;
+  const clashes = CLASHES.filter((clash) => clash.when(spec, facts)).map((clash) => ({
+    field: clash.field,
+    value: showValue(clash.value(spec)),
+    description: clash.description(spec, facts),
+  }));
+  return [...foreignParameters(spec, facts), ...clashes];
+}

@@ -1,0 +1,59 @@
+/** Numbers and switches that some strategies have. */
+export interface StrategyParameters {
+  outerLearningRate: number;
+  outerMomentum: number;
+  beta1: number;
+  beta2: number;
+  tau: number;
+  biasCorrection: boolean;
+  trim: number;
+  byzantine: number;
+  selected: number;
+  clipRadius: number;
+  clipIterations: number;
+}
+
+/** What a submission must know of a strategy. */
+export interface StrategyFacts {
+  /** Its parameters, each with what it is if left out; others do not belong to it. */
+  readonly parameters: Readonly<Partial<StrategyParameters>>;
+  /**
+   * Whether it withstands malicious updates: then all weigh the same, since the number of tokens is the device's own word,
+   * and `least` updates are needed for one of them to be outvoted.
+   */
+  readonly robust?: { readonly least: number };
+  /** Whether it looks at each coordinate, or each update, among its like, so that updates must be dense. */
+  readonly dense?: boolean;
+}
+
+const outer = { outerLearningRate: 1, outerMomentum: 0 };
+const moments = { beta1: 0.9, tau: 1e-3 };
+
+/** Every strategy that a job may name. The aggregator's own table has one file for each. */
+export const STRATEGIES = {
+  fedavg: { parameters: {} },
+  fedprox: { parameters: {} },
+  diloco: { parameters: { outerLearningRate: 0.7, outerMomentum: 0.9 } },
+  fedadam: { parameters: { outerLearningRate: 0.1, ...moments, beta2: 0.99, biasCorrection: false } },
+  fedyogi: { parameters: { outerLearningRate: 0.01, ...moments, beta2: 0.99, biasCorrection: false } },
+  fedadagrad: { parameters: { outerLearningRate: 0.1, ...moments } },
+  sparseLoco: { parameters: { outerLearningRate: 1 } },
+  median: { parameters: outer, robust: { least: 3 }, dense: true },
+  trimmedMean: { parameters: { ...outer, trim: 0.2 }, robust: { least: 3 }, dense: true },
+  krum: { parameters: { ...outer, byzantine: 0 }, robust: { least: 3 }, dense: true },
+  multiKrum: { parameters: { ...outer, byzantine: 0, selected: 0 }, robust: { least: 3 }, dense: true },
+  centeredClipping: {
+    parameters: { outerLearningRate: 1, clipRadius: 0, clipIterations: 5 },
+    robust: { least: 3 },
+  },
+} as const satisfies Readonly<Record<string, StrategyFacts>>;
+
+/** The facts of this strategy, if there is one of the name. */
+export function strategyFacts(name: string): StrategyFacts | undefined {
+  return Object.hasOwn(STRATEGIES, name) ? STRATEGIES[name as keyof typeof STRATEGIES] : undefined;
+}
+
+/** Names of all parameters, each of which belongs to some strategies. */
+export const STRATEGY_PARAMETERS = [
+  ...new Set(Object.values(STRATEGIES).flatMap((facts) => Object.keys(facts.parameters))),
+] as readonly (keyof StrategyParameters)[];

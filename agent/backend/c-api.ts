@@ -78,7 +78,7 @@ function libraryPath(): string {
 
 type RunCallback = (error: Error | null, status: Status) => void;
 interface RunFunction {
-  async(...args: [...(Pointer | Slot | number | null)[], RunCallback]): void;
+  async(...args: [...(Pointer | number | null)[], RunCallback]): void;
 }
 
 /** Kept for the life of the process: a library that nothing refers to would be unloaded under its own threads. */
@@ -107,8 +107,9 @@ function functionsOf(library: LibraryHandle): Functions {
     ) as Functions["createSessionFromArray"],
     run: ({ session, inputNames, inputs, outputNames, outputs }) =>
       new Promise((resolve, reject) => {
-        const counts = [inputNames.length, outputNames.length] as const;
-        run.async(session, null, inputNames, inputs, counts[0], outputNames, counts[1], outputs, (error, status) => {
+        const taken = [addressOf(inputNames), addressOf(inputs), inputNames.length] as const;
+        const given = [addressOf(outputNames), outputNames.length, addressOf(outputs)] as const;
+        run.async(session, null, ...taken, ...given, (error, status) => {
           if (error === null) resolve(status);
           else reject(error);
         });
@@ -200,8 +201,8 @@ class DirectSession implements OrtSession {
   readonly #Tensor: TensorConstructor;
   readonly #outputs: readonly DecodedValue[];
   readonly #session: Pointer;
-  /** Runs that are not over: the session is not released under them. */
-  readonly #running = new Set<Promise<unknown>>();
+  /** Runs that are not over, and all that they read or write: it must not be collected, nor the session released. */
+  readonly #running = new Map<Promise<unknown>, readonly unknown[]>();
   #released = false;
 
   constructor(graph: Uint8Array, session: Pointer, Tensor: TensorConstructor) {
@@ -244,10 +245,8 @@ class DirectSession implements OrtSession {
         ...{ session: this.#session, inputNames: inputNames.pointers, inputs },
         ...{ outputNames: outputNames.pointers, outputs: results },
       });
-      this.#running.add(running);
-      // Nothing that the run reads or writes may be collected before it is over.
-      const kept = [inputNames, outputNames, feeds, outputs];
-      const status = await running.finally(() => this.#running.delete(running) && kept.length);
+      this.#running.set(running, [inputNames, inputs, feeds, outputNames, results, outputs]);
+      const status = await running.finally(() => this.#running.delete(running));
       check(functions, status);
     } finally {
       for (const value of values) functions.releaseValue(value);
@@ -257,7 +256,7 @@ class DirectSession implements OrtSession {
   async release(): Promise<void> {
     if (this.#released) return;
     this.#released = true;
-    await Promise.allSettled(this.#running);
+    await Promise.allSettled(this.#running.keys());
     load().functions.releaseSession(this.#session);
   }
 }

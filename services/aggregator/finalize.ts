@@ -1,12 +1,12 @@
-import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { FoldEntry, RoundResult, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { allFinite, l2Norm } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
-import type { Strategy } from "./strategies/strategy.js";
+import type { Folded } from "./combine.js";
+import type { Strategy, StrategyOptions } from "./strategies/strategy.js";
 
-/** Weights and state after a round, and the L2 norm of the mean update. */
+/** Weights and state after a round, and the L2 norm of the direction taken. */
 export interface Finalized {
   weights: Float32Array;
   state: Float32Array | undefined;
@@ -19,20 +19,22 @@ export interface Finalized {
  */
 export function finalize(
   base: { weights: Float32Array; state: Float32Array | undefined },
-  folded: { mean: Float64Array; updates: number },
+  folded: Folded,
   strategy: Strategy,
-  spec: StrategySpec,
+  options: StrategyOptions,
 ): Finalized {
   const { weights, state } = base;
-  if (folded.mean.length !== weights.length || (state !== undefined && state.length !== weights.length)) {
-    throw new InvariantError(`${weights.length} weights, ${folded.mean.length} means, ${state?.length ?? 0} of state`);
+  const { direction } = folded;
+  const due = strategy.stateLength(weights.length, options);
+  if (direction.length !== weights.length || (state !== undefined && state.length !== due)) {
+    throw new InvariantError(`${weights.length} weights, ${direction.length} folded, ${state?.length ?? 0} of state`);
   }
   if (folded.updates === 0) return { weights: weights.slice(), state: state?.slice(), updateNorm: 0 };
-  const stepped = strategy.step(weights, folded.mean, state, spec);
+  const stepped = strategy.step(weights, direction, state, options);
   if (!allFinite(stepped.weights) || (stepped.state !== undefined && !allFinite(stepped.state))) {
     throw new InvariantError("the outer step leads to weights or state that are not finite");
   }
-  return { ...stepped, updateNorm: l2Norm(folded.mean) };
+  return { ...stepped, updateNorm: l2Norm(direction) };
 }
 
 /** The round's figures over the folded updates. Losses are nats per token; eval loss = sum of sums / sum of tokens. */

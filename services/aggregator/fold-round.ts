@@ -6,10 +6,10 @@ import type { UpdateLog } from "#common/ports/update-log.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { fromBytes, toBytes } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
+import { combineUpdates } from "./combine.js";
 import { AggregationError } from "./failure.js";
 import { finalize } from "./finalize.js";
-import { openFold, weightOf } from "./fold.js";
-import { readPayload } from "./payload.js";
+import { openLogSource } from "./log-source.js";
 import { strategyByName } from "./strategies/table.js";
 
 /** What a fold reads. */
@@ -24,7 +24,7 @@ export interface FoldedRound {
   /** Undefined for a strategy without state. */
   outerState: Uint8Array | undefined;
   updateNorm: number;
-  /** Encoded bytes read. */
+  /** Encoded bytes of the updates. */
   bytesFolded: number;
 }
 
@@ -70,25 +70,15 @@ export async function foldRound(
   }
   const state = await readVector(ports.blobs, spec.outerState);
 
-  const fold = openFold(task.parameters);
-  let bytesFolded = 0;
-  for (const manifest of updates) {
-    // A device that only evaluated brings no values.
-    if (manifest.values === 0) continue;
-    fold.begin(weightOf(strategySpec.weighting, manifest));
-    const facts = await readPayload(ports.log, manifest, codec, (start, values) => {
-      fold.add(start, values);
-    });
-    if (!facts.ok || facts.digest !== manifest.digest) {
-      throw new AggregationError("LOG_CORRUPT", `the accepted update of ${manifest.device} is not what it was`);
-    }
-    bytesFolded += manifest.sizeBytes;
-  }
-  const next = finalize({ weights, state }, fold.finish(), strategy, strategySpec);
+  // A device that only evaluated brings no values.
+  const trained = updates.filter((manifest) => manifest.values > 0);
+  const source = openLogSource(ports.log, codec, task.parameters, strategySpec.weighting, trained);
+  const folded = await combineUpdates(source, task.parameters, strategy, strategySpec, state);
+  const next = finalize({ weights, state }, folded, strategy, strategySpec);
   return {
     weights: toBytes(next.weights),
     outerState: next.state === undefined ? undefined : toBytes(next.state),
     updateNorm: next.updateNorm,
-    bytesFolded,
+    bytesFolded: trained.reduce((sum, manifest) => sum + manifest.sizeBytes, 0),
   };
 }

@@ -4,12 +4,18 @@ import { InvariantError } from "#common/tensor/invariant.js";
 
 /** A weighted mean of updates, taken chunk by chunk. Holds one float64 a parameter, however many updates there are. */
 export interface Fold {
-  /** Starts the next update. `weight` is above 0; only ratios of weights matter. */
-  begin(weight: number): void;
+  /**
+   * Starts the next update. `weight` is above 0; only ratios of weights matter.
+   * @param scale factor of its values, which does not count as weight.
+   */
+  begin(weight: number, scale?: number): void;
   /** Adds a piece of the update under way: `values` belong at index `start` of the flat vector. */
   add(start: number, values: Float32Array): void;
-  /** The weighted mean over all updates; zeros if there were none. Throws an InvariantError if one is incomplete. */
-  finish(): { mean: Float64Array; updates: number };
+  /**
+   * The weighted mean over all updates and the sum of their weights; zeros if there were none. Throws an InvariantError if
+   * one is incomplete.
+   */
+  finish(): { mean: Float64Array; total: number };
 }
 
 /**
@@ -22,7 +28,7 @@ export function openFold(parameters: number): Fold {
   const sum = new Float64Array(parameters);
   let total = 0;
   let updates = 0;
-  let weight = 0;
+  let factor = 0;
   // Where the next piece must start: pieces come in order and without gaps, so no value counts twice.
   let next = parameters;
 
@@ -30,10 +36,10 @@ export function openFold(parameters: number): Fold {
     if (next !== parameters) throw new InvariantError(`update ${updates} ended at value ${next} of ${parameters}`);
   };
   return {
-    begin(newWeight) {
+    begin(weight, scale = 1) {
       requireWhole();
-      if (!(newWeight > 0 && newWeight < Infinity)) throw new InvariantError(`a weight of ${newWeight}`);
-      weight = newWeight;
+      if (!(weight > 0 && weight < Infinity)) throw new InvariantError(`a weight of ${weight}`);
+      factor = weight * scale;
       total += weight;
       updates += 1;
       next = 0;
@@ -43,14 +49,14 @@ export function openFold(parameters: number): Fold {
         throw new InvariantError(`values ${start}+${values.length} do not follow value ${next} of ${parameters}`);
       }
       for (let i = 0; i < values.length; i++) {
-        sum[start + i] = (sum[start + i] as number) + weight * (values[i] as number);
+        sum[start + i] = (sum[start + i] as number) + factor * (values[i] as number);
       }
       next = start + values.length;
     },
     finish() {
       requireWhole();
       if (updates > 0) for (let i = 0; i < parameters; i++) sum[i] = (sum[i] as number) / total;
-      return { mean: sum, updates };
+      return { mean: sum, total };
     },
   };
 }

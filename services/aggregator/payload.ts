@@ -7,8 +7,9 @@ import { sumOfSquares } from "#common/tensor/flat.js";
 import type { PayloadFacts, Refusal } from "./accept.js";
 
 /** Chunks under way at once: hides the log's latency and bounds memory to a few pieces. */
-const READ_AHEAD = 4;
+export const READ_AHEAD = 4;
 
+/** A chunk of an update as it is in the log, and its values. */
 type Piece = { ok: true; bytes: Uint8Array; values: Float32Array } | { ok: false; refusal: Refusal };
 
 const bad = (message: string, reason: Refusal["reason"] = "BadPayload"): Piece => ({
@@ -16,7 +17,8 @@ const bad = (message: string, reason: Refusal["reason"] = "BadPayload"): Piece =
   refusal: { reason, message },
 });
 
-async function readPiece(log: UpdateLog, manifest: UpdateManifest, codec: Codec, index: number): Promise<Piece> {
+/** Reads chunk `index` of a screened manifest: its values, or why it cannot be part of it. Throws on IO failures. */
+export async function readPiece(log: UpdateLog, manifest: UpdateManifest, codec: Codec, index: number): Promise<Piece> {
   const seq = manifest.chunkSeqs[index] ?? 0;
   const chunk = await log.readChunk(seq);
   if (chunk === undefined) return bad(`chunk ${index}: nothing at sequence ${seq} of the log`);

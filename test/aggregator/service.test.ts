@@ -10,6 +10,7 @@ import type { NatsLink } from "#common/adapters/nats/connection.js";
 import { NatsResourceStore } from "#common/adapters/nats/kv-store.js";
 import { ensureStreams } from "#common/adapters/nats/streams.js";
 import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
+import { reconcileRound } from "#services/aggregator/controller.js";
 import { replayRound } from "#services/aggregator/replay.js";
 import { startNats, startRedis } from "../support/servers.js";
 import {
@@ -24,6 +25,7 @@ import {
   tallyOf,
   upload,
   type Fleet,
+  type WorldOptions,
 } from "./world.js";
 
 const PARAMETERS = 1_100_000;
@@ -56,12 +58,15 @@ async function end(child: ChildProcess, signal: NodeJS.Signals): Promise<number 
   return child.exitCode;
 }
 
-async function connectFleet(link: NatsLink): Promise<Fleet & { log: NatsUpdateLog }> {
+async function connectFleet(
+  link: NatsLink,
+  options: WorldOptions = { parameters: PARAMETERS, codec: "int8" },
+): Promise<Fleet & { log: NatsUpdateLog }> {
   await ensureStreams(link);
   const store = await NatsResourceStore.open(link);
   const uplink = (device: string): NatsUpdateUplink => new NatsUpdateUplink(link.nc, device);
   const adapters = { store, blobs: new NatsBlobStore(link), log: new NatsUpdateLog(link), uplink };
-  return seedFleet(adapters, { parameters: PARAMETERS, codec: "int8" });
+  return seedFleet(adapters, options);
 }
 
 async function undisturbed(): Promise<RoundResult | undefined> {
@@ -119,6 +124,27 @@ test("two processes on NATS and Redis, killed in the middle, fold what memory ad
   const replayed = await replayRound(fleet, "tiny-1");
   t.is(replayed.weightsDigest, expected?.weights?.digest ?? "");
   t.is(await end(survivor, "SIGTERM"), 0, "drains and exits cleanly");
+});
+
+test("a robust rule reads the log of a real NATS column by column and comes to the same bits as on memory", async (t) => {
+  const options = { parameters: 600_000, codec: "int4", strategy: "trimmedMean", normBound: 7 };
+  const world = await createWorld(options);
+  const nats = await startNats();
+  t.teardown(() => nats.stop());
+  const link = await nats.connect();
+  t.teardown(() => link.close());
+  const fleet = await connectFleet(link, options);
+  for (const each of [world, fleet]) {
+    for (const [i, device] of DEVICES.entries()) await commit(each, await upload(each, device, draw(600_000, i)));
+    const ports = { ...world.ports, store: each.store, blobs: each.blobs, log: each === world ? world.log : fleet.log };
+    await reconcileRound(ports, "tiny-1");
+    await freeze(each);
+    await reconcileRound(ports, "tiny-1");
+  }
+  const [onMemory, onNats] = [await resultOf(world), await resultOf(fleet)];
+  t.is(onNats?.folded.length, 3);
+  t.is(onNats?.weights?.digest, onMemory?.weights?.digest);
+  t.is((await replayRound(fleet, "tiny-1")).weightsDigest, onNats?.weights?.digest ?? "");
 });
 
 test("an impossible retention ends in a clear message and the exit code for bad configuration", async (t) => {

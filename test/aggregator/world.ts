@@ -11,6 +11,7 @@ import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateUplink } from "#common/ports/update-log.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { createRng } from "#common/domain/rng.js";
+import { strategyFacts } from "#common/domain/strategy-table.js";
 import { encodeUpdate } from "#common/tensor/chunk.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { sha256Digest } from "#common/tensor/digest.js";
@@ -36,6 +37,7 @@ export interface WorldOptions {
   strategy?: string;
   weighting?: string;
   maxUpdateNorm?: number;
+  normBound?: number;
   evaluationOnly?: boolean;
   retainRounds?: number;
   /** Devices that only evaluate in a training round. */
@@ -66,6 +68,7 @@ export async function seedFleet<T extends Pick<Fleet, "store" | "blobs" | "uplin
   adapters: T,
   options: WorldOptions,
 ): Promise<T & Fleet> {
+  const { strategy = "diloco" } = options;
   const base = draw(options.parameters ?? 600, 99, 1);
   const weights = await adapters.blobs.put(toBytes(base));
   await adapters.store.create(
@@ -77,11 +80,11 @@ export async function seedFleet<T extends Pick<Fleet, "store" | "blobs" | "uplin
       spec: {
         rounds: 3,
         strategy: {
-          name: options.strategy ?? "diloco",
-          outerLearningRate: 0.7,
-          outerMomentum: 0.9,
+          name: strategy,
+          ...strategyFacts(strategy)?.parameters,
           weighting: options.weighting ?? "tokens",
           maxUpdateNorm: options.maxUpdateNorm ?? 0,
+          normBound: options.normBound ?? 0,
         },
       },
       status: { phase: "Running", currentRound: 1 },

@@ -8,8 +8,10 @@ import type { Strategy } from "./strategy.js";
  */
 export const diloco: Strategy = {
   name: "diloco",
-  step(weights, mean, state, spec) {
-    const { outerLearningRate: rate, outerMomentum: momentum } = spec;
+  rule: { kind: "mean" },
+  stateLength: (parameters) => parameters,
+  step(weights, mean, state, options) {
+    const { outerLearningRate: rate, outerMomentum: momentum } = options;
     const next = new Float32Array(weights.length);
     const buffer = state === undefined ? new Float32Array(weights.length) : state.slice();
     for (let i = 0; i < weights.length; i++) {

@@ -1,19 +1,59 @@
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 
 /** Weights and outer optimizer state after a round; both new vectors. */
-interface Stepped {
+export interface Stepped {
   weights: Float32Array;
   /** Undefined for a strategy without state. */
   state: Float32Array | undefined;
 }
 
-/** How a mean update becomes the next weights. Pure; deterministic to the bit. */
+/** Inner products of updates, each less a centre: entry [i][j] is <x_i - c, x_j - c>. Symmetric. */
+export type Gram = readonly Float64Array[];
+
+/** The parameters of a strategy. */
+export type StrategyOptions = Omit<StrategySpec, "name" | "weighting" | "maxUpdateNorm">;
+
+/**
+ * How the updates x_1..x_n of a round become one direction. The kinds differ in what must be in memory at once:
+ *
+ * - "mean": sum p_k x_k, one update after the other. One float64 a parameter.
+ * - "columns": by coordinate, from the values of all updates. A chunk of every update at a time.
+ * - "coefficients": c + sum a_k (x_k - c) with a_k from the inner products, which takes a pass by chunks and then one by
+ *   updates. The centre c is zero or the state.
+ */
+export type Rule =
+  | { readonly kind: "mean" }
+  | {
+      readonly kind: "columns";
+      /**
+       * @param columns a piece of every update, all of the same length; may be overwritten.
+       * @param out the direction of this piece.
+       */
+      combine(columns: readonly Float32Array[], out: Float64Array, options: StrategyOptions): void;
+    }
+  | {
+      readonly kind: "coefficients";
+      /** Whether the centre is the state, where there is one. */
+      readonly centred: boolean;
+      /** a_k, each from 0. */
+      weigh(gram: Gram, options: StrategyOptions): Float64Array;
+    };
+
+/** How updates become the next weights. Pure; deterministic to the bit. */
 export interface Strategy {
   readonly name: string;
+  readonly rule: Rule;
+  /** Values of its state, for so many parameters; 0 if it has none. */
+  stateLength(parameters: number, options: StrategyOptions): number;
   /**
    * @param weights flat weights the round started from.
-   * @param mean weighted mean of the updates (w_local - w_start), as long as `weights`.
+   * @param direction what the rule made of the updates (w_local - w_start), as long as `weights`.
    * @param state what the last round returned; undefined at the start.
    */
-  step(weights: Float32Array, mean: Float64Array, state: Float32Array | undefined, spec: StrategySpec): Stepped;
+  step(
+    weights: Float32Array,
+    direction: Float64Array,
+    state: Float32Array | undefined,
+    options: StrategyOptions,
+  ): Stepped;
 }

@@ -1,9 +1,32 @@
+import { fedadagrad, fedadam, fedyogi } from "./adaptive.js";
+import { centeredClipping } from "./centered-clipping.js";
 import { diloco } from "./diloco.js";
 import { fedavg } from "./fedavg.js";
+import { fedprox } from "./fedprox.js";
+import { krum, multiKrum } from "./krum.js";
+import { median } from "./median.js";
+import { sparseLoco } from "./sparse-loco.js";
 import type { Strategy } from "./strategy.js";
+import { trimmedMean } from "./trimmed-mean.js";
 
-/** Every strategy: one file and one line each. */
-const STRATEGIES: readonly Strategy[] = [fedavg, diloco];
+/** Every strategy: one file and one name each. */
+const STRATEGIES: readonly Strategy[] = [
+  fedavg,
+  fedprox,
+  diloco,
+  fedadam,
+  fedyogi,
+  fedadagrad,
+  sparseLoco,
+  median,
+  trimmedMean,
+  krum,
+  multiKrum,
+  centeredClipping,
+];
+
+/** Names of all strategies. */
+export const strategyNames: readonly string[] = STRATEGIES.map((strategy) => strategy.name);
 
 /** The strategy of this name, if there is one. */
 export function strategyByName(name: string): Strategy | undefined {

@@ -1,0 +1,19 @@
+import { diloco } from "./diloco.js";
+import type { Strategy } from "./strategy.js";
+
+/** The outer step w += rate x direction, without momentum. */
+export const scaledStep: Pick<Strategy, "stateLength" | "step"> = {
+  stateLength: () => 0,
+  step(weights, direction, _state, { outerLearningRate: rate }) {
+    const next = new Float32Array(weights.length);
+    for (let i = 0; i < weights.length; i++) next[i] = (weights[i] as number) + rate * (direction[i] as number);
+    return { weights: next, state: undefined };
+  },
+};
+
+/** The same, but with DiLoCo's Nesterov momentum if the job has any: what robust directions are taken with. */
+export const outerStep: Pick<Strategy, "stateLength" | "step"> = {
+  stateLength: (parameters, { outerMomentum }) => (outerMomentum > 0 ? parameters : 0),
+  step: (weights, direction, state, options) =>
+    (options.outerMomentum > 0 ? diloco : scaledStep).step(weights, direction, state, options),
+};

@@ -1,0 +1,57 @@
+import { StrategySpec } from "#proto/shoal/v1/job.js";
+import { strategyFacts } from "#common/domain/strategy-table.js";
+import { sumOfSquares } from "#common/tensor/flat.js";
+import { combineUpdates, type Folded, type UpdateSource } from "#services/aggregator/combine.js";
+import { finalize, type Finalized } from "#services/aggregator/finalize.js";
+import { strategyByName } from "#services/aggregator/strategies/table.js";
+import type { Strategy } from "#services/aggregator/strategies/strategy.js";
+
+/** Updates in memory, handed on in pieces of at most `piece` values. */
+export function memorySource(
+  updates: readonly Float32Array[],
+  weights: readonly number[] = updates.map(() => 1),
+  piece = 4,
+): UpdateSource {
+  const size = updates[0]?.length ?? 0;
+  return {
+    weights,
+    stream(index, onPiece) {
+      const update = updates[index] as Float32Array;
+      let squares = 0;
+      for (let start = 0; start < size; start += piece) {
+        const values = update.subarray(start, start + piece);
+        squares += sumOfSquares(values);
+        onPiece(start, values);
+      }
+      return Promise.resolve(Math.sqrt(squares));
+    },
+    columns(onPieces) {
+      for (let start = 0; start < size; start += piece) {
+        onPieces(
+          start,
+          updates.map((update) => update.slice(start, start + piece)),
+        );
+      }
+      return Promise.resolve();
+    },
+  };
+}
+
+/** A strategy's spec as a job would have it that names only these parameters. */
+export const specOf = (name: string, over: Partial<StrategySpec> = {}): StrategySpec =>
+  StrategySpec.fromPartial({ name, ...strategyFacts(name)?.parameters, ...over });
+
+/** What the strategy's rule makes of these updates. */
+export function combine(source: UpdateSource, spec: StrategySpec, size: number, state?: Float32Array): Promise<Folded> {
+  return combineUpdates(source, size, strategyByName(spec.name) as Strategy, spec, state);
+}
+
+/** A whole round's fold. */
+export async function foldRoundOf(
+  source: UpdateSource,
+  spec: StrategySpec,
+  base: { weights: Float32Array; state: Float32Array | undefined },
+): Promise<Finalized & Folded> {
+  const folded = await combine(source, spec, base.weights.length, base.state);
+  return { ...folded, ...finalize(base, folded, strategyByName(spec.name) as Strategy, spec) };
+}

@@ -88,15 +88,20 @@ export function quantizedProduct(g: GraphBuilder, x: Value, matrix: QuantizedMat
   return one(g.node("MatMulNBits", [x, packed, scales], [result], attributes, MICROSOFT));
 }
 
-/** uint8 [1] zero that is known only when `x` is: it makes what uses it wait. */
-function zeroAfter(g: GraphBuilder, x: Value): Value {
-  const corner = slice(
+/** The first value of x, [1]. */
+export function corner(g: GraphBuilder, x: Value): Value {
+  const box = slice(
     g,
     x,
     x.shape.map(() => 0),
     x.shape.map(() => 1),
   );
-  const element = reshape(g, corner, [1]);
+  return reshape(g, box, [1]);
+}
+
+/** uint8 [1] zero that is known only when `x` is: it makes what uses it wait. */
+function zeroAfter(g: GraphBuilder, x: Value): Value {
+  const element = corner(g, x);
   // No number is less than itself, NaN included.
   return isLess(g, element, element);
 }

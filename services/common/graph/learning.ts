@@ -4,9 +4,10 @@ import type { GraphBuilder, Value } from "./builder.js";
 import type { BatchShape } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
 import type { Piece } from "./layout.js";
+import { corner, waitFor } from "./kernels.js";
 import { loop } from "./loop.js";
 import { countTargets, crossEntropy } from "./loss.js";
-import { add, dimension, gather, mul, reshape } from "./ops.js";
+import { add, concat, dimension, gather, mul, reshape } from "./ops.js";
 import { packPiece } from "./parameters.js";
 import type { BoundModel } from "./variant.js";
 
@@ -37,6 +38,21 @@ export interface TrainedModel extends BoundModel {
   readonly recompute: boolean;
 }
 
+/**
+ * Gradients that are computed in the order in which they have been emitted. ONNX Runtime goes depth first from what is
+ * made last to what that needs: it would go through the whole backward pass for the first block's gradients, and keep all
+ * that the other ones are made of until after it. So the last piece waits for all tensors' gradients, met in order.
+ */
+function asMade(g: GraphBuilder, pieces: readonly Value[], byTensor: readonly Value[]): Value[] {
+  const [last] = pieces.slice(-1);
+  if (last === undefined || byTensor.length === 1) return [...pieces];
+  const places = new Map(g.nodes.flatMap((node, i) => node.outputs.map(({ name }) => [name, i] as const)));
+  const place = ({ name }: Value): number => places.get(name) ?? 0;
+  const latestFirst = [...byTensor].sort((a, b) => place(b) - place(a));
+  const corners = latestFirst.map((gradient) => corner(g, gradient));
+  return [...pieces.slice(0, -1), waitFor(g, last, concat(g, corners, 0))];
+}
+
 /** Forward and backward pass of a batch, or of a part of one with `whole` unmasked targets. */
 function learnAtOnce(
   g: GraphBuilder,
@@ -53,7 +69,7 @@ function learnAtOnce(
   const byTensor = differentiate(g, seeds, [...model.tensors.values()], model.recompute);
   const named = new Map([...model.tensors.keys()].map((name, i) => [name, byTensor[i] as Value]));
   const gradients = model.pieceList.map((piece) => packPiece(g, piece, named));
-  return { lossSum: loss.lossSum, count: loss.count, gradients };
+  return { lossSum: loss.lossSum, count: loss.count, gradients: asMade(g, gradients, byTensor) };
 }
 
 /** The same in `parts` runs, one after the other, whose losses and gradients add up. */

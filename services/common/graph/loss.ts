@@ -1,4 +1,5 @@
 import type { GraphBuilder, Value } from "./builder.js";
+import { waitFor } from "./kernels.js";
 import { addAt, atLeast, dimension, div, exp, logSoftmax, max, mul, neg, pick, reduceSum, reshape } from "./ops.js";
 
 export interface CrossEntropy {
@@ -29,9 +30,11 @@ export function crossEntropy(g: GraphBuilder, logits: Value, targets: Value, who
   const lossSum = neg(g, reduceSum(g, mul(g, pick(g, logProbabilities, indices), present), [0, 1]));
   const count = reduceSum(g, present, [0, 1]);
   const gradient = (): Value => {
-    // A batch without targets has loss 0 and gradient 0, not 0/0.
-    const weights = div(g, present, max(g, whole ?? count, g.scalar(1)));
-    return addAt(g, mul(g, exp(g, logProbabilities), weights), indices, neg(g, weights));
+    const probabilities = exp(g, logProbabilities);
+    // A batch without targets has loss 0 and gradient 0, not 0/0. They wait for the loss, which is then the first to be
+    // computed, so that the probabilities can take the place of their logarithms.
+    const weights = waitFor(g, div(g, present, max(g, whole ?? count, g.scalar(1))), reshape(g, lossSum, [1]));
+    return addAt(g, mul(g, probabilities, weights), indices, neg(g, weights));
   };
   return { lossSum, count, gradient };
 }

@@ -1,9 +1,8 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { ModelConfig } from "#common/graph/config.js";
 import { estimateCost } from "#common/graph/cost.js";
-import { quantizedSize } from "#common/graph/quantize.js";
+import { laneCount } from "#common/graph/lanes.js";
 import { variantOf } from "#common/graph/training.js";
-import { variantLayout } from "#common/graph/variant.js";
 
 /** What a training step of a job asks of a device. */
 export interface StepDemand {
@@ -14,47 +13,41 @@ export interface StepDemand {
   peakBytes: number;
 }
 
-const FLOAT_BYTES = 4;
-/** Vectors of the trainable length alive at once, as in `estimateCost`. */
-const VECTORS = 10;
-const OPTIMIZER_FLOPS = 16;
-
 /** Whether the job may recompute blocks in the backward pass on a device that has too little memory for keeping them. */
 export const mayRecompute = (job: TrainingJob): boolean => (job.spec?.training?.recompute ?? "auto") === "auto";
 
 /** Of jobs that are being planned: a plan asks for every device. */
-const known = new WeakMap<TrainingJob, Map<boolean, StepDemand>>();
+const known = new WeakMap<TrainingJob, Map<string, StepDemand>>();
 
-/** The one place where the planner's figures of a step come from. The config is the job's. */
-export function stepDemand(job: TrainingJob, config: ModelConfig, recompute: boolean): StepDemand {
-  const ofJob = known.get(job) ?? new Map<boolean, StepDemand>();
+/**
+ * The one place where the planner's figures of a step come from. The config is the job's.
+ * @param cores of the device: it may run a step in as many lanes, each with a gradient of its own
+ */
+export function stepDemand(job: TrainingJob, config: ModelConfig, recompute: boolean, cores = 1): StepDemand {
+  const { batchSize: batch = 1, accumulate = 1 } = job.spec?.local ?? {};
+  const lanes = laneCount({ batch, accumulate: Math.max(1, accumulate) }, 0, cores);
+  const ofJob = known.get(job) ?? new Map<string, StepDemand>();
   known.set(job, ofJob);
-  const demand = ofJob.get(recompute) ?? computeDemand(job, config, recompute);
-  ofJob.set(recompute, demand);
+  const key = `${recompute} ${lanes}`;
+  const demand = ofJob.get(key) ?? computeDemand(job, config, recompute, lanes);
+  ofJob.set(key, demand);
   return demand;
 }
 
-function computeDemand(job: TrainingJob, config: ModelConfig, recompute: boolean): StepDemand {
+function computeDemand(job: TrainingJob, config: ModelConfig, recompute: boolean, threads: number): StepDemand {
   const { data, local, training } = job.spec ?? {};
-  const seqLen = data?.seqLen ?? 1;
-  const batch = local?.batchSize ?? 1;
-  const part = { batch: batch / Math.max(1, local?.accumulate ?? 1), seqLen };
-  const { trainable, frozen, quantized } = variantLayout(config, variantOf(training));
-  const whole = estimateCost(config, { batch, seqLen });
-  const ofPart = estimateCost(config, part);
-  const products = whole.flopsPerStep - OPTIMIZER_FLOPS * whole.parameters;
-  // Frozen weights need no gradient of their own: a forward and a backward pass instead of three passes.
-  const passes = (trainable.total < whole.parameters ? 2 : 3) + (recompute ? 1 : 0);
-  const activationBytes = ofPart.peakBytes - FLOAT_BYTES * VECTORS * ofPart.parameters;
-  const frozenBytes = quantized.reduce((sum, place) => {
-    const { bytes, scales } = quantizedSize(place);
-    return sum + bytes + FLOAT_BYTES * scales;
-  }, FLOAT_BYTES * frozen.total);
-  return {
-    values: trainable.total,
-    flopsPerStep: (products * passes) / 3 + OPTIMIZER_FLOPS * trainable.total,
-    peakBytes: Math.ceil(
-      FLOAT_BYTES * VECTORS * trainable.total + frozenBytes + activationBytes / (recompute ? config.layers : 1),
-    ),
-  };
+  const { batchSize = 1, accumulate = 1, packing = false, proximalMu = 0, optimizer } = local ?? {};
+  const { flopsPerStep, trainable, peakBytes } = estimateCost(config, {
+    batch: batchSize,
+    seqLen: data?.seqLen ?? 1,
+    variant: variantOf(training),
+    packed: packing,
+    accumulate: Math.max(1, accumulate),
+    recompute,
+    threads,
+    proximal: proximalMu > 0,
+    optimizer: optimizer?.name === "sgd" ? "sgd" : "adamw",
+    momentum: optimizer?.momentum ?? 0,
+  });
+  return { values: trainable, flopsPerStep, peakBytes };
 }

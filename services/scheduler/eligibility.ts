@@ -74,11 +74,11 @@ function checkFacts({ device }: Candidate): string[] {
   return [`says of itself what cannot be: ${ready.message}`];
 }
 
-function checkMachine({ device }: Candidate, peakBytes: number): string[] {
+function checkMachine({ device }: Candidate, peakBytes: (cores: number) => number): string[] {
   const facts = device.status?.facts;
   if (facts === undefined || facts.gflops <= 0)
     return ["has not been calibrated yet; it is once its agent has started"];
-  const needed = peakBytes + AGENT_BYTES;
+  const needed = peakBytes(facts.cores) + AGENT_BYTES;
   if (facts.memoryBytes >= needed) return [];
   return [
     `has ${mib(facts.memoryBytes)} of memory for the agent; the job needs ${mib(needed)}: lower batchSize or seqLen, raise accumulate, or keep the base in int8 or int4`,
@@ -93,20 +93,26 @@ function checkRefusal({ device, refusedUpdate }: Candidate, round: string): stri
   return [`${report.phase.toLowerCase()} this round: ${report.reasons.join("; ") || "it gave no reason"}`];
 }
 
-/** The task's demands on any device: the smallest number of training tokens and the memory of a step. */
-function demands(job: TrainingJob, config: ModelConfig): { leastTokens: number; peakBytes: number } {
+interface Demands {
+  readonly leastTokens: number;
+  /** Memory of a step on a device of so many cores. */
+  readonly peakBytes: (cores: number) => number;
+}
+
+/** The task's demands on devices: the smallest number of training tokens and the memory of a step. */
+function demands(job: TrainingJob, config: ModelConfig): Demands {
   const seqLen = job.spec?.data?.seqLen ?? 0;
   // One sequence and the token after it is the least that can be learned from.
   const leastTokens = Math.max(job.spec?.data?.minTokens ?? 0, seqLen + 1);
   const frugal = mayRecompute(job) || job.spec?.training?.recompute === "always";
-  return { leastTokens, peakBytes: stepDemand(job, config, frugal).peakBytes };
+  return { leastTokens, peakBytes: (cores) => stepDemand(job, config, frugal, cores).peakBytes };
 }
 
 /** Whether a device must compute blocks again in the backward pass, for want of memory or because the job says so. */
 export function mustRecompute({ device }: Candidate, job: TrainingJob, config: ModelConfig): boolean {
   if (!mayRecompute(job)) return job.spec?.training?.recompute === "always";
-  const has = device.status?.facts?.memoryBytes ?? 0;
-  return has < stepDemand(job, config, false).peakBytes + AGENT_BYTES;
+  const { memoryBytes = 0, cores = 1 } = device.status?.facts ?? {};
+  return memoryBytes < stepDemand(job, config, false, cores).peakBytes + AGENT_BYTES;
 }
 
 function objections(snapshot: Snapshot, job: TrainingJob, round: Round): (candidate: Candidate) => string[] {

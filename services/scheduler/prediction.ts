@@ -47,8 +47,8 @@ export function predict(
   const { data, local, codec } = job.spec ?? {};
   const batch = local?.batchSize ?? 1;
   const seqLen = data?.seqLen ?? 1;
-  const { flopsPerStep, values } = stepDemand(job, snapshot.config, work.recompute);
   const facts = candidate.device.status?.facts;
+  const { flopsPerStep, values } = stepDemand(job, snapshot.config, work.recompute, facts?.cores);
   const measured = spreadOf(candidate.msPerStep);
   const isMeasured = candidate.msPerStep.length > 0;
   const stepMs = isMeasured ? measured.median : flopsPerStep / ((facts?.gflops ?? 1) * 1e6);

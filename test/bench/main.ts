@@ -1,26 +1,42 @@
 import { parseArgs } from "node:util";
+import { backend } from "./backend.js";
 import { calibrate } from "./calibrate.js";
 import { shakespeare } from "./shakespeare.js";
 
-/** A benchmark: reads its options, prints progress, returns nothing; writes its report to `json`. */
-type Bench = (options: { data?: string | undefined; json?: string | undefined; quick: boolean }) => Promise<void>;
+interface BenchOptions {
+  readonly data?: string | undefined;
+  readonly json?: string | undefined;
+  readonly torch?: string | undefined;
+  readonly quick: boolean;
+  readonly strict: boolean;
+}
 
-const benches: Record<string, Bench> = { calibrate, shakespeare };
+/** A benchmark: reads its options, prints progress, returns nothing; writes its report to `json`. */
+type Bench = (options: BenchOptions) => Promise<void>;
+
+const benches: Record<string, Bench> = { backend, calibrate, shakespeare };
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { data: { type: "string" }, json: { type: "string" }, quick: { type: "boolean", default: false } },
+  options: {
+    data: { type: "string" },
+    json: { type: "string" },
+    torch: { type: "string" },
+    quick: { type: "boolean", default: false },
+    strict: { type: "boolean", default: false },
+  },
 });
 
 const name = positionals[0] ?? "";
 const bench = benches[name];
 if (name === "") {
-  for (const each of Object.values(benches)) await each({ data: values.data, json: values.json, quick: values.quick });
+  for (const each of Object.values(benches)) await each(values);
 } else if (bench === undefined) {
+  const names = Object.keys(benches).join("|");
   console.error(
-    `unknown benchmark "${name}": npm run bench -- ${Object.keys(benches).join("|")} [--data DIR] [--json FILE] [--quick]`,
+    `unknown benchmark "${name}": npm run bench -- ${names} [--data DIR] [--json FILE] [--torch PYTHON] [--quick] [--strict]`,
   );
   process.exitCode = 64;
 } else {
-  await bench({ data: values.data, json: values.json, quick: values.quick });
+  await bench(values);
 }

@@ -102,7 +102,7 @@ test("a device that cannot keep every block's values computes them again, if the
 
 test("adapters ask for less memory and work than all of the model; a quantised base for less still", (t) => {
   const demandOf = (training: Record<string, unknown>) =>
-    stepDemand(jobOf("some", { model: { base: "first" }, training }), { ...CONFIG, width: 64 }, false);
+    stepDemand(jobOf("some", { model: { base: "first" }, training }), { ...CONFIG, width: 512 }, false);
   const [full, adapters, quantised] = [{}, { mode: "lora" }, { mode: "lora", base: "int4" }].map(demandOf);
   t.true((adapters?.peakBytes ?? 0) < (full?.peakBytes ?? 0));
   t.true((quantised?.peakBytes ?? 0) < (adapters?.peakBytes ?? 0));

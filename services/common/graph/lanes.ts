@@ -1,7 +1,8 @@
 import { flatBlocks } from "./blocks.js";
-import { GraphBuilder, type Value } from "./builder.js";
+import { GraphBuilder, type Model, type Value } from "./builder.js";
 import { parseModelConfig } from "./config.js";
 import { readMetadata } from "./decoding.js";
+import { encodeModel } from "./encoding.js";
 import type { ModelConfig } from "./families/table.js";
 import type { Piece } from "./layout.js";
 import { inputBatch, learn } from "./learning.js";
@@ -52,7 +53,8 @@ function dealPieces(pieces: readonly Piece[], lanes: number): number[][] {
   return shares.map((share) => share.pieces.sort((a, b) => a - b));
 }
 
-function buildGradient(config: ModelConfig, options: TrainGraphOptions, lanes: number): Uint8Array {
+/** The graph of a lane's rows before it is written, with the shapes of all its values. */
+export function laneModel(config: ModelConfig, options: TrainGraphOptions, lanes: number): Model {
   const g = new GraphBuilder();
   const layout = variantLayout(config, options.variant);
   const batch = inputBatch(g, { ...options, batch: options.batch / lanes }, options.packed === true);
@@ -65,7 +67,7 @@ function buildGradient(config: ModelConfig, options: TrainGraphOptions, lanes: n
   const { lossSum, gradients } = learn(g, config, model, batch, options.accumulate ?? 1, whole);
   g.output("loss_sum", lossSum);
   gradients.forEach((gradient, i) => g.output(`gradient.${i}`, gradient));
-  return g.encode();
+  return g.model();
 }
 
 const declare = (g: GraphBuilder, name: string, pieces: readonly Piece[]): Value[] =>
@@ -118,8 +120,14 @@ function stepOf(graph: Uint8Array): { config: ModelConfig; options: TrainGraphOp
   return parsed.ok ? { config: parsed.config, options } : undefined;
 }
 
-/** Into how many lanes so many rows are divided on so many threads; 1 for none. */
-function laneCount(rows: number, threads: number): number {
+/** Into how many lanes the rows of a step are divided on so many threads, where `trainable` values are trained; 1 for none. */
+export function laneCount(
+  { batch, accumulate = 1 }: Pick<TrainGraphOptions, "batch" | "accumulate">,
+  trainable: number,
+  threads: number,
+): number {
+  const rows = batch / accumulate;
+  if (trainable > MOST_PARAMETERS) return 1;
   for (let lanes = Math.min(rows, threads); lanes > 1; lanes--) if (rows % lanes === 0) return lanes;
   return 1;
 }
@@ -132,12 +140,12 @@ export function laneGraphs(graph: Uint8Array, threads: number): LaneGraphs | und
   const built = threads > 1 ? stepOf(graph) : undefined;
   if (built === undefined) return undefined;
   const { config, options } = built;
-  const lanes = laneCount(options.batch / (options.accumulate ?? 1), threads);
   const { trainable } = variantLayout(config, options.variant);
-  if (lanes === 1 || trainable.total > MOST_PARAMETERS) return undefined;
+  const lanes = laneCount(options, trainable.total, threads);
+  if (lanes === 1) return undefined;
   const shares = dealPieces(trainable.pieces, lanes).filter((share) => share.length > 0);
   return {
-    gradient: buildGradient(config, options, lanes),
+    gradient: encodeModel(laneModel(config, options, lanes)),
     clipNorm: options.clipNorm,
     shares: shares.map((share) => {
       const pieces = share.map((i) => trainable.pieces[i] as Piece);

@@ -49,16 +49,6 @@ export interface BatchShape {
   readonly seqLen: number;
 }
 
-/** What the work of one step on this family depends on; see cost.ts. */
-export interface Work {
-  /** Multiply-adds of one forward pass over the whole batch, in matrix products. */
-  readonly multiplyAdds: number;
-  /** float32 values the backward pass keeps from the forward pass. */
-  readonly keptFloats: number;
-  /** float32 values alive at once in the widest part of the backward pass. */
-  readonly scratchFloats: number;
-}
-
 /** A model family: everything that differs between architectures. Adding one is one file and one line in table.ts. */
 export interface Family<C> {
   /** `model_type` in Hugging Face's config.json. */
@@ -84,5 +74,6 @@ export interface Family<C> {
   hidden(g: GraphBuilder, config: C, parameters: Parameters, sequence: Sequence): Value;
   /** Hidden states [n, width] -> logits [n, vocab]. */
   logits(g: GraphBuilder, config: C, parameters: Parameters, hidden: Value): Value;
-  work(config: C, shape: BatchShape): Work;
+  /** Multiply-adds of one forward pass over the whole batch, in matrix products. */
+  multiplyAdds(config: C, shape: BatchShape): number;
 }

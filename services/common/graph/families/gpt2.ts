@@ -3,7 +3,7 @@ import type { GraphBuilder, Value } from "../builder.js";
 import { fastGelu, layerNorm } from "../kernels.js";
 import { add, dimension, gather, gemm, head, min, reshape, split, transpose } from "../ops.js";
 import { type Parameters, project } from "../projection.js";
-import type { BatchShape, Family, ParameterSpec, Parsed, Projection, Work } from "./family.js";
+import type { BatchShape, Family, ParameterSpec, Parsed, Projection } from "./family.js";
 import { FieldReader } from "./fields.js";
 import { initialStd } from "./initial.js";
 import { neutralField } from "./neutral.js";
@@ -188,17 +188,9 @@ function hidden(g: GraphBuilder, config: Gpt2Config, weights: Parameters, sequen
   return norm("transformer.ln_f", x);
 }
 
-function work({ vocabSize, layers, heads, width }: Gpt2Config, { batch, seqLen }: BatchShape): Work {
-  const tokens = batch * seqLen;
+function multiplyAdds({ vocabSize, layers, width }: Gpt2Config, { batch, seqLen }: BatchShape): number {
   const block = 12 * width * width + 2 * seqLen * width;
-  return {
-    multiplyAdds: tokens * (layers * block + vocabSize * width),
-    // Per token and block: 2 residual sums, 2 normalised inputs, qkv, mixed rows and their transpose, the 4-wide inner
-    // layer before and after its GELU, and one attention row per head.
-    keptFloats: tokens * (layers * (17 * width + heads * seqLen) + 2 * width + vocabSize),
-    // The widest moments are the GELU derivative and the softmax derivative.
-    scratchFloats: tokens * Math.max(16 * width, 3 * heads * seqLen, 3 * vocabSize),
-  };
+  return batch * seqLen * (layers * block + vocabSize * width);
 }
 
 export const gpt2: Family<Gpt2Config> = {
@@ -215,5 +207,5 @@ export const gpt2: Family<Gpt2Config> = {
   cacheShape: ({ heads, width }) => ({ kvHeads: heads, headSize: width / heads }),
   hidden,
   logits: (g, _config, weights, x) => gemm(g, x, weights.tensor("transformer.wte.weight"), { transB: true }),
-  work,
+  multiplyAdds,
 };

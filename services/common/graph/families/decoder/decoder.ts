@@ -4,7 +4,7 @@ import type { GraphBuilder, Value } from "../../builder.js";
 import { rmsNorm, rotary, type RotaryTable, silu } from "../../kernels.js";
 import { add, dimension, gather, gemm, mul, reshape } from "../../ops.js";
 import { type Parameters, project } from "../../projection.js";
-import type { BatchShape, Family, ParameterSpec, Projection, Work } from "../family.js";
+import type { BatchShape, Family, ParameterSpec, Projection } from "../family.js";
 import { initialStd } from "../initial.js";
 import { type DecoderConfig, type DecoderTraits, parseHuggingFace, parseOwn, writeHuggingFace } from "./config.js";
 import { rotaryValues } from "./rope.js";
@@ -130,20 +130,11 @@ function hidden(g: GraphBuilder, traits: Traits, config: DecoderConfig, weights:
   return normed("model.norm", x);
 }
 
-function work(config: DecoderConfig, { batch, seqLen }: BatchShape): Work {
+function multiplyAdds(config: DecoderConfig, { batch, seqLen }: BatchShape): number {
   const { vocabSize, layers, heads, kvHeads, headSize, width, innerWidth } = config;
-  const tokens = batch * seqLen;
   const [query, keys] = [heads * headSize, kvHeads * headSize];
   const block = 2 * width * (query + keys) + 3 * width * innerWidth + 2 * seqLen * query;
-  return {
-    multiplyAdds: tokens * (layers * block + vocabSize * width),
-    // Per token and block: 2 residual sums, 2 normalised inputs, queries, keys and values before and after rotation and
-    // by heads, mixed rows and their transpose, four times the gated layer, and one attention row per head.
-    keptFloats:
-      tokens * (layers * (4 * width + 5 * query + 5 * keys + 4 * innerWidth + heads * seqLen) + 2 * width + vocabSize),
-    // The widest moments are the gated layer's derivative and the softmax derivatives.
-    scratchFloats: tokens * Math.max(5 * innerWidth, 3 * heads * seqLen, 3 * vocabSize),
-  };
+  return batch * seqLen * (layers * block + vocabSize * width);
 }
 
 /** A family of decoders from what is particular about it. */
@@ -168,6 +159,6 @@ export function decoderFamily<F extends string>(traits: DecoderTraits<F>): Famil
       config.tiedHead
         ? gemm(g, x, weights.tensor("model.embed_tokens.weight"), { transB: true })
         : project(g, weights, "lm_head", true, x),
-    work,
+    multiplyAdds,
   };
 }

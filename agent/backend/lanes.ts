@@ -15,6 +15,12 @@ import {
 } from "./buffers.js";
 import type { OrtRuntime, OrtSession, Tensors } from "./runtime.js";
 
+/** Waits for all runs before it tells of one's failure: they write into what the next step uses. */
+async function together(runs: readonly Promise<void>[]): Promise<void> {
+  const failed = (await Promise.allSettled(runs)).find((result) => result.status === "rejected");
+  if (failed !== undefined) throw failed.reason;
+}
+
 /** Rows of a batch that one lane takes, and what it gives. */
 interface Lane {
   readonly batch: BatchFeeds;
@@ -177,10 +183,8 @@ class LaneTrainSession implements TrainSession {
       lane.batch.set(rowsOf(batch, i, this.#lanes.length));
     });
     const shared = { ...this.#weights, ...this.#frozen.feeds, whole: this.#scalar(this.#scalars.whole) };
-    await Promise.all(
-      this.#lanes.map((lane) => this.#gradient.runInto({ ...lane.batch.feeds, ...shared }, lane.outputs)),
-    );
-    await Promise.all(
+    await together(this.#lanes.map((lane) => this.#gradient.runInto({ ...lane.batch.feeds, ...shared }, lane.outputs)));
+    await together(
       this.#shares.map(({ sum, sumFeeds, sumOutputs }, i) =>
         sum.runInto({ ...sumFeeds, ...this.#terms[i]?.sum, ...this.#mu }, sumOutputs),
       ),
@@ -200,7 +204,7 @@ class LaneTrainSession implements TrainSession {
       step: this.#scalar(this.#scalars.step),
       scale: this.#scalar(this.#scale),
     };
-    await Promise.all(
+    await together(
       this.#shares.map(({ update, updateFeeds, updateOutputs }, i) =>
         update.runInto({ ...updateFeeds, ...this.#terms[i]?.update, ...scalars }, updateOutputs),
       ),
@@ -227,12 +231,23 @@ interface OpenedShare {
   readonly update: OrtSession;
 }
 
-/** @param runtime whose sessions compute on one thread each, and side by side */
+/** @param runtime whose sessions' runs go on side by side */
 export async function openLanes(runtime: OrtRuntime, graphs: LaneGraphs): Promise<TrainSession> {
-  const gradient = await runtime.open(graphs.gradient);
-  const opened: OpenedShare[] = [];
-  for (const share of graphs.shares) {
-    opened.push({ share, sum: await runtime.open(share.sum), update: await runtime.open(share.update) });
+  const open: OrtSession[] = [];
+  const keep = async (graph: Uint8Array): Promise<OrtSession> => {
+    const session = await runtime.open(graph);
+    open.push(session);
+    return session;
+  };
+  try {
+    const gradient = await keep(graphs.gradient);
+    const opened: OpenedShare[] = [];
+    for (const share of graphs.shares) {
+      opened.push({ share, sum: await keep(share.sum), update: await keep(share.update) });
+    }
+    return new LaneTrainSession(runtime, gradient, opened, graphs.clipNorm);
+  } catch (error) {
+    for (const session of open) await session.release();
+    throw error;
   }
-  return new LaneTrainSession(runtime, gradient, opened, graphs.clipNorm);
 }

@@ -95,5 +95,5 @@ export async function openOnnxBackend({ threads, provider = "cpu", binding = fal
     return { name: `onnxruntime-${provider}`, Tensor: ort.Tensor, open, nowMs: () => performance.now() };
   };
   if (direct === undefined) return backendOf(runtime((graph) => openBound(graph, sessionOptions(threads, provider))));
-  return backendOf(runtime(direct(threads)), { threads, runtime: runtime(direct(1)) });
+  return backendOf(runtime(direct(threads)), { threads, runtime: (each) => runtime(direct(each)) });
 }

@@ -263,15 +263,18 @@ async function measureMatmul(runtime: OrtRuntime, n: number, seconds: number): P
   }
 }
 
-/** Threads, and the runtime with one for each session: training steps are run in lanes on it where they can be. */
+/** Training steps are run in lanes, where they can be, that share the threads. */
 export interface LaneOptions {
   readonly threads: number;
-  readonly runtime: OrtRuntime;
+  /** A runtime with so many threads for each session, whose runs go on side by side. */
+  runtime(threads: number): OrtRuntime;
 }
 
 async function openTraining(runtime: OrtRuntime, graph: Uint8Array, lanes?: LaneOptions): Promise<TrainSession> {
   const graphs = lanes && laneGraphs(graph, lanes.threads);
-  if (lanes !== undefined && graphs !== undefined) return openLanes(lanes.runtime, graphs);
+  if (lanes !== undefined && graphs !== undefined) {
+    return openLanes(lanes.runtime(Math.floor(lanes.threads / graphs.lanes)), graphs);
+  }
   return new OrtTrainSession(runtime, await runtime.open(graph));
 }
 

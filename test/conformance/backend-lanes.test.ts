@@ -9,7 +9,6 @@ const open = (threads: number) => (): ReturnType<typeof openOnnxBackend> => open
 
 backendConformance(test, "lanes", open(2), { relative: 1e-5, slope: 4e-3 });
 backendAgreement(test, "two lanes and the whole step", [open(2), open(1)], { losses: 1e-5, weights: 1e-4 });
-backendAgreement(test, "four lanes and the whole step", [open(4), open(1)], { losses: 1e-5, weights: 1e-4 });
 
 const shape = { batch: 4, seqLen: 8 };
 const adamw = { optimizer: "adamw", beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0.1, clipNorm: 0.5 } as const;
@@ -19,7 +18,33 @@ test("training runs in lanes, in as many as divide its rows", (t) => {
   t.true(cases.filter(({ graph }) => laneGraphs(graph, 2) !== undefined).length >= cases.length - 1);
   const graph = buildTrainGraph(tinyModels.gpt2, { ...shape, ...adamw });
   const lanes = (threads: number): number | undefined => laneGraphs(graph, threads)?.shares.length;
-  t.deepEqual([1, 2, 3, 4, 8].map(lanes), [undefined, 2, 2, 4, 4]);
+  t.deepEqual([1, 2, 3, 4, 8].map(lanes), [undefined, 2, 2, 2, 2]);
+});
+
+test("three lanes, and lanes of several threads, take the step of the whole", async (t) => {
+  const options = { ...shape, batch: 6, ...adamw };
+  const graph = buildTrainGraph(tinyModels.qwen3, options);
+  t.is(laneGraphs(graph, 3)?.lanes, 3);
+  const losses = [];
+  for (const threads of [1, 3, 5]) {
+    const session = await (await open(threads)()).train(graph);
+    const zeros = new Float32Array(session.parameters);
+    session.load({ weights: roughWeights(tinyModels.qwen3, 2), m: zeros, v: zeros });
+    await session.step(tinyBatch(4, options), 0.01, 1);
+    losses.push((await session.step(tinyBatch(5, options), 0.01, 2)).loss);
+    await session.dispose();
+  }
+  const [whole, three, five] = losses as [number, number, number];
+  t.true(Math.abs(whole - three) < 1e-5 && Math.abs(whole - five) < 1e-5, losses.join());
+});
+
+test("a graph that says another thing than it does is run as it is", (t) => {
+  const graph = buildTrainGraph(tinyModels.gpt2, { ...shape, ...adamw });
+  const text = new TextDecoder("latin1").decode(graph).replace('"clipNorm":0.5', '"clipNorm":9.5');
+  const lying = Uint8Array.from(text, (character) => character.charCodeAt(0));
+  t.is(lying.length, graph.length);
+  t.notDeepEqual(lying, graph);
+  t.is(laneGraphs(lying, 2), undefined);
 });
 
 test("a batch that cannot be divided stays whole", (t) => {

@@ -1,9 +1,15 @@
 import test from "ava";
+import { Tensor } from "onnxruntime-common";
+import { openDirect } from "#agent/backend/c-api.js";
 import { openInterpreterBackend } from "#agent/backend/interpreter.js";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import type { Backend, TrainState } from "#agent/backend/backend.js";
+import { differentiate } from "#common/graph/autodiff.js";
+import { GraphBuilder, type Value } from "#common/graph/builder.js";
 import { decodeModel } from "#common/graph/decoding.js";
 import { initWeights } from "#common/graph/init.js";
+import { fastGelu } from "#common/graph/kernels.js";
+import { full } from "#common/graph/ops.js";
 import { buildTrainGraph } from "#common/graph/train.js";
 import type { ModelConfig } from "#common/graph/families/table.js";
 
@@ -44,4 +50,18 @@ test("a step in blocks is the step that the operators define", async (t) => {
     ];
     t.true(Math.sqrt(error / size) < 1e-4, `${key}: ${Math.sqrt(error / size)}`);
   }
+});
+
+test("a GELU's slope at zero is a half", async (t) => {
+  const g = new GraphBuilder();
+  const x = g.input("x", "float32", [5]);
+  const y = fastGelu(g, x);
+  const [slope] = differentiate(g, [{ value: y, gradient: full(g, [5], 1) }], [x]);
+  g.output("slope", slope as Value);
+  const points = Float32Array.of(0, -0, 1e-25, -1e-20, 1);
+  const session = openDirect(g.encode(), { threads: 1, config: {} }, Tensor);
+  const slopes = (await session.run({ x: new Tensor("float32", points, [5]) }))["slope"]?.data as Float32Array;
+  const expected = [0.5, 0.5, 0.5, 0.5, 1.082964];
+  expected.forEach((value, i) => t.true(Math.abs((slopes[i] ?? NaN) - value) < 1e-5, slopes.join()));
+  await session.release();
 });

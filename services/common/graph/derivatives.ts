@@ -37,7 +37,7 @@ export function at(values: readonly Value[], i: number): Value {
   return value;
 }
 
-/** So little that it changes no number but zero, by which nothing could be divided. */
+/** So little that it changes no number but zero: (y + TINY / 2) / (x + TINY) is 1/2 there, as the sigmoid is. */
 const TINY = 1e-30;
 
 /**
@@ -51,7 +51,7 @@ const geluRule: Rule = (g, node, { dy }) => {
   const values = [at(node.inputs, 0), at(node.outputs, 0), scaled(g, dy, square)];
   return elementwise(g, values, (b, [x, y, d]) => {
     const [input, output, gradient] = [x, y, d] as [Value, Value, Value];
-    const s = div(b, output, add(b, input, g.scalar(TINY)));
+    const s = div(b, add(b, output, g.scalar(TINY / 2)), add(b, input, g.scalar(TINY)));
     const curve = add(b, mul(b, input, input), g.scalar(linear / square));
     const slope = add(b, mul(b, sub(b, input, output), curve), g.scalar(1 / square));
     return [mul(b, mul(b, slope, s), gradient)];

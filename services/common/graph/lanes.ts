@@ -8,7 +8,7 @@ import type { Piece } from "./layout.js";
 import { inputBatch, learn } from "./learning.js";
 import { add, mul, squareSum, sub, sum } from "./ops.js";
 import { optimizerOf } from "./optimizers/table.js";
-import { emitUpdates, STEP_METADATA, type TrainGraphOptions } from "./train.js";
+import { buildTrainGraph, emitUpdates, STEP_METADATA, type TrainGraphOptions } from "./train.js";
 import { bindVariant, variantLayout } from "./variant.js";
 
 /**
@@ -18,6 +18,7 @@ import { bindVariant, variantLayout } from "./variant.js";
  * in which gradients are added.
  */
 export interface LaneGraphs {
+  readonly lanes: number;
   /**
    * A lane's rows -> `loss_sum` [] and `gradient.i`, as in a training graph, with `whole` [] beside: the number of
    * unmasked targets of all lanes.
@@ -40,6 +41,8 @@ export interface LaneShare {
 
 /** Where more is trained the lanes' own gradients would weigh on memory. */
 const MOST_PARAMETERS = 32_000_000;
+/** Runs take threads of the process's pool, which are four; files and names need one. */
+const MOST_LANES = 3;
 
 /** Deals pieces out so that each share has about as many values. */
 function dealPieces(pieces: readonly Piece[], lanes: number): number[][] {
@@ -111,13 +114,28 @@ function buildUpdate(pieces: readonly Piece[], options: TrainGraphOptions): Uint
   return g.encode();
 }
 
-/** What a training graph's file was built from, if it says so. */
-function stepOf(graph: Uint8Array): { config: ModelConfig; options: TrainGraphOptions } | undefined {
+interface BuiltFrom {
+  readonly config: ModelConfig;
+  readonly options: TrainGraphOptions;
+}
+
+const isSame = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && a.every((byte, i) => byte === b[i]);
+
+/**
+ * What a training graph's file was built from, if it says so and that is the truth: built again, it has the same bytes.
+ * A graph of another version, or of an unknown maker, is nothing but its nodes.
+ */
+function stepOf(graph: Uint8Array): BuiltFrom | undefined {
   const text = readMetadata(graph, STEP_METADATA);
   if (text === undefined) return undefined;
-  const { config, options } = JSON.parse(text) as { config: unknown; options: TrainGraphOptions };
-  const parsed = parseModelConfig(config);
-  return parsed.ok ? { config: parsed.config, options } : undefined;
+  try {
+    const { config, options } = JSON.parse(text) as { config: unknown; options: TrainGraphOptions };
+    const parsed = parseModelConfig(config);
+    if (!parsed.ok || !isSame(buildTrainGraph(parsed.config, options), graph)) return undefined;
+    return { config: parsed.config, options };
+  } catch {
+    return undefined;
+  }
 }
 
 /** Into how many lanes the rows of a step are divided on so many threads, where `trainable` values are trained; 1 for none. */
@@ -128,13 +146,13 @@ export function laneCount(
 ): number {
   const rows = batch / accumulate;
   if (trainable > MOST_PARAMETERS) return 1;
-  for (let lanes = Math.min(rows, threads); lanes > 1; lanes--) if (rows % lanes === 0) return lanes;
+  for (let lanes = Math.min(rows, threads, MOST_LANES); lanes > 1; lanes--) if (rows % lanes === 0) return lanes;
   return 1;
 }
 
 /**
  * The step of a training graph in lanes, or undefined where it stays whole: on one thread, for a batch that cannot be
- * divided, for many trained parameters, and for a graph that does not say what it was built from.
+ * divided, for many trained parameters, and for a graph that does not say truly what it was built from.
  */
 export function laneGraphs(graph: Uint8Array, threads: number): LaneGraphs | undefined {
   const built = threads > 1 ? stepOf(graph) : undefined;
@@ -145,6 +163,7 @@ export function laneGraphs(graph: Uint8Array, threads: number): LaneGraphs | und
   if (lanes === 1) return undefined;
   const shares = dealPieces(trainable.pieces, lanes).filter((share) => share.length > 0);
   return {
+    lanes,
     gradient: encodeModel(laneModel(config, options, lanes)),
     clipNorm: options.clipNorm,
     shares: shares.map((share) => {

@@ -57,8 +57,8 @@ const honest = async (world: World): Promise<void> => {
   }
 };
 
-async function undisturbed(): Promise<{ weights: string; outer: string }> {
-  const world = await createWorld({ codec: "int8" });
+async function undisturbed(strategy = "diloco"): Promise<{ weights: string; outer: string }> {
+  const world = await createWorld({ codec: "int8", strategy });
   await honest(world);
   await reconcile(world);
   await freeze(world);
@@ -67,14 +67,19 @@ async function undisturbed(): Promise<{ weights: string; outer: string }> {
   return { weights: result?.weights?.digest ?? "", outer: result?.outerState?.digest ?? "" };
 }
 
-for (const after of [false, true]) {
-  test(`killed ${after ? "after" : "before"} any call, the round comes to the same bits, every commit judged once`, async (t) => {
-    const expected = await undisturbed();
+for (const [strategy, after] of [
+  ["diloco", false],
+  ["diloco", true],
+  ["trimmedMean", false],
+  ["centeredClipping", true],
+] as const) {
+  test(`${strategy} killed ${after ? "after" : "before"} any call: the round comes to the same bits, every commit judged once`, async (t) => {
+    const expected = await undisturbed(strategy);
     let kills = 0;
     let survivors = 0;
     for (let at = 1; survivors < 2; at++) {
       survivors = 0;
-      const world = await createWorld({ codec: "int8", retainRounds: 2 });
+      const world = await createWorld({ codec: "int8", strategy, retainRounds: 2 });
       await honest(world);
       for (const stage of ["judge", "fold"]) {
         if (stage === "fold") await freeze(world);

@@ -37,20 +37,49 @@ function layoutOf({ keep, valueBits }: TopKSizes, length: number): Layout {
   return { slots, levelsAt, bytes: levelsAt + Math.ceil((slots * valueBits) / 8) };
 }
 
+/** Shifts that cut the 31 bits of a magnitude into a digit of 11 and two of 10. */
+const DIGITS = [20, 10, 0] as const;
+
+/**
+ * The `rank`-th greatest of these numbers of at most 31 bits, found digit by digit from the top; and how many of those
+ * equal to it are among the `rank` greatest.
+ */
+function selectGreatest(bits: Uint32Array, rank: number): { threshold: number; ties: number } {
+  const counts = new Uint32Array(2048);
+  let threshold = 0;
+  let known = 0;
+  let ties = rank;
+  for (const shift of DIGITS) {
+    const size = shift === 20 ? 2048 : 1024;
+    counts.fill(0);
+    for (const value of bits) {
+      if ((value & known) !== threshold) continue;
+      const digit = (value >>> shift) & (size - 1);
+      counts[digit] = (counts[digit] as number) + 1;
+    }
+    let digit = size - 1;
+    for (; ties > (counts[digit] as number); digit--) ties -= counts[digit] as number;
+    threshold |= digit << shift;
+    known |= (size - 1) << shift;
+  }
+  return { threshold, ties };
+}
+
 /** Positions of the `slots` greatest magnitudes in ascending order; of equal ones the first. */
 function greatest(values: Float32Array, slots: number): Uint32Array {
-  if (slots === values.length) return Uint32Array.from(values.keys());
-  const magnitudes = values.map(Math.abs);
-  const threshold = magnitudes.slice().sort()[values.length - slots] as number;
-  let ties = slots;
-  for (const magnitude of magnitudes) if (magnitude > threshold) ties -= 1;
+  // Magnitudes are in the order of their bits.
+  const bits = new Uint32Array(values.slice().buffer);
+  for (let i = 0; i < bits.length; i++) bits[i] = (bits[i] as number) & 0x7fffffff;
+  const { threshold, ties } = selectGreatest(bits, slots);
   const chosen = new Uint32Array(slots);
+  let equal = 0;
   let count = 0;
-  magnitudes.forEach((magnitude, i) => {
-    if (magnitude < threshold || (magnitude === threshold && ties-- <= 0)) return;
+  for (let i = 0; i < bits.length; i++) {
+    const magnitude = bits[i] as number;
+    if (magnitude < threshold || (magnitude === threshold && equal++ >= ties)) continue;
     chosen[count] = i;
     count += 1;
-  });
+  }
   return chosen;
 }
 

@@ -102,10 +102,20 @@ function placeQuantized(
   });
 }
 
-const matches = (pattern: string, name: string): boolean => {
-  const parts = pattern.split("*").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  return new RegExp(`^${parts.join(".*")}$`).test(name);
-};
+/** Whether a name is the pattern's parts in their order, with anything for `*`. Linear: patterns come from manifests. */
+function matches(pattern: string, name: string): boolean {
+  const [head = "", ...rest] = pattern.split("*");
+  const tail = rest.pop();
+  if (tail === undefined) return name === head;
+  if (!name.startsWith(head)) return false;
+  let at = head.length;
+  for (const part of rest) {
+    const found = name.indexOf(part, at);
+    if (found < 0) return false;
+    at = found + part.length;
+  }
+  return name.length - tail.length >= at && name.endsWith(tail);
+}
 
 /** PEFT's first values: A uniform with the variance of Kaiming's rule for a = sqrt 5, B zero; here A is normal. */
 function adapterSpecs({ projection, a, b }: AdapterPlace, rank: number): ParameterSpec[] {

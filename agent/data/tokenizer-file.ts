@@ -21,6 +21,8 @@ const MAX_PATTERN = 4096;
 const MAX_REPETITIONS = 3;
 /** A bounded repetition beyond it is as bad as an unbounded one. */
 const MANY = 8;
+/** Optional parts and alternatives one after the other: searching takes time by the product of their numbers of ways. */
+const MAX_WAYS = 256;
 const COMPONENTS = ["normalizer", "pre_tokenizer", "post_processor", "decoder"];
 
 class Refusal extends Error {}
@@ -88,15 +90,14 @@ function judgeAdded(added: unknown): void {
 
 const QUANTIFIER = /^(?:[*+?]|\{(\d+)(?:(,)(\d*))?\})/;
 
-/** How often the quantifier that a text begins with repeats: its length, its most, and whether that can vary. */
-function quantifierAt(text: string): { length: number; most: number; varies: boolean } | undefined {
+/** How often the quantifier that a text begins with repeats: its length, its least and its most. */
+function quantifierAt(text: string): { length: number; least: number; most: number } | undefined {
   const found = QUANTIFIER.exec(text);
   if (found === null) return undefined;
   const [whole, least, comma, most] = found;
-  if (whole === "?") return { length: 1, most: 1, varies: false };
-  if (least === undefined) return { length: 1, most: Infinity, varies: true };
+  if (least === undefined) return { length: 1, least: whole === "+" ? 1 : 0, most: whole === "?" ? 1 : Infinity };
   const top = comma === undefined ? Number(least) : most === "" ? Infinity : Number(most);
-  return { length: whole.length, most: top, varies: comma !== undefined };
+  return { length: whole.length, least: Number(least), most: top };
 }
 
 /** Where a character class ends that begins at `from`. */
@@ -108,42 +109,79 @@ function classEnd(source: string, from: number): number {
   return i;
 }
 
+/** In how many ways a part of a pattern can be matched, its unbounded repetitions aside. */
+interface Effort {
+  readonly ways: number;
+  readonly repetitions: number;
+}
+
+const FIXED: Effort = { ways: 1, repetitions: 0 };
+
+/** A group up to some place: the alternatives that have ended, and the one that has not. */
+interface OpenGroup {
+  ended: Effort;
+  current: Effort;
+}
+
+const inTurn = (a: Effort, b: Effort): Effort => {
+  return { ways: a.ways * b.ways, repetitions: a.repetitions + b.repetitions };
+};
+const either = (a: Effort, b: Effort): Effort => {
+  return { ways: a.ways + b.ways, repetitions: Math.max(a.repetitions, b.repetitions) };
+};
+
+/** A part repeated; or what is wrong with repeating it. */
+function repeated(piece: Effort, least: number, most: number): Effort | string {
+  if (most > MANY) {
+    if (piece.ways > 1 || piece.repetitions > 0) return "repeats a group that can itself be matched in many ways";
+    if (most > MAX_PATTERN && most !== Infinity) return `repeats ${most} times`;
+    return { ways: 1, repetitions: most > least ? 1 : 0 };
+  }
+  return { ways: piece.ways ** most * (Math.max(0, most - least) + 1), repetitions: piece.repetitions * most };
+}
+
+/** Escapes with braces, which are no quantifiers. */
+const BRACED = /^\\(?:u|[pP])\{[\w=]+\}/;
+
 /**
- * What could make a regular expression search for ever: back references, and repeated groups that are not of one piece
- * (`(a+)+`, `(a|a)*`), which can be tried in exponentially many ways. Those of published tokenizers have neither.
+ * What could make a regular expression search for ever: back references, repeated groups that are not of one piece
+ * (`(a+)+`, `(aa?)+`, `(a|a)*`), which can be tried in exponentially many ways, and many parts in a row each of which can
+ * be tried in several. Those of published tokenizers have none of them.
  */
 export function judgePattern(source: string): string | undefined {
   if (source.length > MAX_PATTERN) return `has ${source.length} characters, at most ${MAX_PATTERN}`;
-  const open: { manifold: boolean; repetitions: number }[] = [{ manifold: false, repetitions: 0 }];
+  const open: OpenGroup[] = [{ ended: { ways: 0, repetitions: 0 }, current: FIXED }];
   for (let i = 0; i < source.length; i++) {
-    const group = open[open.length - 1] as (typeof open)[number];
+    const group = open[open.length - 1] as OpenGroup;
     const character = source[i];
-    let piece = { manifold: false, repetitions: 0 };
+    let piece = FIXED;
     if (character === "\\") {
       if (/[1-9k]/.test(source[i + 1] ?? "")) return "has a reference back";
-      i++;
+      i += (BRACED.exec(source.slice(i, i + 64))?.[0].length ?? 2) - 1;
     } else if (character === "[") i = classEnd(source, i);
     else if (character === "(") {
-      open.push({ manifold: false, repetitions: 0 });
+      open.push({ ended: { ways: 0, repetitions: 0 }, current: FIXED });
       if (source[i + 1] === "?") i++;
       continue;
     } else if (character === "|") {
-      group.manifold = true;
-      group.repetitions = 0;
+      group.ended = either(group.ended, group.current);
+      group.current = FIXED;
       continue;
-    } else if (character === ")" && open.length > 1) piece = open.pop() as (typeof open)[number];
-    const around = open[open.length - 1] as (typeof open)[number];
+    } else if (character === ")" && open.length > 1) {
+      open.pop();
+      piece = either(group.ended, group.current);
+    }
+    const around = open[open.length - 1] as OpenGroup;
     const quantifier = quantifierAt(source.slice(i + 1, i + 24));
     if (quantifier !== undefined) {
-      if (quantifier.most > MANY && piece.manifold) return "repeats a group that can itself be matched in many ways";
-      if (quantifier.most > MAX_PATTERN && quantifier.most !== Infinity) return `repeats ${quantifier.most} times`;
+      const result = repeated(piece, quantifier.least, quantifier.most);
+      if (typeof result === "string") return result;
+      piece = result;
       i += quantifier.length;
-      around.manifold ||= quantifier.varies;
-      around.repetitions += quantifier.varies && quantifier.most > MANY ? 1 : 0;
     }
-    around.manifold ||= piece.manifold;
-    around.repetitions += piece.repetitions;
-    if (around.repetitions > MAX_REPETITIONS) return `has more than ${MAX_REPETITIONS} repetitions in a row`;
+    around.current = inTurn(around.current, piece);
+    if (around.current.repetitions > MAX_REPETITIONS) return `has more than ${MAX_REPETITIONS} repetitions in a row`;
+    if (around.current.ways > MAX_WAYS) return "has too many optional parts or alternatives in a row";
   }
   return undefined;
 }

@@ -174,6 +174,11 @@ test("patterns of published tokenizers pass, those that can take exponential tim
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
     "\\d(?=(?:\\d{3})+\\b)",
     "[]a]+",
+    // BLOOM; Kimi.
+    " ?[^(\\s|[.,!?…。，、।۔،])]+",
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{M}&&[^\\p{Han}]]*[\\p{Ll}\\p{M}&&[^\\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    "\\p{Script=Han}+|\\u{3042}{2}",
+    "colou?r|(?:https?://)?(?:www\\.)?\\w+",
   ];
   for (const pattern of published) t.is(judgePattern(pattern), undefined, pattern);
   const bad = [
@@ -186,6 +191,16 @@ test("patterns of published tokenizers pass, those that can take exponential tim
     "(?<x>a)\\k<x>",
     "\\s*\\s*\\s*\\s*x",
     "a{99999}",
+    "(?:aa?)+b",
+    "(?:a?a)+!",
+    "(?:a?){40}b",
+    `${"a?".repeat(24)}b`,
+    `${"(?:a|a)".repeat(24)}b`,
+    `${"a{1,8}".repeat(12)}b`,
+    "(?:a?a?a?a?a?){8}b",
+    "(?:a+a){8}b",
+    "(?:a*a*a*|x)(?:a*|x)b",
+    "(?:\\u{61}+)+b",
   ];
   for (const pattern of bad) t.is(typeof judgePattern(pattern), "string", pattern);
 });

@@ -2,8 +2,7 @@ import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { evaluationBatches } from "#agent/data/batches.js";
 import { buildEvalGraph } from "#common/graph/eval.js";
 import { CliError, EXIT } from "./exit.js";
-import type { Source } from "./generation.js";
-import { readModelFolder } from "./model-folder.js";
+import { readSource, type Source } from "./generation.js";
 
 export interface EvaluationOptions {
   /** Longest context; the model's own limits it. */
@@ -35,7 +34,7 @@ export async function evaluateText(
   signal: AbortSignal,
   onProgress: (done: number, total: number) => void,
 ): Promise<TextEvaluation> {
-  const { config, weights } = readModelFolder(source.directory);
+  const { config, weights } = readSource(source);
   const stream = source.tokenizer.encode(text);
   const total = stream.length - 1;
   if (total < 1) throw new CliError("the text has less than two tokens of this model: give a longer one", EXIT.invalid);

@@ -1,16 +1,7 @@
 import { Metadata } from "@grpc/grpc-js";
 import { once } from "node:events";
-import {
-  createWriteStream,
-  mkdirSync,
-  openSync,
-  readSync,
-  closeSync,
-  readFileSync,
-  renameSync,
-  statSync,
-  type WriteStream,
-} from "node:fs";
+import { closeSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import { type FileHandle, mkdir, open, rename, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
 import {
   COMPANIONS,
@@ -38,24 +29,61 @@ export interface TransferProgress {
 
 type OnProgress = (progress: TransferProgress) => void;
 
-/** A file that gets its name only when it is complete. */
-interface OpenFile {
-  readonly name: string;
-  readonly size: number;
-  readonly stream: WriteStream;
-  written: number;
+/** What goes wrong with a path while it is written, told with a remedy. */
+async function writing<T>(path: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    const remedy = "make room and permit writing there, or choose another folder";
+    throw new CliError(`${path} cannot be written: ${(error as Error).message}; ${remedy}`);
+  }
 }
 
-async function finish(file: OpenFile, directory: string): Promise<void> {
-  file.stream.end();
-  await once(file.stream, "close");
-  if (file.written !== file.size) {
-    throw new CliError(
-      `${file.name} ended after ${file.written} of ${file.size} bytes: export it again`,
-      EXIT.temporary,
-    );
+/** A file that gets its name only when it is complete. */
+class PartFile {
+  readonly name: string;
+  readonly #size: number;
+  readonly #path: string;
+  readonly #handle: FileHandle;
+  written = 0;
+
+  private constructor(name: string, size: number, path: string, handle: FileHandle) {
+    this.name = name;
+    this.#size = size;
+    this.#path = path;
+    this.#handle = handle;
   }
-  renameSync(join(directory, `${file.name}.part`), join(directory, file.name));
+
+  static async open(directory: string, { fileName, fileSizeBytes }: FilePiece): Promise<PartFile> {
+    const path = join(directory, fileName);
+    const handle = await writing(path, () => open(`${path}.part`, "w"));
+    return new PartFile(fileName, fileSizeBytes, path, handle);
+  }
+
+  async write(data: Uint8Array): Promise<void> {
+    await writing(this.#path, async () => {
+      // One call may write less than it is given.
+      for (let at = 0; at < data.length;) at += (await this.#handle.write(data, at)).bytesWritten;
+    });
+    this.written += data.length;
+  }
+
+  async finish(): Promise<void> {
+    await writing(this.#path, () => this.#handle.close());
+    if (this.written !== this.#size) {
+      throw new CliError(
+        `${this.name} ended after ${this.written} of ${this.#size} bytes: export it again`,
+        EXIT.temporary,
+      );
+    }
+    await writing(this.#path, () => rename(`${this.#path}.part`, this.#path));
+  }
+
+  /** Leaves nothing of a file that was not finished. Never throws: what went wrong before is what counts. */
+  async discard(): Promise<void> {
+    await this.#handle.close().catch(() => undefined);
+    await rm(`${this.#path}.part`, { force: true }).catch(() => undefined);
+  }
 }
 
 /** What a model is written as. */
@@ -71,34 +99,38 @@ const WHOLE: ExportForm = { form: "", seqLen: 0 };
 /**
  * Streams a model out into a folder.
  * @returns names of the files
+ * @throws CliError where the folder cannot be written, and where a file is not complete; no part of a file is left
  */
 export async function exportModel(
-  { models }: Clients,
+  { models }: Pick<Clients, "models">,
   name: string,
   directory: string,
   form: ExportForm = WHOLE,
   onProgress: OnProgress = () => undefined,
 ): Promise<string[]> {
-  mkdirSync(directory, { recursive: true });
+  await writing(directory, () => mkdir(directory, { recursive: true }));
   const names: string[] = [];
-  let file: OpenFile | undefined;
-  for await (const { piece } of streamed(models.export({ name, ...form }))) {
-    if (piece === undefined) continue;
-    // A name from the wire must not leave the folder.
-    if (basename(piece.fileName) !== piece.fileName)
-      throw new CliError(`the service sent the file name ${piece.fileName}`);
-    if (file?.name !== piece.fileName) {
-      if (file !== undefined) await finish(file, directory);
-      const stream = createWriteStream(join(directory, `${piece.fileName}.part`));
-      file = { name: piece.fileName, size: piece.fileSizeBytes, stream, written: 0 };
-      names.push(piece.fileName);
+  let file: PartFile | undefined;
+  try {
+    for await (const { piece } of streamed(models.export({ name, ...form }))) {
+      if (piece === undefined) continue;
+      // A name from the wire must not leave the folder.
+      if (basename(piece.fileName) !== piece.fileName)
+        throw new CliError(`the service sent the file name ${piece.fileName}`);
+      if (file?.name !== piece.fileName) {
+        await file?.finish();
+        file = await PartFile.open(directory, piece);
+        names.push(piece.fileName);
+      }
+      await file.write(piece.data);
+      onProgress({ file: file.name, doneBytes: file.written, totalBytes: piece.fileSizeBytes });
     }
-    file.written += piece.data.length;
-    onProgress({ file: file.name, doneBytes: file.written, totalBytes: file.size });
-    if (!file.stream.write(piece.data)) await once(file.stream, "drain");
+    if (file === undefined) throw new CliError(`model ${name} has no files`);
+    await file.finish();
+  } catch (error) {
+    await file?.discard();
+    throw error;
   }
-  if (file === undefined) throw new CliError(`model ${name} has no files`);
-  await finish(file, directory);
   return names;
 }
 

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { generateCached, type SamplingOptions } from "#agent/backend/generate.js";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { openTokenizer, type Tokenizer } from "#agent/data/tokenizers.js";
+import { SHOAL_TOKENIZER, TOKENIZER } from "#common/domain/model-files.js";
 import { createRng } from "#common/domain/rng.js";
 import { buildDecodeGraph } from "#common/graph/logits.js";
 import { z } from "zod";
@@ -29,7 +30,7 @@ export interface Source {
 
 /** The tokenizer a spec names, with the folder's tokenizer.json where it needs one. */
 export function tokenizerOf(spec: TokenizerSpec, directory: string): Tokenizer {
-  const path = join(directory, "tokenizer.json");
+  const path = join(directory, TOKENIZER);
   const opened = openTokenizer(spec, existsSync(path) ? readFileSync(path) : undefined);
   if (!opened.ok) throw new CliError(opened.problem, EXIT.invalid);
   return opened.tokenizer;
@@ -42,8 +43,8 @@ const describedTokenizer = z.union([
 
 /** What an exported folder says of its tokenizer: tokenizer.json, else shoal_tokenizer.json, else bytes. */
 function describedIn(directory: string): TokenizerSpec {
-  if (existsSync(join(directory, "tokenizer.json"))) return TokenizerSpec.fromPartial({ kind: "huggingface" });
-  const path = join(directory, "shoal_tokenizer.json");
+  if (existsSync(join(directory, TOKENIZER))) return TokenizerSpec.fromPartial({ kind: "huggingface" });
+  const path = join(directory, SHOAL_TOKENIZER);
   if (!existsSync(path)) return TokenizerSpec.fromPartial({ kind: "bytes" });
   try {
     return TokenizerSpec.fromPartial(describedTokenizer.parse(JSON.parse(readFileSync(path, "utf8"))));
@@ -55,6 +56,23 @@ function describedIn(directory: string): TokenizerSpec {
 /** A checkpoint folder with its own tokenizer. */
 export function folderSource(directory: string): Source {
   return { directory, tokenizer: tokenizerOf(describedIn(directory), directory) };
+}
+
+/**
+ * Config and weights of a source's folder.
+ * @throws CliError (invalid) for a folder without a usable model, and for a tokenizer with more tokens than it
+ */
+export function readSource({ directory, tokenizer }: Source): ReturnType<typeof readModelFolder> {
+  const read = readModelFolder(directory);
+  const { vocabSize } = read.config;
+  if (tokenizer.vocabulary <= vocabSize) return read;
+  const found = [TOKENIZER, SHOAL_TOKENIZER].map((name) => join(directory, name)).find((path) => existsSync(path));
+  const counts = `${tokenizer.vocabulary} tokens, the model ${vocabSize}`;
+  const what =
+    found === undefined
+      ? `${directory} has no ${TOKENIZER}, and bytes, which are read instead, are ${counts}: put the model's own there`
+      : `${found} is not of this model: it has ${counts}; put the model's own there`;
+  throw new CliError(what, EXIT.invalid);
 }
 
 /** Gives out text as soon as its characters are complete, though a character may take several tokens. */
@@ -82,11 +100,10 @@ export async function* textOf(
  * @throws CliError (invalid) for a checkpoint that cannot be used
  */
 export async function* generateText(source: Source, options: GenerateOptions): AsyncGenerator<string, void, undefined> {
-  const checkpoint = readModelFolder(source.directory);
+  const { config, weights } = readSource(source);
   const prompt = [...source.tokenizer.encode(options.prompt)];
   if (prompt.length === 0) throw new CliError("the prompt has no token of this model: give another one", EXIT.usage);
   const backend = await openOnnxBackend({ threads: options.threads });
-  const { config, weights } = checkpoint;
   // No longer than needed: keys and values of all places are kept, and read at every token.
   const capacity = Math.min(config.contextLength, prompt.length + options.tokens);
   const session = await backend.decode(buildDecodeGraph(config, { capacity }));

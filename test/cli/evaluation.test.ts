@@ -9,7 +9,8 @@ import { parseModelConfig } from "#common/graph/config.js";
 import { parameterLayout } from "#common/graph/layout.js";
 import { evaluateText } from "#services/cli/evaluation.js";
 import type { Io } from "#services/cli/io.js";
-import { folderSource } from "#services/cli/generation.js";
+import { CliError, EXIT } from "#services/cli/exit.js";
+import { folderSource, generateText } from "#services/cli/generation.js";
 import { runProgram } from "#services/cli/program.js";
 
 const parsed = parseModelConfig({ family: "gpt2", vocabSize: 256, contextLength: 16, layers: 1, heads: 2, width: 16 });
@@ -68,6 +69,43 @@ test("eval and generate write JSON for programs, and refuse what is no model or 
   const made = await run("generate", folder, "--prompt", "It", "--max-tokens", "40", "--top-p", "0.5", "--json");
   t.is(made.code, 0, made.err);
   t.is(made.out, (await run("generate", folder, "--prompt", "It", "--tokens", "40", "--top-p", "0.5", "--json")).out);
+});
+
+test("a tokenizer with more tokens than the model is refused by the name of its file", async (t) => {
+  const place = mkdtempSync(join(tmpdir(), "shoal-eval-"));
+  t.teardown(() => rmSync(place, { recursive: true, force: true }));
+  const small = { ...config, vocabSize: 3 };
+  const files = exportCheckpoint(small, new Float32Array(parameterLayout(small).total));
+  for (const [name, bytes] of Object.entries({ ...files })) writeFileSync(join(place, name), bytes);
+  const refusals = async (): Promise<string[]> => {
+    const options = { prompt: "ab", tokens: 2, temperature: 0, topK: 0, seed: 1, threads: 1 };
+    const tried = [
+      () => evaluateText(folderSource(place), "abab", { context: 4, threads: 1 }, never, () => undefined),
+      () => generateText(folderSource(place), options).next(),
+    ];
+    const messages: string[] = [];
+    for (const run of tried) {
+      const error: unknown = await run().then(
+        () => undefined,
+        (reason: unknown) => reason,
+      );
+      if (error === undefined) continue;
+      if (!(error instanceof CliError)) throw error;
+      t.is(error.exitCode, EXIT.invalid);
+      messages.push(error.message);
+    }
+    return messages;
+  };
+  const none = await refusals();
+  t.is(none.length, 2);
+  for (const message of none) t.regex(message, /has no tokenizer\.json, and bytes.* are 256 tokens, the model 3:/);
+  const described = join(place, "shoal_tokenizer.json");
+  writeFileSync(described, '{"kind":"chars","chars":"abcd"}');
+  const foreign = await refusals();
+  t.is(foreign.length, 2);
+  for (const message of foreign) t.true(message.startsWith(`${described} is not of this model: it has 4 tokens`));
+  writeFileSync(described, '{"kind":"chars","chars":"ab"}');
+  t.deepEqual(await refusals(), []);
 });
 
 test("the nucleus is the likeliest tokens that together have the wished probability", (t) => {

@@ -77,7 +77,7 @@ export const referenceModels = (): ReportedModel[] => [
   { name: "smollm2-135m", config: configOf(SMOLLM2), batch: 1, seqLen: 256 },
 ];
 
-/** Bytes a parameter takes when its tensors are measured one class at a time. */
+/** Bytes a parameter takes at least, in whatever mode it is measured. */
 const MEASURED_BYTES = 8;
 
 /** Matrix products by what they take together, the most first. */

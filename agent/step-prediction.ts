@@ -1,14 +1,7 @@
 import type { ModelConfig } from "#common/graph/config.js";
-import { buildTrainGraph, type TrainGraphOptions } from "#common/graph/train.js";
-import type { Variant } from "#common/graph/variant.js";
+import { buildTrainGraph } from "#common/graph/train.js";
 import { type TimedClass, timeNodes, type Workbench } from "./backend/node-timing.js";
-
-/** What is trained, and on how much in a step. */
-export interface StepShape {
-  readonly batch: number;
-  readonly seqLen: number;
-  readonly variant: Variant;
-}
+import { openForecast, stepOptions, type StepShape } from "./step-timing.js";
 
 export interface StepPrediction {
   readonly stepMs: number;
@@ -20,34 +13,37 @@ export interface StepPrediction {
   readonly classes: readonly TimedClass[];
 }
 
-/** The options of a step of AdamW; their values change nothing of what it takes. */
-export const stepOptions = ({ batch, seqLen, variant }: StepShape): TrainGraphOptions => ({
-  batch,
-  seqLen,
-  variant,
-  clipNorm: 1,
-  beta1: 0.9,
-  beta2: 0.99,
-  eps: 1e-8,
-  weightDecay: 0.1,
-});
+/** Rounds of a prediction, and how long each of its models is timed in each, milliseconds. */
+const ROUNDS = 5;
+const ROUND_MS = 150;
 
 const sum = (classes: readonly TimedClass[], of: (one: TimedClass) => number): number =>
   classes.reduce((total, one) => total + one.count * of(one), 0);
 
+async function predictMs(bench: Workbench, config: ModelConfig, shape: StepShape): Promise<number> {
+  const forecast = await openForecast(bench, config, shape);
+  try {
+    for (let round = 0; round < ROUNDS; round++) await forecast.round(ROUND_MS);
+    return forecast.stepMs();
+  } finally {
+    await forecast.dispose();
+  }
+}
+
 /**
- * How fast this device would train, from the graph that would be sent to it: every class of its nodes is measured by
- * itself, at its own shapes, and counts as often as it is there. The step itself is never run.
+ * How fast this device would train, from steps of the same model with fewer layers; and where the time goes, from the
+ * graphs that would be run: every class of their nodes is measured by itself, at its own shapes, and counts as often as
+ * it is there. A step of the whole model is never run.
  */
 export async function predictStep(bench: Workbench, config: ModelConfig, shape: StepShape): Promise<StepPrediction> {
-  const { classes, callMs } = await timeNodes(bench, buildTrainGraph(config, stepOptions(shape)));
+  const stepMs = await predictMs(bench, config, shape);
+  const classes = await timeNodes(bench, buildTrainGraph(config, stepOptions(shape)));
   const products = classes.filter(({ flops }) => flops > 0);
   const productMs = sum(products, ({ ms }) => ms);
-  const stepMs = callMs + sum(classes, ({ ms }) => ms);
   return {
     stepMs,
     tokensPerSecond: (1000 * shape.batch * shape.seqLen) / stepMs,
-    productShare: productMs / stepMs,
+    productShare: productMs / sum(classes, ({ ms }) => ms),
     productGflops: sum(products, ({ flops }) => flops) / (productMs * 1e6),
     classes,
   };

@@ -3,7 +3,7 @@ import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import koffi, { type LibraryHandle } from "koffi";
 import type { InferenceSession, Tensor, TensorConstructor } from "onnxruntime-common";
-import { type DecodedValue, decodeModel } from "#common/graph/decoding.js";
+import { decodeInterface, type DecodedValue } from "#common/graph/decoding.js";
 import type { OrtSession, Tensors } from "./runtime.js";
 
 /**
@@ -26,6 +26,7 @@ const POINTER_BYTES = 8;
 const STACK_BYTES = 8 * 2 ** 20;
 const HEAP_BYTES = 2 ** 20;
 const LOG_FATAL = 4;
+const NO_OPTIMIZATIONS = 0;
 const ALL_OPTIMIZATIONS = 99;
 const ARENA_ALLOCATOR = 1;
 const DEFAULT_MEMORY = 0;
@@ -206,7 +207,7 @@ class DirectSession implements OrtSession {
   #released = false;
 
   constructor(graph: Uint8Array, session: Pointer, Tensor: TensorConstructor) {
-    const { inputs, outputs } = decodeModel(graph);
+    const { inputs, outputs } = decodeInterface(graph);
     this.#Tensor = Tensor;
     this.#session = session;
     this.#outputs = outputs;
@@ -277,6 +278,8 @@ function createValue(tensor: Tensor | undefined): Pointer {
 export interface DirectOptions {
   /** Threads inside one operator. */
   readonly threads: number;
+  /** Whether the runtime may rewrite the graph for speed, which it does if absent. */
+  readonly rewrite?: boolean;
   /** Entries of onnxruntime_session_options_config_keys.h. */
   readonly config: Readonly<Record<string, string>>;
 }
@@ -288,7 +291,10 @@ export function openDirect(graph: Uint8Array, options: DirectOptions, Tensor: Te
   try {
     check(functions, functions.disableMemPattern(settings));
     check(functions, functions.setLogLevel(settings, LOG_FATAL));
-    check(functions, functions.setOptimizationLevel(settings, ALL_OPTIMIZATIONS));
+    check(
+      functions,
+      functions.setOptimizationLevel(settings, options.rewrite === false ? NO_OPTIMIZATIONS : ALL_OPTIMIZATIONS),
+    );
     check(functions, functions.setIntraOpThreads(settings, options.threads));
     for (const [key, value] of Object.entries(options.config)) {
       check(functions, functions.addConfigEntry(settings, key, value));

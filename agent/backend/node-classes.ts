@@ -37,6 +37,7 @@ const GRAPH_INPUT = 11;
 const GRAPH_OUTPUT = 12;
 const NODE_ATTRIBUTE = 5;
 const ATTRIBUTE_GRAPH = 6;
+const TENSOR_NAME = 8;
 const ELEMENT_TYPES: Readonly<Record<string, number>> = { float32: 1, uint8: 2, int32: 6, int64: 7, bool: 9 };
 
 /** Goes through the fields of a message; a handler that returns false has not read its field. */
@@ -53,6 +54,8 @@ interface RawNode {
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
   readonly rest: Uint8Array;
+  /** The same for nodes that do the same work, whatever the values in graphs inside of them are called. */
+  readonly work: string;
   /** Names that graphs inside the node take from around it. */
   readonly captures: readonly string[];
 }
@@ -82,10 +85,29 @@ function capturesOf({ nodes, inputs, constants, outputs }: RawGraph): string[] {
   return [...new Set(used)].filter((name) => name !== "" && !own.has(name));
 }
 
+const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString("base64");
+
+/** What a graph does, with its values numbered as they come instead of named. */
+function workOf({ nodes, constants, inputs, outputs }: RawGraph): unknown {
+  const numbers = new Map<string, number>([["", -1]]);
+  const numberOf = (name: string): number => {
+    const number = numbers.get(name) ?? numbers.size;
+    numbers.set(name, number);
+    return number;
+  };
+  return [
+    inputs.map(numberOf),
+    [...constants].map(([name, tensor]) => [numberOf(name), base64(withoutName(tensor))]),
+    nodes.map(({ work, ...node }) => [work, ...[node.inputs, node.captures, node.outputs].map((n) => n.map(numberOf))]),
+    [...outputs].map(numberOf),
+  ];
+}
+
 function readNode(bytes: Uint8Array): RawNode {
   const reader = new BinaryReader(bytes);
   const [inputs, outputs]: [string[], string[]] = [[], []];
   const rest: Uint8Array[] = [];
+  const work: unknown[] = [];
   const captures: string[] = [];
   let op = "";
   eachField(reader, bytes.length, (field, from) => {
@@ -95,14 +117,20 @@ function readNode(bytes: Uint8Array): RawNode {
     else if (field === 4) {
       op = reader.string();
       rest.push(bytes.subarray(from, reader.pos));
+      work.push(op);
     } else {
       const content = reader.bytes();
-      if (field === NODE_ATTRIBUTE) captures.push(...graphsIn(content).flatMap(capturesOf));
+      const graphs = field === NODE_ATTRIBUTE ? graphsIn(content) : [];
+      captures.push(...graphs.flatMap(capturesOf));
       rest.push(bytes.subarray(from, reader.pos));
+      work.push(graphs.length > 0 ? graphs.map(workOf) : base64(content));
     }
     return true;
   });
-  return { op, inputs, outputs, rest: Buffer.concat(rest), captures: [...new Set(captures)] };
+  return {
+    ...{ op, inputs, outputs, rest: Buffer.concat(rest) },
+    ...{ work: JSON.stringify(work), captures: [...new Set(captures)] },
+  };
 }
 
 function nameIn(message: Uint8Array, nameField: number): string {
@@ -125,7 +153,7 @@ function readGraph(bytes: Uint8Array): RawGraph {
     if (field === GRAPH_NODE) nodes.push(readNode(reader.bytes()));
     else if (field === GRAPH_INITIALIZER) {
       const tensor = reader.bytes();
-      constants.set(nameIn(tensor, 8), tensor);
+      constants.set(nameIn(tensor, TENSOR_NAME), tensor);
     } else if (field === GRAPH_INPUT) inputs.push(nameIn(reader.bytes(), 1));
     else if (field === GRAPH_OUTPUT) outputs.add(nameIn(reader.bytes(), 1));
     else return false;
@@ -169,9 +197,6 @@ export function exposeValues(model: Uint8Array): Uint8Array {
   return writer.finish();
 }
 
-/** Number of a model's outputs. */
-export const graphOutputs = (model: Uint8Array): number => readModel(model).outputs.size;
-
 /**
  * Sorts a model's nodes by the work they do.
  * @param factsOf type and shape of every value that is no constant
@@ -184,7 +209,7 @@ export function classifyNodes(
 ): { classes: readonly NodeClass[]; opsets: readonly Uint8Array[] } {
   const { nodes, constants, opsets } = readModel(model);
   const classes = new Map<string, NodeClass>();
-  for (const { op, inputs, outputs, rest, captures } of nodes) {
+  for (const { op, inputs, outputs, rest, work, captures } of nodes) {
     const operand = (name: string, captured: string | undefined): ClassInput => ({
       facts: factsOf.get(name),
       constant: constants.get(name),
@@ -197,9 +222,9 @@ export function classifyNodes(
     ];
     const results = outputs.flatMap((name) => factsOf.get(name) ?? []);
     const key = JSON.stringify([
-      Buffer.from(rest).toString("base64"),
+      work,
       operands.map(({ facts, constant, outside: cold }) =>
-        constant === undefined ? [facts, cold] : Buffer.from(constant).toString("base64"),
+        constant === undefined ? [facts, cold] : base64(withoutName(constant)),
       ),
     ]);
     const count = (classes.get(key)?.count ?? 0) + 1;
@@ -271,5 +296,20 @@ const operandName = (input: ClassInput, index: number, set: number): string =>
 
 /** A TensorProto under another name: of a field that is there twice the last one counts. */
 function renamed(writer: BinaryWriter, tensor: Uint8Array, name: string): void {
-  writer.raw(tensor).tag(8, WireType.LengthDelimited).string(name);
+  writer.raw(tensor).tag(TENSOR_NAME, WireType.LengthDelimited).string(name);
+}
+
+/** A TensorProto's fields but for its name. */
+function withoutName(tensor: Uint8Array): Uint8Array {
+  const reader = new BinaryReader(tensor);
+  const kept: Uint8Array[] = [];
+  let after = 0;
+  eachField(reader, tensor.length, (field, from) => {
+    if (field !== TENSOR_NAME) return false;
+    reader.bytes();
+    kept.push(tensor.subarray(after, from));
+    after = reader.pos;
+    return true;
+  });
+  return Buffer.concat([...kept, tensor.subarray(after)]);
 }

@@ -1,36 +1,49 @@
 import type { InferenceSession, Tensor, TensorConstructor } from "onnxruntime-common";
+import { decodeInterface } from "#common/graph/decoding.js";
+import { type LaneGraphs, laneGraphs } from "#common/graph/lanes.js";
+import type { TrainSession } from "./backend.js";
 import {
   BENCH_OUTPUT,
   benchModel,
   classifyNodes,
   exposeValues,
   feedName,
-  graphOutputs,
   type NodeClass,
   type TensorFacts,
 } from "./node-classes.js";
+import type { OrtSession, Tensors } from "./runtime.js";
 
-/** What measuring single nodes needs of a runtime. */
+type Metadata = Pick<InferenceSession, "inputMetadata" | "outputMetadata">;
+
+/** What measuring steps and single nodes needs of a runtime. */
 export interface Workbench {
   readonly Tensor: TensorConstructor;
+  /** Threads of a training session. */
+  readonly threads: number;
+  /** Opens a training step as a training job does. */
+  train(graph: Uint8Array): Promise<TrainSession>;
+  /** Whether steps are trained in lanes where they can be. */
+  hasLanes(): Promise<boolean>;
   /** The model as the runtime rewrites it before it runs it. */
   optimize(graph: Uint8Array): Promise<Uint8Array>;
-  /** Opens a model as it is. */
-  open(model: Uint8Array): Promise<InferenceSession>;
+  /** Opens a model as it is. @param threads inside one operator; those of a session if absent */
+  open(model: Uint8Array, threads?: number): Promise<OrtSession>;
+  /** Types and shapes of a model's inputs and outputs, those included that its file does not tell. */
+  inspect(model: Uint8Array): Promise<Metadata>;
   /** Milliseconds from anywhere. */
   nowMs(): number;
 }
 
-/** Nodes of one class and what they take. */
+/** Nodes of one class and what they take; where a step is run in lanes, one after the other in each of them. */
 export interface TimedClass {
   readonly op: string;
   readonly count: number;
   readonly inputs: readonly (readonly number[])[];
-  /** Floating-point operations of one node, if it is a matrix product; else 0. */
+  /** Floating-point operations of one node in all lanes, if it is a matrix product; else 0. */
   readonly flops: number;
-  /** Bytes that one node reads and writes. */
+  /** Bytes that one node in all lanes reads and writes. */
   readonly bytes: number;
-  /** Milliseconds of one node. */
+  /** Milliseconds of one node, with the same one in all other lanes beside it. */
   readonly ms: number;
 }
 
@@ -45,6 +58,10 @@ const LEAST_RUNS = 3;
 const LONG_FLOPS = 5e8;
 const LONG_BYTES = 2 ** 25;
 const FEW_COPIES = 3;
+/** Nodes of fewer operations and bytes are run so often that the call is little beside them. */
+const SHORT_FLOPS = 1e6;
+const SHORT_BYTES = 2 ** 18;
+const SHORT_COPIES = 72;
 
 const sizeOf = (shape: readonly number[]): number => shape.reduce((all, d) => all * d, 1);
 const WIDTH: Readonly<Record<string, number>> = { float32: 4, int32: 4, int64: 8, uint8: 1, bool: 1 };
@@ -58,6 +75,13 @@ function flopsOf({ op, inputs, outputs }: NodeClass): number {
   return 2 * sizeOf(out.shape) * Math.sqrt(squared / sizeOf(b.shape.slice(0, -2)));
 }
 
+/** Values between two bounds, far from denormal numbers, on which processors crawl, and different enough to be no special case. */
+export function anyValues(length: number, least: number, most: number): Float32Array {
+  const values = new Float32Array(length);
+  for (let i = 0; i < length; i++) values[i] = least + (((i * 7919) % 1009) * (most - least)) / 1009;
+  return values;
+}
+
 function dataFor({ type, shape }: TensorFacts): Float32Array | BigInt64Array | Int32Array | Uint8Array {
   const size = sizeOf(shape);
   switch (type) {
@@ -69,8 +93,7 @@ function dataFor({ type, shape }: TensorFacts): Float32Array | BigInt64Array | I
     case "bool":
       return new Uint8Array(size).fill(1);
     default:
-      // Far from denormal numbers, on which processors crawl, and different enough to be no special case.
-      return Float32Array.from({ length: size }, (_, i) => 0.25 + (i % 61) / 128);
+      return anyValues(size, 0.25, 0.75);
   }
 }
 
@@ -84,30 +107,50 @@ function factsIn(metadata: readonly InferenceSession.ValueMetadata[]): Map<strin
   );
 }
 
-function median(values: number[]): number {
-  return values.sort((x, y) => x - y)[values.length >> 1] ?? NaN;
+/** Of an odd number of values; else the larger of the middle two. */
+export function median(values: readonly number[]): number {
+  return [...values].sort((x, y) => x - y)[values.length >> 1] ?? NaN;
 }
 
-/** Milliseconds of a run of the model. */
-async function timeRuns(bench: Workbench, model: Uint8Array, one: NodeClass, sets: number): Promise<number> {
-  const session = await bench.open(model);
+/** Tensors of a lane's own for the model of a class. */
+function buffersOf(bench: Workbench, one: NodeClass, sets: number): { feeds: Tensors; fetches: Tensors } {
+  const tensor = (facts: TensorFacts): Tensor =>
+    new bench.Tensor(facts.type as "float32", dataFor(facts) as Float32Array, facts.shape);
+  const feeds: Tensors = {};
+  one.inputs.forEach((input, i) => {
+    const { facts, constant, outside } = input;
+    if (facts === undefined || constant !== undefined) return;
+    for (let set = 0; set < (outside ? sets : 1); set++) feeds[feedName(input, i, set)] = tensor(facts);
+  });
+  const [first] = one.outputs;
+  return { feeds, fetches: first === undefined ? {} : { [BENCH_OUTPUT]: tensor(first) } };
+}
+
+/** How nodes are run: on how many threads each, and in how many lanes at once. */
+interface Side {
+  readonly threads: number;
+  readonly lanes: number;
+}
+
+/** Milliseconds of a run of the model in all lanes side by side. */
+async function timeRuns(
+  bench: Workbench,
+  { threads, lanes }: Side,
+  model: Uint8Array,
+  one: NodeClass,
+  sets: number,
+): Promise<number> {
+  const session = await bench.open(model, threads);
   try {
-    const tensor = (facts: TensorFacts): Tensor =>
-      new bench.Tensor(facts.type as "float32", dataFor(facts) as Float32Array, facts.shape);
-    const feeds: Record<string, Tensor> = {};
-    one.inputs.forEach((input, i) => {
-      const { facts, constant, outside } = input;
-      if (facts === undefined || constant !== undefined) return;
-      for (let set = 0; set < (outside ? sets : 1); set++) feeds[feedName(input, i, set)] = tensor(facts);
-    });
-    const [first] = one.outputs;
-    const fetches = first === undefined ? {} : { [BENCH_OUTPUT]: tensor(first) };
-    await session.run(feeds, fetches);
+    const buffers = Array.from({ length: lanes }, () => buffersOf(bench, one, sets));
+    const run = (): Promise<unknown> =>
+      Promise.all(buffers.map(({ feeds, fetches }) => session.runInto(feeds, fetches)));
+    await run();
     const took: number[] = [];
     const until = bench.nowMs() + CLASS_MS;
     do {
       const startMs = bench.nowMs();
-      await session.run(feeds, fetches);
+      await run();
       took.push(bench.nowMs() - startMs);
     } while (took.length < LEAST_RUNS || bench.nowMs() < until);
     return median(took);
@@ -117,7 +160,7 @@ async function timeRuns(bench: Workbench, model: Uint8Array, one: NodeClass, set
 }
 
 /** What a call itself takes, milliseconds: a part for the call, a part for each tensor that is handed over. */
-export interface CallCost {
+interface CallCost {
   readonly ms: number;
   readonly tensorMs: number;
 }
@@ -131,17 +174,23 @@ const NEGATION: NodeClass = {
 };
 
 /** Measured with a node that does nothing to speak of, on one tensor and on many. */
-async function timeCall(bench: Workbench, opsets: readonly Uint8Array[]): Promise<CallCost> {
+async function timeCall(bench: Workbench, side: Side, opsets: readonly Uint8Array[]): Promise<CallCost> {
   const at = (tensors: number): Promise<number> =>
-    timeRuns(bench, benchModel(NEGATION, opsets, tensors, tensors), NEGATION, tensors);
+    timeRuns(bench, side, benchModel(NEGATION, opsets, tensors, tensors), NEGATION, tensors);
   const [few, many] = [await at(1), await at(MOST_COPIES)];
   const tensorMs = Math.max(0, many - few) / (MOST_COPIES - 1);
   return { ms: Math.max(0, few - 2 * tensorMs), tensorMs };
 }
 
+function copiesOf(flops: number, bytes: number): number {
+  if (flops > LONG_FLOPS || bytes > LONG_BYTES) return FEW_COPIES;
+  return flops < SHORT_FLOPS && bytes < SHORT_BYTES ? SHORT_COPIES : MOST_COPIES;
+}
+
 /** Milliseconds of one node: those of a run of many, without what the call takes. */
 async function timeClass(
   bench: Workbench,
+  side: Side,
   one: NodeClass,
   opsets: readonly Uint8Array[],
   call: CallCost,
@@ -154,32 +203,20 @@ async function timeClass(
     (sum, each) => sum + bytesOf(each),
     0,
   );
-  const isLong = flopsOf(one) > LONG_FLOPS || bytes > LONG_BYTES;
-  const copies = isLong ? FEW_COPIES : MOST_COPIES;
-  const runMs = await timeRuns(bench, benchModel(one, opsets, copies, sets), one, sets);
+  const copies = copiesOf(flopsOf(one), bytes);
+  const runMs = await timeRuns(bench, side, benchModel(one, opsets, copies, sets), one, sets);
   const tensors = 1 + fed.length - cold.length + cold.length * sets;
   return Math.max(0, runMs - call.ms - call.tensorMs * tensors) / copies;
 }
 
-export interface TimedGraph {
-  readonly classes: readonly TimedClass[];
-  /** What the call of the graph takes beside its nodes. */
-  readonly callMs: number;
-}
-
-/**
- * What each class of nodes of a graph takes on this machine, after the runtime's own rewriting. Their sum, each by its
- * count, is what a run of the graph takes but for the call.
- */
-export async function timeNodes(bench: Workbench, graph: Uint8Array): Promise<TimedGraph> {
+/** What each class of nodes of a graph takes on this machine, after the runtime's own rewriting. */
+async function timeGraph(bench: Workbench, side: Side, graph: Uint8Array): Promise<TimedClass[]> {
   const optimized = await bench.optimize(graph);
-  const session = await bench.open(exposeValues(optimized));
-  const inputs = factsIn(session.inputMetadata);
-  const facts = new Map([...inputs, ...factsIn(session.outputMetadata)]);
-  await session.release();
-  const tensors = inputs.size + graphOutputs(optimized);
+  const { inputMetadata, outputMetadata } = await bench.inspect(exposeValues(optimized));
+  const inputs = factsIn(inputMetadata);
+  const facts = new Map([...inputs, ...factsIn(outputMetadata)]);
   const { classes, opsets } = classifyNodes(optimized, facts, new Set(inputs.keys()));
-  const call = await timeCall(bench, opsets);
+  const call = await timeCall(bench, side, opsets);
   const timed: TimedClass[] = [];
   for (const one of classes) {
     const operands = one.inputs.flatMap((input) => input.facts ?? []);
@@ -187,12 +224,35 @@ export async function timeNodes(bench: Workbench, graph: Uint8Array): Promise<Ti
       op: one.op,
       count: one.count,
       inputs: operands.map(({ shape }) => shape),
-      flops: flopsOf(one),
-      bytes: [...operands, ...one.outputs].reduce((sum, each) => sum + bytesOf(each), 0),
-      ms: await timeClass(bench, one, opsets, call),
+      flops: flopsOf(one) * side.lanes,
+      bytes: [...operands, ...one.outputs].reduce((sum, each) => sum + bytesOf(each), 0) * side.lanes,
+      ms: await timeClass(bench, side, one, opsets, call),
     });
   }
-  return { classes: timed, callMs: call.ms + call.tensorMs * tensors };
+  return timed;
+}
+
+/** The lanes that a training session runs a step in, or undefined if it runs the step whole. */
+export async function lanesOf(bench: Workbench, graph: Uint8Array): Promise<LaneGraphs | undefined> {
+  return (await bench.hasLanes()) ? laneGraphs(graph, bench.threads) : undefined;
+}
+
+/**
+ * What each class of nodes of a training step takes on this machine, where it is run in lanes with all of them busy.
+ * @param graph a training graph
+ */
+export async function timeNodes(bench: Workbench, graph: Uint8Array): Promise<TimedClass[]> {
+  const lanes = await lanesOf(bench, graph);
+  if (lanes === undefined) return timeGraph(bench, { threads: bench.threads, lanes: 1 }, graph);
+  // Shares are dealt to be of one size: the first stands for all.
+  const [share] = lanes.shares;
+  if (share === undefined) throw new Error("a step in lanes has no share of the pieces");
+  const count = decodeInterface(share.sum).inputs.filter(({ name }) => /^lane_\d+\.0$/.test(name)).length;
+  const timed: TimedClass[] = [];
+  for (const each of [lanes.gradient, share.sum, share.update]) {
+    timed.push(...(await timeGraph(bench, { threads: 1, lanes: count }, each)));
+  }
+  return timed;
 }
 
 /** Elements of each vector: far more than any cache holds. */
@@ -206,6 +266,7 @@ export async function timeBandwidth(bench: Workbench): Promise<number> {
   const operand = { facts, constant: undefined, outside: true, captured: undefined };
   const rest = Uint8Array.of(0x22, 3, ...new TextEncoder().encode("Add"));
   const addition = { op: "Add", count: 1, inputs: [operand, operand], outputs: [facts], rest };
-  const ms = await timeClass(bench, addition, [ONNX_20], { ms: 0, tensorMs: 0 });
+  const side = { threads: bench.threads, lanes: 1 };
+  const ms = await timeClass(bench, side, addition, [ONNX_20], { ms: 0, tensorMs: 0 });
   return (3000 * bytesOf(facts)) / ms;
 }

@@ -36,27 +36,6 @@ const sessionOptions = (threads: number, provider: string): ort.InferenceSession
   extra: { session: { intra_op: { allow_spinning: SPINNING["session.intra_op.allow_spinning"] } } },
 });
 
-/** For measurements of single nodes: what the runtime makes of a graph, and models that it takes as they are. */
-export function openWorkbench({ threads, provider = "cpu" }: OnnxOptions): Workbench {
-  const options = sessionOptions(threads, provider);
-  return {
-    Tensor: ort.Tensor,
-    nowMs: () => performance.now(),
-    open: (model) => ort.InferenceSession.create(model, { ...options, graphOptimizationLevel: "disabled" }),
-    optimize: async (graph) => {
-      const folder = await mkdtemp(join(tmpdir(), "shoal-graph-"));
-      try {
-        const optimizedModelFilePath = join(folder, "graph.onnx");
-        const session = await ort.InferenceSession.create(graph, { ...options, optimizedModelFilePath });
-        await session.release();
-        return await readFile(optimizedModelFilePath);
-      } finally {
-        await rm(folder, { recursive: true, force: true });
-      }
-    },
-  };
-}
-
 async function openBound(graph: Uint8Array, options: ort.InferenceSession.SessionOptions): Promise<OrtSession> {
   const session = await ort.InferenceSession.create(graph, options);
   return {
@@ -74,12 +53,13 @@ async function openBound(graph: Uint8Array, options: ort.InferenceSession.Sessio
 type Open = (graph: Uint8Array) => Promise<OrtSession>;
 
 /** The runtime's C API, or undefined where no foreign functions can be called or the library is not found. */
-async function directly(): Promise<((threads: number) => Open) | undefined> {
+async function directly(): Promise<((threads: number, rewrite?: boolean) => Open) | undefined> {
   try {
     const { canLoad, openDirect } = await import("./c-api.js");
     canLoad();
-    return (threads) => (graph) =>
-      Promise.resolve().then(() => openDirect(graph, { threads, config: SPINNING }, ort.Tensor));
+    return (threads, rewrite = true) =>
+      (graph) =>
+        Promise.resolve().then(() => openDirect(graph, { threads, rewrite, config: SPINNING }, ort.Tensor));
   } catch {
     return undefined;
   }
@@ -96,4 +76,36 @@ export async function openOnnxBackend({ threads, provider = "cpu", binding = fal
   };
   if (direct === undefined) return backendOf(runtime((graph) => openBound(graph, sessionOptions(threads, provider))));
   return backendOf(runtime(direct(threads)), { threads, runtime: (each) => runtime(direct(each)) });
+}
+
+/** For measurements of steps and of single nodes: as training runs them, and models taken as they are. */
+export function openWorkbench({ threads, provider = "cpu" }: OnnxOptions): Workbench {
+  const options = sessionOptions(threads, provider);
+  const opening = provider === "cpu" ? directly() : Promise.resolve(undefined);
+  return {
+    ...{ Tensor: ort.Tensor, threads },
+    nowMs: () => performance.now(),
+    train: async (graph) => (await openOnnxBackend({ threads, provider })).train(graph),
+    hasLanes: async () => (await opening) !== undefined,
+    open: async (model, each = threads) =>
+      (await opening)?.(each, false)(model) ??
+      openBound(model, { ...sessionOptions(each, provider), graphOptimizationLevel: "disabled" }),
+    inspect: async (model) => {
+      const session = await ort.InferenceSession.create(model, { ...options, graphOptimizationLevel: "disabled" });
+      const { inputMetadata, outputMetadata } = session;
+      await session.release();
+      return { inputMetadata, outputMetadata };
+    },
+    optimize: async (graph) => {
+      const folder = await mkdtemp(join(tmpdir(), "shoal-graph-"));
+      try {
+        const optimizedModelFilePath = join(folder, "graph.onnx");
+        const session = await ort.InferenceSession.create(graph, { ...options, optimizedModelFilePath });
+        await session.release();
+        return await readFile(optimizedModelFilePath);
+      } finally {
+        await rm(folder, { recursive: true, force: true });
+      }
+    },
+  };
 }

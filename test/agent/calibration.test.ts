@@ -1,8 +1,11 @@
 import test from "ava";
 import { openWorkbench } from "#agent/backend/onnx.js";
 import { reportDevice } from "#agent/device-report.js";
+import { timeNodes } from "#agent/backend/node-timing.js";
 import { predictStep } from "#agent/step-prediction.js";
+import { stepOptions } from "#agent/step-timing.js";
 import { parseModelConfig } from "#common/graph/config.js";
+import { buildTrainGraph } from "#common/graph/train.js";
 
 const [width, layers, vocabSize, contextLength] = [32, 2, 64, 16];
 const parsed = parseModelConfig({ family: "gpt2", vocabSize, contextLength, layers, heads: 2, width });
@@ -24,6 +27,23 @@ test.serial("a step's prediction counts every linear layer's products, forward a
   );
   t.true(step.stepMs > 0 && step.productShare > 0 && step.productShare < 1);
   t.is(step.tokensPerSecond, (1000 * batch * seqLen) / step.stepMs);
+});
+
+test.serial("where a step is run in lanes its nodes are those of a lane, and count for all lanes", async (t) => {
+  const options = stepOptions({ batch: 4, seqLen: 16, variant: {} });
+  const classes = await timeNodes(openWorkbench({ threads: 2 }), buildTrainGraph(config, options));
+  const gemms = classes.filter(({ op }) => op === "Gemm");
+  const flops = gemms.reduce((sum, one) => sum + one.count * one.flops, 0);
+  const linear = 6 * 4 * 16 * (12 * width ** 2 * layers + width * vocabSize);
+  t.true(Math.abs(flops / linear - 1) < 0.01, `${flops} of ${linear}`);
+  t.true(
+    gemms.some(({ inputs }) => inputs[0]?.[0] === 2 * 16 && inputs[0][1] === width),
+    "half of the rows",
+  );
+  t.true(
+    classes.some(({ op, ms }) => op === "Sqrt" && ms > 0),
+    "AdamW is among them",
+  );
 });
 
 test.serial("a device's report has each model in both modes, and leaves out what its memory cannot hold", async (t) => {

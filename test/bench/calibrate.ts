@@ -1,9 +1,8 @@
 import { writeFileSync } from "node:fs";
-import { openOnnxBackend, openWorkbench } from "#agent/backend/onnx.js";
-import { predictStep, stepOptions, type StepShape } from "#agent/step-prediction.js";
+import { median } from "#agent/backend/node-timing.js";
+import { openWorkbench } from "#agent/backend/onnx.js";
+import { openForecast, openStep, stepOptions, type StepShape } from "#agent/step-timing.js";
 import { type ModelConfig, parseModelConfig } from "#common/graph/config.js";
-import { freezeBase } from "#common/graph/frozen.js";
-import { initVariant, initWeights } from "#common/graph/init.js";
 import { buildTrainGraph } from "#common/graph/train.js";
 
 interface Case extends StepShape {
@@ -44,58 +43,71 @@ const CASES: readonly Case[] = [
   { name: "big", config: gpt2(384, 12, 6, 256), batch: 4, seqLen: 256, variant: {} },
 ];
 
-const STEPS = 10;
+/** A case is taken for so long, and for so many rounds at least. */
+const CASE_MS = 12_000;
+const QUICK_MS = 3_000;
+const LEAST_ROUNDS = 3;
+/** Each model is run for so long in a round, or for two steps. */
+const VISIT_MS = 200;
 
-/** Median of a step's milliseconds. */
-async function measureStep(threads: number, { config, ...shape }: Case): Promise<number> {
-  const backend = await openOnnxBackend({ threads });
-  const session = await backend.train(buildTrainGraph(config, stepOptions(shape)));
+interface Outcome {
+  readonly predictedMs: number;
+  readonly measuredMs: number;
+  /** Median over the rounds of the milliseconds that a round predicts over those it measures. */
+  readonly pairedRatio: number;
+  readonly rounds: number;
+  /** Between the quartiles of what was measured, as a share of the median: what the machine did besides. */
+  readonly spread: number;
+}
+
+/** Predicts and trains in turns, so that a machine whose speed drifts is the same one for both. */
+async function runCase(threads: number, { config, ...shape }: Case, forMs: number): Promise<Outcome> {
+  const bench = openWorkbench({ threads });
+  const forecast = await openForecast(bench, config, shape);
+  const whole = await openStep(bench, buildTrainGraph(config, stepOptions(shape)), config, shape);
+  const [measured, ratios]: [number[], number[]] = [[], []];
+  const untilMs = performance.now() + forMs;
   try {
-    const whole = initWeights(config, 1);
-    const trainsAll = shape.variant.lora === undefined;
-    if (!trainsAll) session.loadFrozen(freezeBase(config, shape.variant, whole));
-    const weights = trainsAll ? whole : initVariant(config, shape.variant, 2);
-    session.load({ weights, m: new Float32Array(weights.length), v: new Float32Array(weights.length) });
-    const tokens = Int32Array.from({ length: shape.batch * shape.seqLen }, (_, i) => (i * 7919) % config.vocabSize);
-    const took: number[] = [];
-    for (let step = 0; step <= STEPS; step++) {
-      const startMs = performance.now();
-      await session.step({ tokens, targets: tokens }, 1e-3, step + 1);
-      // The first step makes the buffers.
-      if (step > 0) took.push(performance.now() - startMs);
+    while (ratios.length < LEAST_ROUNDS || performance.now() < untilMs) {
+      const predictedMs = await forecast.round(VISIT_MS);
+      const measuredMs = await whole.time(VISIT_MS);
+      measured.push(measuredMs);
+      ratios.push(predictedMs / measuredMs);
     }
-    return took.sort((a, b) => a - b)[took.length >> 1] ?? NaN;
+    const sorted = [...measured].sort((a, b) => a - b);
+    const at = (share: number): number => sorted[Math.floor(share * (sorted.length - 1))] ?? NaN;
+    const measuredMs = median(measured);
+    return {
+      ...{ predictedMs: forecast.stepMs(), measuredMs, pairedRatio: median(ratios), rounds: ratios.length },
+      spread: (at(0.75) - at(0.25)) / measuredMs,
+    };
   } finally {
-    await session.dispose();
+    await forecast.dispose();
+    await whole.dispose();
   }
 }
 
-/** Holds what calibration predicts of a step against the step itself, measured before and after in the same run. */
+/** Holds what calibration predicts of a step against the step itself. */
 export async function calibrate({ json, quick }: { json?: string | undefined; quick: boolean }): Promise<void> {
   const rows = [];
+  console.log("model       mode  threads   predicted    measured  predicted/measured  of pairs  spread  rounds");
   for (const threads of quick ? [1] : [1, 2]) {
     for (const one of CASES) {
-      const before = await measureStep(threads, one);
-      const { stepMs, productShare, productGflops } = await predictStep(openWorkbench({ threads }), one.config, one);
-      const after = await measureStep(threads, one);
-      const measuredMs = (before + after) / 2;
-      const tokens = one.batch * one.seqLen * 1000;
-      rows.push({
-        model: one.name,
-        threads,
-        predictedTokensPerSecond: tokens / stepMs,
+      const { predictedMs, measuredMs, ...rest } = await runCase(threads, one, quick ? QUICK_MS : CASE_MS);
+      const [mode, tokens] = [one.variant.lora === undefined ? "full" : "lora", 1000 * one.batch * one.seqLen];
+      const row = {
+        ...{ model: one.name, mode, threads, predictedMs, measuredMs, ...rest },
+        predictedTokensPerSecond: tokens / predictedMs,
         measuredTokensPerSecond: tokens / measuredMs,
-        /** How far the two measurements lie apart: what the machine did besides. */
-        spread: Math.abs(before - after) / measuredMs,
-        error: measuredMs / stepMs - 1,
-        productShare,
-        productGflops,
-      });
-      const row = rows.at(-1);
+        /** In tokens a second. */
+        ratio: measuredMs / predictedMs,
+      };
+      rows.push(row);
       console.log(
-        `${one.name} on ${threads}: predicted ${row?.predictedTokensPerSecond.toFixed(0)} tokens/s, ` +
-          `measured ${row?.measuredTokensPerSecond.toFixed(0)} (${(100 * (row?.error ?? 0)).toFixed(0)} %; ` +
-          `${before.toFixed(1)} ms before, ${after.toFixed(1)} after)`,
+        `${row.model.padEnd(12)}${mode}  ${String(threads).padStart(7)} ` +
+          `${row.predictedTokensPerSecond.toFixed(0).padStart(7)} t/s ${row.measuredTokensPerSecond.toFixed(0).padStart(7)} t/s  ` +
+          `${row.ratio.toFixed(2).padStart(18)}  ${(1 / rest.pairedRatio).toFixed(2).padStart(8)}  ` +
+          `${(100 * rest.spread).toFixed(0).padStart(4)} %  ${String(rest.rounds).padStart(6)}`,
       );
     }
   }

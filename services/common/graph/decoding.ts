@@ -167,6 +167,20 @@ export function decodeModel(bytes: Uint8Array): DecodedGraph {
   return graph;
 }
 
+/**
+ * A graph's inputs and outputs alone, of any ONNX ModelProto.
+ * @throws TypeError for element types that are not ours
+ */
+export function decodeInterface(bytes: Uint8Array): Pick<DecodedGraph, "inputs" | "outputs"> {
+  const [inputs, outputs]: [DecodedValue[], DecodedValue[]] = [[], []];
+  const graph: Fields = {
+    11: (r) => inputs.push(readValueInfo(r)),
+    12: (r) => outputs.push(readValueInfo(r)),
+  };
+  readFields(new BinaryReader(bytes), bytes.length, { 7: (r) => readMessage(r, graph) });
+  return { inputs, outputs };
+}
+
 /** The free text that a file has under a key of its metadata. */
 export function readMetadata(bytes: Uint8Array, key: string): string | undefined {
   const reader = new BinaryReader(bytes);

@@ -8,7 +8,7 @@ import { draw } from "./world.js";
 /*
  * Linear regression on eight devices, whose data differ a little in what each would learn alone: small enough to train in
  * no time, and with a loss that noise keeps above zero, so that per cents mean something. How close a robust rule comes
- * depends on how much honest devices differ: with 150 examples each and truths 0.05 apart, the trimmed mean ends a fifth
+ * depends on how much honest devices differ: with 150 examples each and truths 0.05 apart, the trimmed mean ends a quarter
  * above the clean loss under sign flips, since nobody can tell an honest stranger from a careful liar.
  */
 const SIZE = 30;

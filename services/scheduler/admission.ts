@@ -8,7 +8,7 @@ import { initWeights } from "#common/graph/init.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import { configOf, factsOf, readConfig } from "./model-reading.js";
-import { startFrom, startOn } from "./starting-model.js";
+import { frozenBeside, startFrom, startOn } from "./starting-model.js";
 
 /** Which job, of all that ever had its name, a model belongs to. */
 const JOB_UID = "shoal.dev/job-uid";
@@ -87,6 +87,22 @@ async function admitNew(job: TrainingJob, { blobs }: World): Promise<Admission> 
   };
 }
 
+/**
+ * Goes on from the Model that the job itself published before its status said so: its base may have got other weights
+ * since, and what devices train on must be what the Model says.
+ */
+async function admitPublished(model: Model, { blobs }: World): Promise<Admission> {
+  const name = model.metadata?.name ?? "";
+  const gone = later(
+    "BaseMissing",
+    `the weights that the model "${name}" began with are not stored any more: delete the job and the model, and apply it again`,
+  );
+  if ((await blobs.stat(model.weights?.digest ?? "")) === undefined) return gone;
+  if (model.base === undefined) return { ok: true, model, frozen: undefined };
+  const frozen = await frozenBeside(configOf(model), model.base, blobs);
+  return frozen === undefined ? gone : { ok: true, model, frozen };
+}
+
 const jobUid = (model: Model | undefined): string => model?.metadata?.annotations[JOB_UID] ?? "";
 
 /** Whether the job itself published the model, and not another one that had its name before. */
@@ -139,21 +155,26 @@ export async function admit(job: TrainingJob, world: World): Promise<Admission> 
   if (vocabulary !== undefined && (await blobs.stat(vocabulary.digest)) === undefined) {
     return later("TokenizerMissing", `waiting for the tokenizer ${vocabulary.digest}: upload its tokenizer.json`);
   }
+  if (taken !== undefined && isOwn(job, taken)) return admitPublished(taken, world);
   const base = job.spec?.model?.base ?? "";
   return base === "" ? admitNew(job, world) : admitBase(job, base, world);
 }
 
+const isSameStart = (a: Model, b: Model): boolean =>
+  a.weights?.digest === b.weights?.digest && a.base?.weights?.digest === b.base?.weights?.digest;
+
 /**
  * Makes the Model named like the job hold these weights, unless it holds those of a later round of the same job already.
- * What a deleted job of the same name trained is kept under `keptName` first. Idempotent; a lost race is false.
+ * What a deleted job of the same name trained is kept under `keptName` first. Idempotent; a lost race is false, also one
+ * against a replica that began on other weights.
  */
 export async function publishModel(job: TrainingJob, model: Model, store: ResourceStore): Promise<boolean> {
   const name = job.metadata?.name ?? "";
   const stored = await store.get("Model", name);
   if (stored === undefined) return (await store.create("Model", model)).ok;
   const isSameJob = isOwn(job, stored);
-  const isNewer = (model.origin?.round ?? 0) > (stored.origin?.round ?? 0);
-  if (isSameJob && !isNewer) return true;
+  const ahead = (model.origin?.round ?? 0) - (stored.origin?.round ?? 0);
+  if (isSameJob && ahead <= 0) return ahead < 0 || isSameStart(stored, model);
   if (stored.metadata === undefined || model.metadata === undefined) return false;
   if (!isSameJob && !(await keepAside(stored, store))) return false;
   const { annotations, labels } = model.metadata;

@@ -102,6 +102,7 @@ export class JobController {
       parameters: model.parameters,
       model: job.metadata?.name ?? "",
       frozen: admission.frozen,
+      baseWeights: model.base?.weights,
       startedAtMs: this.parts.clock.nowMs(),
     };
     const message = `${model.parameters} trained parameters`;
@@ -115,15 +116,23 @@ export class JobController {
     const stored = await this.parts.store.get("Model", status.model);
     if (stored?.origin?.job === origin.job && stored.origin.round >= origin.round) return undefined;
     // Deleted by somebody: rebuilt from what the job says.
-    const source = stored ?? (await this.rebuilt(job));
+    const source = stored ?? (await this.rebuilt(job, status));
     if (source === undefined) return undefined;
     const model: Model = { ...source, weights: status.weights, origin };
     return (await publishModel(job, model, this.parts.store)) ? undefined : "again";
   }
 
-  private async rebuilt(job: TrainingJob): Promise<Model | undefined> {
+  /** The base may have got other weights since, or be another model: the job's own stay what devices trained on. */
+  private async rebuilt(job: TrainingJob, status: TrainingJobStatus): Promise<Model | undefined> {
     const admission = await admit(job, this.parts);
-    return admission.ok ? admission.model : undefined;
+    if (!admission.ok) return undefined;
+    const { model } = admission;
+    const { base } = model;
+    const { baseWeights } = status;
+    if (model.parameters !== status.parameters) return undefined;
+    if (base === undefined || baseWeights === undefined) return model;
+    const isSameSize = base.weights?.sizeBytes === baseWeights.sizeBytes;
+    return isSameSize ? { ...model, base: { ...base, weights: baseWeights } } : undefined;
   }
 
   private async progress(job: TrainingJob, status: TrainingJobStatus): Promise<Step> {

@@ -70,8 +70,21 @@ export async function startOn(
   };
 }
 
-const sameTrained = (a: Variant, b: Variant): boolean =>
-  JSON.stringify([a.lora, a.trained]) === JSON.stringify([b.lora, b.trained]);
+/** What decides the trainable vector's layout and meaning; the order in which a manifest names things does not. */
+const trainedPart = ({ lora, trained }: Variant): string => {
+  const ordered = (names: readonly string[] | undefined): string[] => [...new Set(names)].sort();
+  return JSON.stringify([lora && { ...lora, targets: ordered(lora.targets) }, trained && ordered(trained)]);
+};
+
+/** The frozen tensors beside a stored model's trained ones; undefined if its base is not stored any more. */
+export async function frozenBeside(
+  config: ModelConfig,
+  base: ModelBase,
+  blobs: BlobStore,
+): Promise<FrozenBase | undefined> {
+  const bytes = await blobs.get(base.weights?.digest ?? "");
+  return bytes && storeFrozen(config, variantOf(base.training), viewFloats(bytes), blobs);
+}
 
 /**
  * The start of a job on a stored model. Adapters are gone on with by a job that trains the same ones; for any other they
@@ -91,7 +104,7 @@ export async function startFrom(
   if (baseBytes === undefined) return undefined;
   const whole = viewFloats(baseBytes);
   const [before, now] = [variantOf(stored.base.training), variantOf(origin.training)];
-  if (!sameTrained(before, now)) {
+  if (trainedPart(before) !== trainedPart(now)) {
     return startOn(config, mergeTrained(config, before, whole, weights), origin, blobs);
   }
   return {

@@ -67,6 +67,21 @@ test("the same adapters are gone on with; others begin on the weights with them 
   t.is(await startFrom(stored, CONFIG, origin(undefined), blobs), undefined);
 });
 
+test("the order in which a manifest names what is trained does not part a job from its own adapters", async (t) => {
+  const blobs = new MemoryBlobStore();
+  const named = (targets: string[], trained: string[]): TrainingSpec =>
+    lora({ lora: { rank: 2, alpha: 4, targets, rankStabilized: false }, trained });
+  const first = await startOn(CONFIG, WHOLE, origin(named(["c_attn", "c_fc"], ["*.ln_1.*", "*.ln_2.*"])), blobs);
+  const stored = Model.fromPartial({ metadata: newMeta("first"), base: first.base, weights: first.weights });
+  const again = async (targets: string[], trained: string[]): Promise<boolean> => {
+    const start = await startFrom(stored, CONFIG, origin(named(targets, trained)), blobs);
+    return start?.weights.digest === first.weights.digest;
+  };
+  t.true(await again(["c_fc", "c_attn"], ["*.ln_2.*", "*.ln_1.*"]));
+  t.false(await again(["c_fc", "c_attn"], ["*.ln_2.*"]));
+  t.false(await again(["c_fc"], ["*.ln_1.*", "*.ln_2.*"]));
+});
+
 const GRAPHS = {
   keeping: { digest: `sha256:${"1".repeat(64)}`, sizeBytes: 9 },
   recomputing: { digest: `sha256:${"2".repeat(64)}`, sizeBytes: 9 },

@@ -326,7 +326,11 @@ export interface TrainingJobStatus {
   /** Model resource that holds the newest weights. */
   model: string;
   /** The part of the model that is not trained; unset if all of it is. */
-  frozen: FrozenBase | undefined;
+  frozen:
+    | FrozenBase
+    | undefined;
+  /** The whole model that `weights` and `frozen` belong to; unset if all of it is trained. */
+  baseWeights: BlobRef | undefined;
 }
 
 /**
@@ -2877,6 +2881,7 @@ function createBaseTrainingJobStatus(): TrainingJobStatus {
     parameters: 0,
     model: "",
     frozen: undefined,
+    baseWeights: undefined,
   };
 }
 
@@ -2929,6 +2934,9 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
     }
     if (message.frozen !== undefined) {
       FrozenBase.encode(message.frozen, writer.uint32(130).fork()).join();
+    }
+    if (message.baseWeights !== undefined) {
+      BlobRef.encode(message.baseWeights, writer.uint32(138).fork()).join();
     }
     return writer;
   },
@@ -3074,6 +3082,14 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
             message.frozen = FrozenBase.decode(reader, reader.uint32());
             continue;
           }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.baseWeights = BlobRef.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3146,6 +3162,11 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
       parameters: isSet(object.parameters) ? globalThis.Number(object.parameters) : 0,
       model: isSet(object.model) ? globalThis.String(object.model) : "",
       frozen: isSet(object.frozen) ? FrozenBase.fromJSON(object.frozen) : undefined,
+      baseWeights: isSet(object.baseWeights)
+        ? BlobRef.fromJSON(object.baseWeights)
+        : isSet(object.base_weights)
+        ? BlobRef.fromJSON(object.base_weights)
+        : undefined,
     };
   },
 
@@ -3199,6 +3220,9 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
     if (message.frozen !== undefined) {
       obj.frozen = FrozenBase.toJSON(message.frozen);
     }
+    if (message.baseWeights !== undefined) {
+      obj.baseWeights = BlobRef.toJSON(message.baseWeights);
+    }
     return obj;
   },
 
@@ -3228,6 +3252,9 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
     message.model = object.model ?? "";
     message.frozen = (object.frozen !== undefined && object.frozen !== null)
       ? FrozenBase.fromPartial(object.frozen)
+      : undefined;
+    message.baseWeights = (object.baseWeights !== undefined && object.baseWeights !== null)
+      ? BlobRef.fromPartial(object.baseWeights)
       : undefined;
     return message;
   },

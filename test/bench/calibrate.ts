@@ -44,17 +44,25 @@ const CASES: readonly Case[] = [
 ];
 
 /** A case is taken for so long, and for so many rounds at least. */
-const CASE_MS = 12_000;
+const CASE_MS = 14_000;
 const QUICK_MS = 3_000;
 const LEAST_ROUNDS = 3;
-/** Each model is run for so long in a round, or for two steps. */
-const VISIT_MS = 200;
+/** A prediction may be off by this share. */
+const BAR = 0.2;
+/** Each model is run for so long in a round, or for two steps: the shorter, the less the machine changes meanwhile. */
+const VISIT_MS = 100;
+
+interface CalibrateOptions {
+  readonly json?: string | undefined;
+  readonly quick: boolean;
+  readonly strict: boolean;
+}
 
 interface Outcome {
   readonly predictedMs: number;
   readonly measuredMs: number;
-  /** Median over the rounds of the milliseconds that a round predicts over those it measures. */
-  readonly pairedRatio: number;
+  /** Predicted over measured speed: the median over the rounds, each by itself. */
+  readonly ratio: number;
   readonly rounds: number;
   /** Between the quartiles of what was measured, as a share of the median: what the machine did besides. */
   readonly spread: number;
@@ -72,13 +80,13 @@ async function runCase(threads: number, { config, ...shape }: Case, forMs: numbe
       const predictedMs = await forecast.round(VISIT_MS);
       const measuredMs = await whole.time(VISIT_MS);
       measured.push(measuredMs);
-      ratios.push(predictedMs / measuredMs);
+      ratios.push(measuredMs / predictedMs);
     }
     const sorted = [...measured].sort((a, b) => a - b);
     const at = (share: number): number => sorted[Math.floor(share * (sorted.length - 1))] ?? NaN;
     const measuredMs = median(measured);
     return {
-      ...{ predictedMs: forecast.stepMs(), measuredMs, pairedRatio: median(ratios), rounds: ratios.length },
+      ...{ predictedMs: forecast.stepMs(), measuredMs, ratio: median(ratios), rounds: ratios.length },
       spread: (at(0.75) - at(0.25)) / measuredMs,
     };
   } finally {
@@ -87,10 +95,10 @@ async function runCase(threads: number, { config, ...shape }: Case, forMs: numbe
   }
 }
 
-/** Holds what calibration predicts of a step against the step itself. */
-export async function calibrate({ json, quick }: { json?: string | undefined; quick: boolean }): Promise<void> {
+/** Holds what calibration predicts of a step against the step itself; with `strict` a miss fails the process. */
+export async function calibrate({ json, quick, strict }: CalibrateOptions): Promise<void> {
   const rows = [];
-  console.log("model       mode  threads   predicted    measured  predicted/measured  of pairs  spread  rounds");
+  console.log("model       mode  threads   predicted    measured  predicted/measured  (medians)  spread  rounds");
   for (const threads of quick ? [1] : [1, 2]) {
     for (const one of CASES) {
       const { predictedMs, measuredMs, ...rest } = await runCase(threads, one, quick ? QUICK_MS : CASE_MS);
@@ -99,17 +107,19 @@ export async function calibrate({ json, quick }: { json?: string | undefined; qu
         ...{ model: one.name, mode, threads, predictedMs, measuredMs, ...rest },
         predictedTokensPerSecond: tokens / predictedMs,
         measuredTokensPerSecond: tokens / measuredMs,
-        /** In tokens a second. */
-        ratio: measuredMs / predictedMs,
+        /** The same of the medians over all rounds, between which the machine may have changed. */
+        ratioOfMedians: measuredMs / predictedMs,
+        isMet: Math.abs(rest.ratio - 1) <= BAR,
       };
       rows.push(row);
       console.log(
         `${row.model.padEnd(12)}${mode}  ${String(threads).padStart(7)} ` +
           `${row.predictedTokensPerSecond.toFixed(0).padStart(7)} t/s ${row.measuredTokensPerSecond.toFixed(0).padStart(7)} t/s  ` +
-          `${row.ratio.toFixed(2).padStart(18)}  ${(1 / rest.pairedRatio).toFixed(2).padStart(8)}  ` +
-          `${(100 * rest.spread).toFixed(0).padStart(4)} %  ${String(rest.rounds).padStart(6)}`,
+          `${row.ratio.toFixed(2).padStart(18)}  ${row.ratioOfMedians.toFixed(2).padStart(9)}  ` +
+          `${(100 * rest.spread).toFixed(0).padStart(4)} %  ${String(rest.rounds).padStart(6)}  ${row.isMet ? "met" : "MISSED"}`,
       );
     }
   }
+  if (strict && rows.some(({ isMet }) => !isMet)) process.exitCode = 1;
   if (json !== undefined) writeFileSync(json, `${JSON.stringify({ bench: "calibrate", rows }, null, 2)}\n`);
 }

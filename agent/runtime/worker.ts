@@ -148,7 +148,9 @@ export class Worker {
     get: (ref: BlobRef | undefined) => Promise<Uint8Array | undefined>,
   ): Promise<void> {
     const digest = frozen?.blob?.digest ?? "";
-    if (this.#frozen?.digest === digest) return;
+    if ((this.#frozen?.digest ?? "") === digest) return;
+    // The open graphs hold the last one: two of them may not fit.
+    await this.#parts.sessions.close();
     this.#frozen = undefined;
     const bytes = await get(frozen?.blob);
     if (frozen !== undefined && bytes !== undefined) this.#frozen = { digest, tensors: openFrozen(frozen, bytes) };

@@ -128,7 +128,8 @@ export async function runLocalRound(input: RoundInput, tools: RoundTools): Promi
   const problem = dataProblem(input);
   if (problem !== undefined) return problem;
   let evaluation: Evaluation | undefined = { lossSum: 0, tokens: 0 };
-  if (input.evalGraph !== undefined) {
+  if (input.evalGraph === undefined) await tools.sessions.closeEval();
+  else {
     const session = await tools.sessions.eval(input.evalGraph, input.frozen);
     const shape = { batchSize: task.evalBatchSize, seqLen: task.seqLen };
     evaluation = await evaluateHeldOut(session, weights, input.shard.heldOut, shape, tools.throttle, tools.signal);

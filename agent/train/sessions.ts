@@ -16,8 +16,13 @@ class Slot<S extends GraphSession> {
     // Closed first: two sets of buffers of a large model may not fit.
     await this.close();
     const session = await this.#open(graph);
+    try {
+      if (frozen !== undefined) session.loadFrozen(frozen);
+    } catch (error) {
+      await session.dispose();
+      throw error;
+    }
     this.#held = { digest, frozen, session };
-    if (frozen !== undefined) session.loadFrozen(frozen);
     return session;
   }
 
@@ -47,6 +52,12 @@ export class Sessions {
     return this.#eval.get(graph, frozen);
   }
 
+  /** Before work without an evaluation: the last one's buffers may be of another, larger model. */
+  closeEval(): Promise<void> {
+    return this.#eval.close();
+  }
+
+  /** Both; the next call opens its graph anew. */
   async close(): Promise<void> {
     await this.#train.close();
     await this.#eval.close();

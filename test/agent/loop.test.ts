@@ -8,8 +8,10 @@ import { MemoryLog } from "#common/adapters/memory/log.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { decodeUpdate } from "#common/tensor/chunk.js";
 import { codecByName } from "#common/tensor/codec.js";
+import { sha256Digest } from "#common/tensor/digest.js";
 import { DataPolicy, DeviceFacts } from "#proto/shoal/v1/device.js";
 import { type AssignedTask, HeartbeatReply, type HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
+import type { GraphSession } from "#agent/backend/backend.js";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { BlobCache } from "#agent/cache.js";
 import { Datasets } from "#agent/data/datasets.js";
@@ -245,6 +247,43 @@ test.serial("what the tensor runtime says of a failure stays in the device's log
   ]);
   t.notRegex(JSON.stringify(rig.plane.beats), /8217/);
   t.true(rig.log.lines.some(({ fields }) => fields["detail"] === detail));
+  await agent.stop();
+});
+
+test.serial("graphs over one frozen base are closed before the next base is fetched", async (t) => {
+  const rig = await createRig(t);
+  const events: string[] = [];
+  const noted = <S extends GraphSession>(session: S): S => {
+    const dispose = session.dispose.bind(session);
+    return Object.assign(session, { dispose: () => (events.push("close"), dispose()) });
+  };
+  const sessions = new Sessions({
+    ...backend,
+    train: async (graph) => noted(await backend.train(graph)),
+    eval: async (graph) => noted(await backend.eval(graph)),
+  });
+  t.teardown(() => sessions.close());
+  const base = Uint8Array.of(0, 0, 128, 63);
+  const blob = { digest: sha256Digest(base), sizeBytes: base.length };
+  const fetch = rig.plane.blobRange.bind(rig.plane);
+  rig.plane.blobRange = (digest, ...range) => {
+    if (digest !== blob.digest) return fetch(digest, ...range);
+    events.push("fetch");
+    return Promise.resolve(base);
+  };
+  const agent = await rig.start({ sessions });
+  for (const round of ["job-1", "job-2"]) {
+    rig.plane.give([assigned(round, 2)]);
+    await until(round, async () => (await commitsOf(rig, round)) === 1);
+  }
+  t.deepEqual(events, [], "rounds of one job use the same graphs");
+  const frozen = { blob, floatValues: 1, scaleValues: 0, packedBytes: 0 };
+  rig.plane.give([{ ...assigned("other-1", 2), task: tinyTask("other-1", { frozen }) }]);
+  await until("failure", () => rig.plane.beats.at(-1)?.assignments[0]?.phase === "Failed");
+  // The graphs have no frozen tensors: the one that was opened for these is closed at once.
+  t.deepEqual(events, ["close", "close", "fetch", "close"]);
+  await sessions.close();
+  t.is(events.length, 4);
   await agent.stop();
 });
 

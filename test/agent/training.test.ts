@@ -259,6 +259,32 @@ test("any schedule rises to the peak, then never rises, and stays within its bou
   );
 });
 
+test.serial("the evaluation graph is open only while tasks evaluate", async (t) => {
+  let open = 0;
+  const counted = new Sessions({
+    ...backend,
+    eval: async (graph) => {
+      const session = await backend.eval(graph);
+      open++;
+      const dispose = session.dispose.bind(session);
+      return Object.assign(session, { dispose: () => (open--, dispose()) });
+    },
+  });
+  t.teardown(() => counted.close());
+  const tools = {
+    sessions: counted,
+    clock,
+    signal: never,
+    throttle: createThrottle(1, clock),
+    onStep: () => undefined,
+  };
+  await runLocalRound(input(1), tools);
+  t.is(open, 1);
+  const seen: number[] = [];
+  await runLocalRound(input(1, { evalGraph: undefined }), { ...tools, onStep: () => void seen.push(open) });
+  t.deepEqual(seen, [0]);
+});
+
 test.serial("adapters learn over a frozen int8 base with SGD, packing, accumulation and FedProx", async (t) => {
   const optimizer = OptimizerSpec.fromPartial({
     ...tinyTask("job-1").optimizer,

@@ -26,6 +26,7 @@ import type {
 import { encodeFolder } from "./folder-template.js";
 import { exportModel } from "./model-export.js";
 import { type ImportedModel, ImportReader } from "./model-import.js";
+import { Turns } from "./turns.js";
 
 export interface ModelPorts {
   readonly store: ResourceStore;
@@ -41,6 +42,9 @@ const nameOf = (resource: { metadata?: { name: string } | undefined }): string =
 
 /** ModelService without gRPC: models come in and go out as Hugging Face folders; datasets get passports. */
 export class ModelApi {
+  /** Reading and writing whole models: their vectors and files are in memory several times meanwhile. */
+  private readonly turns = new Turns();
+
   constructor(private readonly ports: ModelPorts) {}
 
   /** Takes the messages of an import one by one and stores the model; the first wrong message ends it. */
@@ -53,6 +57,10 @@ export class ModelApi {
       // Told before the weights are sent, not after.
       if (!hadName && (await this.ports.store.get("Model", reader.name)) !== undefined) return nameTaken(reader.name);
     }
+    return this.turns.take(() => this.finishImport(reader));
+  }
+
+  private async finishImport(reader: ImportReader): Promise<Answer<ImportResponse>> {
     const verdict = reader.finish();
     if (!verdict.ok) return invalid(...verdict.violations);
     const model = await this.toModel(verdict.model);
@@ -95,7 +103,8 @@ export class ModelApi {
     const { name } = request;
     if (!isResourceName(name)) return invalid(...nameViolations("name", name));
     const model = await this.ports.store.get("Model", name);
-    return model === undefined ? noModel(name) : exportModel(model, request, this.ports.blobs);
+    if (model === undefined) return noModel(name);
+    return this.turns.take(() => exportModel(model, request, this.ports.blobs));
   }
 
   async listModels(request: ListModelsRequest): Promise<Answer<ListModelsResponse>> {

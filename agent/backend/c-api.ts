@@ -9,7 +9,7 @@ import type { OrtSession, Tensors } from "./runtime.js";
 /**
  * ONNX Runtime's C API (onnxruntime_c_api.h), called on the very library that onnxruntime-node ships. That package's own
  * binding copies every output into a new array, which for a training step is the whole state, and computes on the
- * thread that answers messages; here outputs are written where they belong, and runs are on threads of their own.
+ * thread that answers messages; here outputs are written where they belong, and runs are on threads of the process's pool.
  */
 
 /** An address of something that the runtime owns. */
@@ -194,6 +194,8 @@ const metadataOf = ({ name, type, shape }: DecodedValue): InferenceSession.Value
   shape: shape.map((size) => (Number.isNaN(size) ? "any" : size)),
 });
 
+type Interface = ReturnType<typeof decodeInterface>;
+
 /** A graph opened through the C API. */
 class DirectSession implements OrtSession {
   readonly inputNames: readonly string[];
@@ -206,8 +208,7 @@ class DirectSession implements OrtSession {
   readonly #running = new Map<Promise<unknown>, readonly unknown[]>();
   #released = false;
 
-  constructor(graph: Uint8Array, session: Pointer, Tensor: TensorConstructor) {
-    const { inputs, outputs } = decodeInterface(graph);
+  constructor({ inputs, outputs }: Interface, session: Pointer, Tensor: TensorConstructor) {
     this.#Tensor = Tensor;
     this.#session = session;
     this.#outputs = outputs;
@@ -287,6 +288,7 @@ export interface DirectOptions {
 /** Opens a graph on the processor. @throws Error if the library cannot be loaded or refuses the graph */
 export function openDirect(graph: Uint8Array, options: DirectOptions, Tensor: TensorConstructor): OrtSession {
   const { functions, env } = load();
+  const declared = decodeInterface(graph);
   const settings = made(functions, (out) => functions.createSessionOptions(out));
   try {
     check(functions, functions.disableMemPattern(settings));
@@ -300,7 +302,7 @@ export function openDirect(graph: Uint8Array, options: DirectOptions, Tensor: Te
       check(functions, functions.addConfigEntry(settings, key, value));
     }
     const session = made(functions, (out) => functions.createSessionFromArray(env, graph, graph.length, settings, out));
-    return new DirectSession(graph, session, Tensor);
+    return new DirectSession(declared, session, Tensor);
   } finally {
     functions.releaseSessionOptions(settings);
   }

@@ -72,7 +72,9 @@ async function directly(): Promise<((threads: number, rewrite?: boolean) => Open
 export async function openOnnxBackend({ threads, provider = "cpu", binding = false }: OnnxOptions): Promise<Backend> {
   const direct = provider === "cpu" && !binding ? await directly() : undefined;
   const runtime = (open: Open): OrtRuntime => {
-    return { name: `onnxruntime-${provider}`, Tensor: ort.Tensor, open, nowMs: () => performance.now() };
+    // A device that must copy outputs and has no lanes says so in its facts.
+    const name = provider === "cpu" && direct === undefined ? "onnxruntime-cpu-binding" : `onnxruntime-${provider}`;
+    return { name, Tensor: ort.Tensor, open, nowMs: () => performance.now() };
   };
   if (direct === undefined) return backendOf(runtime((graph) => openBound(graph, sessionOptions(threads, provider))));
   return backendOf(runtime(direct(threads)), { threads, runtime: (each) => runtime(direct(each)) });

@@ -85,27 +85,61 @@ export function views(
   return Object.fromEntries(tensors.map((tensor, i) => [`${name}.${i}`, tensor]));
 }
 
-export const SLOTS = ["m", "v"] as const;
-export type Slot = (typeof SLOTS)[number];
+const SLOTS = ["m", "v"] as const;
+type Slot = (typeof SLOTS)[number];
+
+/** The vectors that training changes, in place. */
+export class TrainedVectors {
+  readonly parameters: number;
+  readonly buffers: TrainState;
+  /** Those that the optimizer has. */
+  readonly kept: readonly ("weights" | Slot)[];
+
+  /** @param session whose inputs tell the optimizer's slots */
+  constructor({ inputNames }: OrtSession, pieces: readonly Piece[]) {
+    this.parameters = total(pieces);
+    this.kept = ["weights", ...SLOTS.filter((slot) => inputNames.includes(`${slot}.0`))];
+    const buffer = (name: "weights" | Slot): Float32Array =>
+      new Float32Array(this.kept.includes(name) ? this.parameters : 0);
+    this.buffers = { weights: buffer("weights"), m: buffer("m"), v: buffer("v") };
+  }
+
+  /** @throws RangeError for a vector of another length, with nothing changed */
+  load(state: TrainState): void {
+    for (const key of this.kept) {
+      if (state[key].length !== this.parameters) {
+        throw new RangeError(`the graph has ${this.parameters} parameters, ${key} has ${state[key].length}`);
+      }
+    }
+    for (const key of this.kept) this.buffers[key].set(state[key]);
+  }
+
+  copy(): TrainState {
+    const { weights, m, v } = this.buffers;
+    return { weights: weights.slice(), m: m.slice(), v: v.slice() };
+  }
+}
+
+/** Pieces in the shapes that a graph's inputs or outputs `<name>.0`, `<name>.1`, ... have: its own, with the same values. */
+export function shapedAs(session: OrtSession, name: string, pieces: readonly Piece[]): Piece[] {
+  return pieces.map((piece, i) => ({ ...piece, dims: dimensions(session, `${name}.${i}`) }));
+}
 
 /**
- * The state's buffers, with the tensors that show them to the graph as its inputs and as its outputs. They are the same
- * ones: a step updates in place. That is safe because the optimizer comes last, after the norm of all gradients and so
- * after all else that reads weights, and its operators go through old and new values element by element.
+ * The tensors that show the trained vectors to a graph as its inputs and as its outputs. They are the same ones: a step
+ * updates in place. That is safe because the optimizer comes last, after the norm of all gradients and so after all else
+ * that reads weights, and its operators go through old and new values element by element.
  */
 export class StateBuffers {
-  readonly state: TrainState;
   readonly feeds: Tensors = {};
   readonly fetches: Tensors = {};
 
-  constructor(runtime: OrtRuntime, session: OrtSession, pieces: readonly Piece[], slots: readonly Slot[]) {
-    const buffer = (kept: boolean): Float32Array => new Float32Array(kept ? total(pieces) : 0);
-    this.state = { weights: buffer(true), m: buffer(slots.includes("m")), v: buffer(slots.includes("v")) };
-    for (const name of ["weights", ...slots] as const) {
-      Object.assign(this.feeds, views(runtime, name, pieces, this.state[name]));
+  constructor(runtime: OrtRuntime, session: OrtSession, pieces: readonly Piece[], { kept, buffers }: TrainedVectors) {
+    for (const name of kept) {
+      Object.assign(this.feeds, views(runtime, name, pieces, buffers[name]));
       // The optimizer gives a piece's values in order, but cut into blocks: in a shape of its own.
-      const outputs = pieces.map((piece, i) => ({ ...piece, dims: dimensions(session, `${name}_out.${i}`) }));
-      Object.assign(this.fetches, views(runtime, `${name}_out`, outputs, this.state[name]));
+      const outputs = shapedAs(session, `${name}_out`, pieces);
+      Object.assign(this.fetches, views(runtime, `${name}_out`, outputs, buffers[name]));
     }
   }
 }

@@ -4,7 +4,7 @@ import { dirname, join } from "node:path";
 import koffi, { type LibraryHandle } from "koffi";
 import type { InferenceSession, Tensor, TensorConstructor } from "onnxruntime-common";
 import { decodeInterface, type DecodedValue } from "#common/graph/decoding.js";
-import type { OrtSession, Tensors } from "./runtime.js";
+import { metadataOf, type OrtSession, type Tensors } from "./runtime.js";
 
 /**
  * ONNX Runtime's C API (onnxruntime_c_api.h), called on the very library that onnxruntime-node ships. That package's own
@@ -188,11 +188,6 @@ function cStrings(names: readonly string[]): { pointers: Slot; bytes: readonly U
   const bytes = names.map((name) => new Uint8Array(new TextEncoder().encode(`${name}\0`)));
   return { pointers: BigUint64Array.from(bytes, addressOf), bytes };
 }
-
-const metadataOf = ({ name, type, shape }: DecodedValue): InferenceSession.ValueMetadata => ({
-  ...{ name, isTensor: true, type },
-  shape: shape.map((size) => (Number.isNaN(size) ? "any" : size)),
-});
 
 type Interface = ReturnType<typeof decodeInterface>;
 

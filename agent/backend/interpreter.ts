@@ -3,7 +3,7 @@ import { type DecodedGraph, type DecodedValue, decodeModel } from "#common/graph
 import { interpret } from "#common/graph/interpreter/interpreter.js";
 import type { Tensor as Value } from "#common/graph/interpreter/tensor.js";
 import type { Backend } from "./backend.js";
-import { copyOutputs, type OrtSession, type Tensors } from "./runtime.js";
+import { metadataOf, copyOutputs, type OrtSession, type Tensors } from "./runtime.js";
 import { backendOf } from "./sessions.js";
 
 export interface InterpreterOptions {
@@ -23,11 +23,6 @@ function tensorOf({ type, shape, data }: Value): Tensor {
   if (type === "int64") return new Tensor(type, BigInt64Array.from(data, BigInt), shape);
   return new Tensor(type, Uint8Array.from(data), shape);
 }
-
-const metadataOf = ({ name, type, shape }: DecodedValue): InferenceSession.ValueMetadata => ({
-  ...{ name, isTensor: true, type },
-  shape: shape.map((size) => (Number.isNaN(size) ? "any" : size)),
-});
 
 /** A graph that is run by the interpreter, with the face of a runtime's session. */
 class InterpretedSession implements OrtSession {

@@ -8,9 +8,8 @@ import {
   FrozenFeeds,
   piecesOf,
   type Piece,
-  type Slot,
-  SLOTS,
-  total,
+  shapedAs,
+  TrainedVectors,
   views,
 } from "./buffers.js";
 import type { OrtRuntime, OrtSession, Tensors } from "./runtime.js";
@@ -61,8 +60,7 @@ class LaneTrainSession implements TrainSession {
   readonly #runtime: OrtRuntime;
   readonly #gradient: OrtSession;
   readonly #pieces: readonly Piece[];
-  readonly #slots: readonly Slot[];
-  readonly #state: TrainState;
+  readonly #vectors: TrainedVectors;
   readonly #weights: Tensors;
   readonly #lanes: readonly Lane[];
   readonly #shares: readonly Share[];
@@ -73,28 +71,26 @@ class LaneTrainSession implements TrainSession {
   #terms: { sum: Tensors; update: Tensors }[];
   #mu: Tensors = {};
 
-  constructor(runtime: OrtRuntime, gradient: OrtSession, opened: readonly OpenedShare[], clipNorm: number) {
+  constructor(
+    runtime: OrtRuntime,
+    gradient: OrtSession,
+    opened: readonly OpenedShare[],
+    { lanes, clipNorm }: LaneGraphs,
+  ) {
     this.#runtime = runtime;
     this.#gradient = gradient;
     this.#clipNorm = clipNorm;
     this.#frozen = new FrozenFeeds(runtime, gradient);
     this.#pieces = piecesOf(gradient, "weights");
-    this.#slots = SLOTS.filter((slot) => opened[0]?.update.inputNames.includes(`${slot}.0`));
-    const buffer = (kept: boolean): Float32Array => new Float32Array(kept ? total(this.#pieces) : 0);
-    this.#state = {
-      weights: buffer(true),
-      m: buffer(this.#slots.includes("m")),
-      v: buffer(this.#slots.includes("v")),
-    };
-    this.#weights = views(runtime, "weights", this.#pieces, this.#state.weights);
-    const count = opened[0]?.sum.inputNames.filter((name) => /^lane_\d+\.0$/.test(name)).length ?? 1;
-    this.#lanes = Array.from({ length: count }, () => this.#makeLane());
+    this.#vectors = new TrainedVectors(opened[0]?.update ?? gradient, this.#pieces);
+    this.#weights = views(runtime, "weights", this.#pieces, this.#vectors.buffers.weights);
+    this.#lanes = Array.from({ length: lanes }, () => this.#makeLane());
     this.#shares = opened.map((share) => this.#makeShare(share));
     this.#terms = this.#shares.map(() => ({ sum: {}, update: {} }));
   }
 
   get parameters(): number {
-    return total(this.#pieces);
+    return this.#vectors.parameters;
   }
 
   get frozenParameters(): number {
@@ -106,8 +102,8 @@ class LaneTrainSession implements TrainSession {
   }
 
   #makeLane(): Lane {
-    const [lossSum, gradient] = [new Float32Array(1), new Float32Array(total(this.#pieces))];
-    const shaped = this.#pieces.map((piece, i) => ({ ...piece, dims: dimensions(this.#gradient, `gradient.${i}`) }));
+    const [lossSum, gradient] = [new Float32Array(1), new Float32Array(this.parameters)];
+    const shaped = shapedAs(this.#gradient, "gradient", this.#pieces);
     const outputs = { loss_sum: this.#scalar(lossSum), ...views(this.#runtime, "gradient", shaped, gradient) };
     return { batch: new BatchFeeds(this.#runtime, this.#gradient), lossSum, gradient, outputs };
   }
@@ -127,8 +123,8 @@ class LaneTrainSession implements TrainSession {
     const part = (session: OrtSession, name: string, flat: Float32Array): Tensors =>
       this.#part(session, name, share, flat);
     const lanes = this.#lanes.map(({ gradient }, lane) => part(sum, `lane_${lane}`, gradient));
-    const pulled = sum.inputNames.includes("weights.0") ? part(sum, "weights", this.#state.weights) : {};
-    const kept = ["weights", ...this.#slots] as const;
+    const pulled = sum.inputNames.includes("weights.0") ? part(sum, "weights", this.#vectors.buffers.weights) : {};
+    const { kept, buffers } = this.#vectors;
     const squareSum = new Float32Array(1);
     return {
       ...{ sum, update, squareSum },
@@ -137,12 +133,9 @@ class LaneTrainSession implements TrainSession {
       sumOutputs: { ...part(sum, "total", first.gradient), square_sum: this.#scalar(squareSum) },
       updateFeeds: Object.assign(
         part(update, "total", first.gradient),
-        ...kept.map((name) => part(update, name, this.#state[name])),
+        ...kept.map((name) => part(update, name, buffers[name])),
       ) as Tensors,
-      updateOutputs: Object.assign(
-        {},
-        ...kept.map((name) => part(update, `${name}_out`, this.#state[name])),
-      ) as Tensors,
+      updateOutputs: Object.assign({}, ...kept.map((name) => part(update, `${name}_out`, buffers[name]))) as Tensors,
       term: (name, flat) => {
         const session = name === "anchor" ? sum : update;
         const values = session.inputNames.includes(`${name}.0`) ? this.parameters : 0;
@@ -155,13 +148,7 @@ class LaneTrainSession implements TrainSession {
   }
 
   load(state: TrainState): void {
-    const kept = ["weights", ...this.#slots] as const;
-    for (const key of kept) {
-      if (state[key].length !== this.parameters) {
-        throw new RangeError(`the graph has ${this.parameters} parameters, ${key} has ${state[key].length}`);
-      }
-    }
-    for (const key of kept) this.#state[key].set(state[key]);
+    this.#vectors.load(state);
   }
 
   loadFrozen(values: Float32Array | FrozenTensors): void {
@@ -212,8 +199,7 @@ class LaneTrainSession implements TrainSession {
   }
 
   state(): TrainState {
-    const { weights, m, v } = this.#state;
-    return { weights: weights.slice(), m: m.slice(), v: v.slice() };
+    return this.#vectors.copy();
   }
 
   async dispose(): Promise<void> {
@@ -245,7 +231,7 @@ export async function openLanes(runtime: OrtRuntime, graphs: LaneGraphs): Promis
     for (const share of graphs.shares) {
       opened.push({ share, sum: await keep(share.sum), update: await keep(share.update) });
     }
-    return new LaneTrainSession(runtime, gradient, opened, graphs.clipNorm);
+    return new LaneTrainSession(runtime, gradient, opened, graphs);
   } catch (error) {
     for (const session of open) await session.release();
     throw error;

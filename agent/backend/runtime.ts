@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor, TensorConstructor } from "onnxruntime-common";
+import type { DecodedValue } from "#common/graph/decoding.js";
 
 export type Tensors = Record<string, Tensor>;
 type Results = InferenceSession.ReturnType;
@@ -26,6 +27,12 @@ export interface OrtRuntime {
   /** A clock for measurements, in milliseconds from anywhere. */
   nowMs(): number;
 }
+
+/** A declared input or output as the runtimes describe it. */
+export const metadataOf = ({ name, type, shape }: DecodedValue): InferenceSession.ValueMetadata => ({
+  ...{ name, isTensor: true, type },
+  shape: shape.map((size) => (Number.isNaN(size) ? "any" : size)),
+});
 
 /** The data of a float32 output. @throws TypeError if there is none of that name */
 export function floats(results: Results, name: string): Float32Array {

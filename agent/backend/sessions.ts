@@ -21,10 +21,8 @@ import {
   type Piece,
   piecesOf,
   product,
-  type Slot,
-  SLOTS,
   StateBuffers,
-  total,
+  TrainedVectors,
   views,
 } from "./buffers.js";
 import { openLanes } from "./lanes.js";
@@ -72,7 +70,7 @@ class OrtGraph implements GraphSession {
 
 class OrtTrainSession extends OrtGraph implements TrainSession {
   readonly #batch: BatchFeeds;
-  readonly #slots: readonly Slot[];
+  readonly #vectors: TrainedVectors;
   readonly #lr = new Float32Array(1);
   readonly #step = new Float32Array(1);
   readonly #loss = new Float32Array(1);
@@ -83,22 +81,16 @@ class OrtTrainSession extends OrtGraph implements TrainSession {
   constructor(runtime: OrtRuntime, session: OrtSession) {
     super(runtime, session);
     this.#batch = new BatchFeeds(runtime, session);
-    this.#slots = SLOTS.filter((slot) => session.inputNames.includes(`${slot}.0`));
-    this.#buffers = new StateBuffers(runtime, session, this.pieces, this.#slots);
+    this.#vectors = new TrainedVectors(session, this.pieces);
+    this.#buffers = new StateBuffers(runtime, session, this.pieces, this.#vectors);
   }
 
   get parameters(): number {
-    return total(this.pieces);
+    return this.#vectors.parameters;
   }
 
   load(state: TrainState): void {
-    const kept = ["weights", ...this.#slots] as const;
-    for (const key of kept) {
-      if (state[key].length !== this.parameters) {
-        throw new RangeError(`the graph has ${this.parameters} parameters, ${key} has ${state[key].length}`);
-      }
-    }
-    for (const key of kept) this.#buffers.state[key].set(state[key]);
+    this.#vectors.load(state);
   }
 
   setTerms({ anchor, mu, correction }: RoundTerms): void {
@@ -130,8 +122,7 @@ class OrtTrainSession extends OrtGraph implements TrainSession {
   }
 
   state(): TrainState {
-    const { weights, m, v } = this.#buffers.state;
-    return { weights: weights.slice(), m: m.slice(), v: v.slice() };
+    return this.#vectors.copy();
   }
 }
 

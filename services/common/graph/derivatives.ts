@@ -1,8 +1,24 @@
 import { elementwise, rowBlocks } from "./blocks.js";
 import { type GraphBuilder, type Node, sizeOf, type Value } from "./builder.js";
 import { dequantize, rotary } from "./kernels.js";
-import { add, addRows, dimension, div, full, gemm, matmul, mul, neg, reduceSum, reshape, sigmoid, sub } from "./ops.js";
-import { scaled, sumRows, transpose } from "./ops.js";
+import {
+  add,
+  addRows,
+  dimension,
+  div,
+  full,
+  gemm,
+  matmul,
+  mul,
+  neg,
+  reduceSum,
+  reshape,
+  sigmoid,
+  sub,
+  scaled,
+  sumRows,
+  transpose,
+} from "./ops.js";
 
 /** The whole gradient of an input, what other readers of it have added so far included. */
 export interface Total {

@@ -9,6 +9,7 @@ import { inputBatch, learn } from "./learning.js";
 import { add, mul, squareSum, sub, sum } from "./ops.js";
 import { optimizerOf } from "./optimizers/table.js";
 import { buildTrainGraph, emitUpdates, STEP_METADATA, type TrainGraphOptions } from "./train.js";
+import { inputPieces } from "./parameters.js";
 import { bindVariant, variantLayout } from "./variant.js";
 
 /**
@@ -73,14 +74,11 @@ export function laneModel(config: ModelConfig, options: TrainGraphOptions, lanes
   return g.model();
 }
 
-const declare = (g: GraphBuilder, name: string, pieces: readonly Piece[]): Value[] =>
-  pieces.map(({ shape }, i) => g.input(`${name}.${i}`, "float32", shape));
-
 function buildSum(pieces: readonly Piece[], lanes: number, proximal: boolean): Uint8Array {
   const g = new GraphBuilder();
-  const parts = Array.from({ length: lanes }, (_, lane) => declare(g, `lane_${lane}`, pieces));
+  const parts = Array.from({ length: lanes }, (_, lane) => inputPieces(g, { pieces }, `lane_${lane}`));
   // FedProx, as in the training graph.
-  const pulls = proximal ? [declare(g, "weights", pieces), declare(g, "anchor", pieces)] : [];
+  const pulls = proximal ? [inputPieces(g, { pieces }, "weights"), inputPieces(g, { pieces }, "anchor")] : [];
   const mu = proximal ? g.input("mu", "float32", []) : undefined;
   const squares = pieces.map((_, i) => {
     const inputs = [...parts, ...pulls].map((values) => values[i] as Value);
@@ -101,9 +99,9 @@ function buildSum(pieces: readonly Piece[], lanes: number, proximal: boolean): U
 function buildUpdate(pieces: readonly Piece[], options: TrainGraphOptions): Uint8Array {
   const g = new GraphBuilder();
   const optimizer = optimizerOf(options);
-  const [gradients, weights] = [declare(g, "total", pieces), declare(g, "weights", pieces)];
-  const slots = optimizer.slots.map((slot) => declare(g, slot, pieces));
-  const corrections = options.corrected === true ? declare(g, "correction", pieces) : undefined;
+  const [gradients, weights] = [inputPieces(g, { pieces }, "total"), inputPieces(g, { pieces }, "weights")];
+  const slots = optimizer.slots.map((slot) => inputPieces(g, { pieces }, slot));
+  const corrections = options.corrected === true ? inputPieces(g, { pieces }, "correction") : undefined;
   const [lr, step, scale] = ["lr", "step", "scale"].map((name) => g.input(name, "float32", [])) as [
     Value,
     Value,

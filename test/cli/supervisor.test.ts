@@ -1,5 +1,5 @@
-import { spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -213,6 +213,50 @@ test("the supervisor starts in order, restarts what dies and drains in reverse",
   await supervisor.stop();
   t.is(readFileSync(file, "utf8"), "a up\nb up\nb up\nb down\na down\n");
   t.deepEqual(supervisor.pids(), {});
+});
+
+test("a full disk under the state is told once, and what dies is still restarted", async (t) => {
+  const directory = scratch(t);
+  const unit = listener("a", await drawPort(), join(directory, "order"));
+  const said: string[] = [];
+  const noted: string[][] = [];
+  let isFull = false;
+  const supervisor = new Supervisor([[unit]], directory, {
+    say: (line) => said.push(line),
+    processes: (records) => {
+      if (isFull) throw Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" });
+      noted.push(records.map(({ name }) => name));
+    },
+  });
+  await supervisor.start();
+  const before = supervisor.pids()["a"];
+  isFull = true;
+  process.kill(before ?? 0, "SIGKILL");
+  while (supervisor.pids()["a"] === before || supervisor.pids()["a"] === undefined)
+    await new Promise((r) => setTimeout(r, 20));
+  t.true(await waitReady(unit.health, 5000, new AbortController().signal));
+  t.is(said.filter((line) => line.includes("no space left on device")).length, 1);
+  isFull = false;
+  const count = noted.length;
+  while (noted.length === count) await new Promise((r) => setTimeout(r, 20));
+  t.deepEqual(noted.at(-1), ["a"]);
+  t.is(said.at(-1), "the processes are noted again");
+  await supervisor.stop();
+  t.deepEqual(noted.at(-1), []);
+});
+
+const mayMount = process.getuid?.() === 0 && process.platform === "linux";
+
+(mayMount ? test : test.skip)("a state that does not fit on the disk leaves the one before, whole", (t) => {
+  const directory = scratch(t);
+  execFileSync("mount", ["-t", "tmpfs", "-o", "size=64k", "tmpfs", directory]);
+  t.teardown(() => execFileSync("umount", [directory]));
+  const state = { version: 1 as const, ports: { nats: 4000 }, processes: [] };
+  writeState(directory, state);
+  const names = Array.from({ length: 4000 }, (_, i) => [`port-${i}`, 5000] as const);
+  t.throws(() => writeState(directory, { ...state, ports: Object.fromEntries(names) }), { code: "ENOSPC" });
+  t.deepEqual(readState(directory), state);
+  t.deepEqual(readdirSync(directory), ["state.json"]);
 });
 
 test("a unit that never becomes ready can be given up on", async (t) => {

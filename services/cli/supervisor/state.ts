@@ -1,4 +1,4 @@
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
 
@@ -13,17 +13,23 @@ export type UpState = z.infer<typeof schema>;
 
 const FILE = "state.json";
 
-/** Writes a file so that a reader sees the old or the new content, never a part. */
+/** Writes a file so that a reader sees the old or the new content, never a part. A failure leaves the old one alone. */
 export function writeAtomically(path: string, text: string, mode = 0o644): void {
   const temporary = `${path}.${process.pid}.new`;
-  const file = openSync(temporary, "w", mode);
   try {
-    writeSync(file, text);
-    fsyncSync(file);
-  } finally {
-    closeSync(file);
+    const file = openSync(temporary, "w", mode);
+    try {
+      // Not writeSync, which may write a part of the text to a disk that is nearly full and say nothing.
+      writeFileSync(file, text);
+      fsyncSync(file);
+    } finally {
+      closeSync(file);
+    }
+    renameSync(temporary, path);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw error;
   }
-  renameSync(temporary, path);
 }
 
 /** The remembered state; an empty one if there is none, or if the file was damaged. */

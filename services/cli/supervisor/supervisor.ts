@@ -2,6 +2,7 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { closeSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { messageOf } from "#common/adapters/coded-error.js";
 import { track } from "../children.js";
 import { CliError, EXIT } from "../exit.js";
 import { afterExit, type ProcessRecord } from "./decision.js";
@@ -13,7 +14,10 @@ import type { Unit } from "./units.js";
 export interface SupervisorEvents {
   /** A line for people. */
   say(line: string): void;
-  /** The processes that now live, in the order of the units; called before anything else happens. */
+  /**
+   * The processes that now live, in the order of the units; called before anything else happens. A throw, as of a full
+   * disk, is told, and the call is made again until it succeeds.
+   */
   processes(records: readonly ProcessRecord[]): void;
 }
 
@@ -21,6 +25,8 @@ export interface SupervisorEvents {
 const READY_MS = 60_000;
 /** Time a unit is given to drain before it is killed. */
 const DRAIN_MS = 10_000;
+/** Time after which the processes are noted again if it failed. */
+const NOTE_AGAIN_MS = 2_000;
 
 /** Lines of a log that are shown with a failure, since a demo's log goes with its folder. */
 const SHOWN_LINES = 8;
@@ -41,6 +47,7 @@ interface Running {
 export class Supervisor {
   readonly #stages: Running[][];
   readonly #stopping = new AbortController();
+  #noteAgain: NodeJS.Timeout | undefined;
 
   constructor(
     stages: readonly (readonly Unit[])[],
@@ -85,13 +92,14 @@ export class Supervisor {
   async stop(): Promise<void> {
     this.interrupt();
     for (const stage of [...this.#stages].reverse()) await Promise.all(stage.map((running) => this.#end(running)));
+    clearTimeout(this.#noteAgain);
   }
 
   async #end(running: Running): Promise<void> {
     if (running.record === undefined) return;
     await endProcess(running.record, DRAIN_MS);
     running.record = undefined;
-    this.events.processes(this.#records());
+    this.#note();
   }
 
   #isStopping(): boolean {
@@ -102,23 +110,51 @@ export class Supervisor {
     return this.#stages.flat().flatMap(({ record }) => (record === undefined ? [] : [record]));
   }
 
+  /** Notes the processes. What is supervised goes on when it cannot be written down, and it is said once. */
+  #note(): void {
+    const failedBefore = this.#noteAgain !== undefined;
+    clearTimeout(this.#noteAgain);
+    this.#noteAgain = undefined;
+    try {
+      this.events.processes(this.#records());
+      if (failedBefore) this.events.say("the processes are noted again");
+    } catch (error) {
+      if (!failedBefore) {
+        const why = `the processes cannot be noted (${messageOf(error)}): free space on the disk`;
+        this.events.say(`${why}; everything goes on, but a new "up" would not find what a killed one leaves`);
+      }
+      this.#noteAgain = setTimeout(() => this.#note(), NOTE_AGAIN_MS);
+    }
+  }
+
+  /** Where a unit's output goes; nowhere if its log cannot be opened: a full disk must not keep it from running. */
+  #openLog(unit: Unit): number | undefined {
+    try {
+      return openSync(join(this.logsDir, `${unit.name}.log`), "a");
+    } catch (error) {
+      this.events.say(`${unit.name} runs without a log (${messageOf(error)})`);
+      return undefined;
+    }
+  }
+
   #spawn(running: Running): void {
     const { unit } = running;
-    const log = openSync(join(this.logsDir, `${unit.name}.log`), "a");
+    const log = this.#openLog(unit);
+    const output = log ?? "ignore";
     // Its own process group: Ctrl-C in the terminal reaches `up` alone, which then drains in order.
     const child = spawn(unit.command, [...unit.args], {
       env: { ...process.env, ...unit.env },
-      stdio: ["ignore", log, log],
+      stdio: ["ignore", output, output],
       detached: true,
     });
-    closeSync(log);
+    if (log !== undefined) closeSync(log);
     track(child);
     running.child = child;
     running.startedAtMs = Date.now();
     const startTime = child.pid === undefined ? undefined : startTimeOf(child.pid);
     running.record =
       child.pid === undefined || startTime === undefined ? undefined : { name: unit.name, pid: child.pid, startTime };
-    this.events.processes(this.#records());
+    this.#note();
     child.once("error", (error) => this.events.say(`${unit.name} cannot be started: ${error.message}`));
     child.once("close", (code, signal) => void this.#restart(running, code, signal));
   }

@@ -1,9 +1,9 @@
 import type { Round, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
-import { accept, screen, type AcceptContext, type Commit } from "./accept.js";
+import { accept, screen, type AcceptContext, type Commit } from "#common/domain/accept.js";
 import { codecOf, taskOf } from "./fold-round.js";
-import { readPayload } from "./payload.js";
+import { readPayload } from "#common/runtime/payload.js";
 import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
 
 /** What judging reads and writes. */

@@ -7,7 +7,7 @@ import { openDigest } from "#common/tensor/digest.js";
 import type { UpdateSource } from "./combine.js";
 import { AggregationError } from "./failure.js";
 import { weightOf } from "./fold.js";
-import { READ_AHEAD, readPayload, readPiece } from "./payload.js";
+import { READ_AHEAD, readPayload, readPiece } from "#common/runtime/payload.js";
 
 const corrupt = (manifest: UpdateManifest): AggregationError =>
   new AggregationError("LOG_CORRUPT", `the accepted update of ${manifest.device} is not what it was`);

@@ -11,7 +11,7 @@ import {
   type Commit,
   type PayloadFacts,
   type RefusalReason,
-} from "#services/aggregator/accept.js";
+} from "#common/domain/accept.js";
 import { acceptedDevices, emptyTally, KEPT_REFUSALS, withVerdict } from "#services/aggregator/tally.js";
 
 const PARAMETERS = 600_000;

@@ -1,6 +1,6 @@
 import { UpdateManifest, type Assignment, type Verdict } from "#proto/shoal/v1/round.js";
-import { chunkCount, updateBytes } from "#common/tensor/chunk.js";
-import type { Codec } from "#common/tensor/codec.js";
+import { chunkCount, updateBytes } from "../tensor/chunk.js";
+import type { Codec } from "../tensor/codec.js";
 
 /** Why a commit does not count. */
 export type RefusalReason =

@@ -1,10 +1,10 @@
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
-import type { UpdateLog } from "#common/ports/update-log.js";
-import { chunkRange } from "#common/tensor/chunk.js";
-import type { Codec } from "#common/tensor/codec.js";
-import { openDigest } from "#common/tensor/digest.js";
-import { sumOfSquares } from "#common/tensor/flat.js";
-import type { PayloadFacts, Refusal } from "./accept.js";
+import type { UpdateLog } from "../ports/update-log.js";
+import { chunkRange } from "../tensor/chunk.js";
+import type { Codec } from "../tensor/codec.js";
+import { openDigest } from "../tensor/digest.js";
+import { sumOfSquares } from "../tensor/flat.js";
+import type { PayloadFacts, Refusal } from "../domain/accept.js";
 
 /** Chunks under way at once: hides the log's latency and bounds memory to a few pieces. */
 export const READ_AHEAD = 4;

@@ -1,7 +1,7 @@
 import { CodedError, codeOf } from "#common/adapters/coded-error.js";
 import type { Log } from "#common/ports/log.js";
 import type { UpdateUplink } from "#common/ports/update-log.js";
-import { sha256Digest } from "#common/tensor/digest.js";
+import { openDigest } from "#common/tensor/digest.js";
 import { writeAtomically, type Disk } from "../disk.js";
 import { isOtherLife } from "../round-key.js";
 import { CommittedRounds } from "./committed.js";
@@ -11,15 +11,19 @@ import {
   encodeAck,
   encodeCommitSent,
   encodeEntry,
+  type Acks,
   type SpoolEntry,
   type UpdateDraft,
 } from "./draft.js";
 import { decodeInnerState, encodeInnerState, type InnerState } from "./inner-state.js";
+import { sendWindowed } from "./window.js";
 
 const ENTRY = "entry.json";
 const PAYLOAD = "payload";
 const INNER = "inner";
 const ACKS = "acks";
+/** Bytes read at a time when a payload is verified. */
+const VERIFY_BYTES = 4 * 1024 * 1024;
 
 export interface OutboxOptions {
   readonly disk: Disk;
@@ -31,6 +35,8 @@ export interface OutboxOptions {
 /** How an upload tells what it does. `commitSending` may be answered by an abort of the signal. */
 export interface UploadHooks {
   readonly signal: AbortSignal;
+  /** Milliseconds that never go backwards. */
+  readonly monotonicMs: () => number;
   chunkSent(bytes: number): void;
   commitSending(): void;
 }
@@ -120,6 +126,7 @@ export class Outbox {
       await this.#disk.makeFolder(temporary);
       await this.#writeFile(temporary, PAYLOAD, draft.chunks);
       if (inner !== undefined) await this.#writeFile(temporary, INNER, encodeInnerState(inner));
+      await this.#disk.write(`${temporary}/${ACKS}`, []);
       await this.#writeFile(temporary, ENTRY, [encodeEntry(entry)]);
       await this.#disk.sync(temporary);
       await this.discard(round);
@@ -144,35 +151,42 @@ export class Outbox {
   async upload(round: string, uplink: UpdateUplink, nowMs: () => number, hooks: UploadHooks): Promise<boolean> {
     const entry = await this.#loadEntry(round);
     const acksPath = `${this.#entry(round)}/${ACKS}`;
-    const acks = decodeAcks(await this.#disk.read(acksPath));
-    // Rewritten whole: half a line of a crash must not become part of the next one.
-    const lines = acks.chunkSeqs.map(encodeAck);
-    if (acks.commitSent) lines.push(encodeCommitSent());
-    await writeAtomically(this.#disk, this.#entry(round), ACKS, lines);
-    const chunkSeqs = [...acks.chunkSeqs];
-    let offset = 0;
-    for (const [i, size] of entry.chunkBytes.entries()) {
-      if (i >= chunkSeqs.length) {
-        if (hooks.signal.aborted) return false;
-        const bytes = await this.#disk.readRange(`${this.#entry(round)}/${PAYLOAD}`, offset, size);
-        const { seq } = await uplink.appendChunk(entry.manifest.round, `${entry.nonce}-${i}`, bytes);
-        await this.#disk.append(acksPath, encodeAck(seq));
-        await this.#disk.sync(acksPath);
-        chunkSeqs.push(seq);
-        hooks.chunkSent(size);
-      }
-      offset += size;
-    }
-    hooks.commitSending();
-    if (hooks.signal.aborted) return false;
-    if (!acks.commitSent) {
-      await this.#disk.append(acksPath, encodeCommitSent());
+    const { chunkSeqs: known, commitSent } = await this.#openAcks(round);
+    const offsets = offsetsOf(entry.chunkBytes);
+    const send = async (i: number): Promise<number> => {
+      const size = entry.chunkBytes[i] ?? 0;
+      const bytes = await this.#disk.readRange(`${this.#entry(round)}/${PAYLOAD}`, offsets[i] ?? 0, size);
+      const { seq } = await uplink.appendChunk(entry.manifest.round, `${entry.nonce}-${i}`, bytes);
+      if (!hooks.signal.aborted) hooks.chunkSent(size);
+      return seq;
+    };
+    const note = async (seqs: readonly number[], more: readonly Uint8Array[] = []): Promise<void> => {
+      await this.#disk.append(acksPath, Buffer.concat([...seqs.map(encodeAck), ...more]));
       await this.#disk.sync(acksPath);
-    }
+    };
+    const { signal, monotonicMs } = hooks;
+    const sent = await sendWindowed({ known, count: entry.chunkBytes.length, send, note, signal, monotonicMs });
+    if (sent === undefined) return false;
+    hooks.commitSending();
+    if (signal.aborted) return false;
+    const { seqs: chunkSeqs, noted } = sent;
+    if (!commitSent) await note(chunkSeqs.slice(noted), [encodeCommitSent()]);
     await uplink.appendCommit(entry.manifest.round, `${entry.nonce}-commit`, { ...entry.manifest, chunkSeqs });
     await this.#committed.add(round, entry.job, nowMs());
     await this.#finish(round, entry.job);
     return true;
+  }
+
+  /** The acknowledgements so far, in a file to which more can be added. */
+  async #openAcks(round: string): Promise<Acks> {
+    const bytes = await this.#disk.read(`${this.#entry(round)}/${ACKS}`);
+    const acks = decodeAcks(bytes);
+    const lines = acks.chunkSeqs.map(encodeAck);
+    if (acks.commitSent) lines.push(encodeCommitSent());
+    // Rewritten whole if need be: half a line of a crash must not become part of the next one.
+    if (bytes === undefined || Buffer.compare(bytes, Buffer.concat(lines)) !== 0)
+      await writeAtomically(this.#disk, this.#entry(round), ACKS, lines);
+    return acks;
   }
 
   /** Drops an update that nobody wants. */
@@ -235,11 +249,16 @@ export class Outbox {
   }
 
   async #payloadProblem(path: string, entry: SpoolEntry): Promise<string | undefined> {
-    const payload = await this.#disk.read(`${path}/${PAYLOAD}`);
-    if (payload === undefined) return "its payload is missing";
+    const stat = await this.#disk.stat(`${path}/${PAYLOAD}`);
+    if (stat === undefined) return "its payload is missing";
+    const { sizeBytes } = stat;
     const expected = entry.chunkBytes.reduce((sum, size) => sum + size, 0);
-    if (payload.length !== expected) return `its payload has ${payload.length} bytes of ${expected}`;
-    return sha256Digest(payload) === entry.manifest.digest ? undefined : "its payload does not match its digest";
+    if (sizeBytes !== expected) return `its payload has ${sizeBytes} bytes of ${expected}`;
+    // In parts: a device may not have the memory for all of it.
+    const digest = openDigest();
+    for (let offset = 0; offset < sizeBytes; offset += VERIFY_BYTES)
+      digest.add(await this.#disk.readRange(`${path}/${PAYLOAD}`, offset, VERIFY_BYTES));
+    return digest.finish() === entry.manifest.digest ? undefined : "its payload does not match its digest";
   }
 
   async #corrupt(round: string, problem: string): Promise<never> {
@@ -257,6 +276,12 @@ export class Outbox {
     await this.#disk.remove(`${this.#folder}/damaged/${name}`);
     await this.#disk.rename(path, `${this.#folder}/damaged/${name}`);
   }
+}
+
+/** Where each chunk begins in the payload. */
+function offsetsOf(chunkBytes: readonly number[]): number[] {
+  let offset = 0;
+  return chunkBytes.map((size) => (offset += size) - size);
 }
 
 /** A full disk gets a reason and a remedy; anything else passes through. */

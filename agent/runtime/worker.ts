@@ -215,6 +215,7 @@ export class Worker {
     let bytesUp = 0;
     const committed = await outbox.upload(round, plane.uplink, () => clock.nowMs(), {
       signal,
+      monotonicMs: () => clock.monotonicMs(),
       chunkSent: (bytes) => {
         bytesUp += bytes;
         emit({ type: "uploadProgress", work });

@@ -19,6 +19,7 @@ const openOutbox = (disk: CrashDisk, log = new MemoryLog()): Promise<Outbox> =>
 
 const hooks = (signal = new AbortController().signal) => ({
   signal,
+  monotonicMs: () => 0,
   chunkSent: () => undefined,
   commitSending: () => undefined,
 });
@@ -96,6 +97,35 @@ test("any sequence of crashes, also during recovery, ends in one commit", async 
     }),
     { numRuns: 200 },
   );
+});
+
+test("days off-line: the log has forgotten the ids, chunks and commits that come twice say the same", async (t) => {
+  for (let at = 0; ; at++) {
+    const disk = await seededDisk();
+    const log = new MemoryUpdateLog();
+    // Other ids are what the log takes for new messages, as after its duplicate window.
+    const forgetful = (life: number): UpdateUplink => {
+      const uplink = log.uplink("device");
+      return {
+        appendChunk: (round, id, bytes) => uplink.appendChunk(round, `${id}/${life}`, bytes),
+        appendCommit: (round, id, manifest) => uplink.appendCommit(round, `${id}/${life}`, manifest),
+      };
+    };
+    disk.operationsLeft = at;
+    const isDone = await workOnRound(disk, forgetful(0), 0).then(
+      () => disk.operationsLeft > 0,
+      () => false,
+    );
+    if (isDone) break;
+    disk.crash("lose");
+    await workOnRound(disk, forgetful(1), 0);
+    const commits = await log.commits(ROUND);
+    t.true(commits.length === 1 || commits.length === 2, `${commits.length} commits`);
+    for (const { manifest } of commits) {
+      const chunks = await Promise.all((manifest?.chunkSeqs ?? []).map((seq) => log.readChunk(seq)));
+      t.is(sha256Digest(...chunks.map((chunk) => chunk?.bytes ?? new Uint8Array(0))), manifest?.digest ?? "");
+    }
+  }
 });
 
 test("until the commit is acknowledged the job keeps its old state", async (t) => {

@@ -4,6 +4,8 @@ import { closeSync, openSync, readFileSync, readSync, statSync } from "node:fs";
 import { type FileHandle, mkdir, open, rename, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
 import {
+  ADAPTER_CONFIG,
+  ADAPTER_WEIGHTS,
   COMPANIONS,
   CONFIG,
   INDEX,
@@ -12,7 +14,7 @@ import {
   TOKENIZER,
   WEIGHTS,
 } from "#common/domain/model-files.js";
-import type { FilePiece, ImportRequest, ImportResponse } from "#proto/shoal/v1/model_service.js";
+import type { FilePiece, ImportHeader, ImportRequest, ImportResponse } from "#proto/shoal/v1/model_service.js";
 import { streamed, type Clients } from "./calls.js";
 import { CliError, EXIT } from "./exit.js";
 
@@ -144,9 +146,16 @@ function shardsOf(index: string): string[] {
   }
 }
 
+const hasFile = (directory: string, name: string): boolean =>
+  statSync(join(directory, name), { throwIfNoEntry: false })?.isFile() ?? false;
+
+/** Whether the folder holds an adapter, as the peft library writes it, and no model. */
+export const isAdapterFolder = (directory: string): boolean =>
+  hasFile(directory, ADAPTER_CONFIG) && !hasFile(directory, CONFIG);
+
 /** Files of a Hugging Face folder in the order in which they are sent: small ones first, then the weights. */
 export function modelFiles(directory: string): string[] {
-  const has = (name: string): boolean => statSync(join(directory, name), { throwIfNoEntry: false })?.isFile() ?? false;
+  const has = (name: string): boolean => hasFile(directory, name);
   const small = [TOKENIZER, SHOAL_TOKENIZER, ...COMPANIONS].filter(has);
   const sharded = has(INDEX) && !has(WEIGHTS);
   return [CONFIG, ...small, ...(sharded ? [INDEX, ...shardsOf(join(directory, INDEX))] : [WEIGHTS])];
@@ -177,15 +186,14 @@ function* piecesOf(directory: string, fileName: string): Generator<FilePiece, vo
   }
 }
 
-/** Streams a Hugging Face folder in. */
+/** Streams a Hugging Face folder in; an adapter's two files if the header names a base. */
 export async function importModel(
   { models }: Clients,
-  name: string,
+  header: ImportHeader,
   directory: string,
-  tokenizerKind: string,
   onProgress: OnProgress = () => undefined,
 ): Promise<ImportResponse> {
-  const files = modelFiles(directory);
+  const files = header.base === "" ? modelFiles(directory) : [ADAPTER_CONFIG, ADAPTER_WEIGHTS];
   const totalBytes = files.reduce((sum, file) => sum + sizeOf(directory, file), 0);
   let settle: (error: Error | null, response: ImportResponse) => void = () => undefined;
   const answer = new Promise<ImportResponse>((resolve, reject) => {
@@ -198,7 +206,7 @@ export async function importModel(
   };
   let doneBytes = 0;
   try {
-    await send({ $case: "header", value: { name, tokenizerKind } });
+    await send({ $case: "header", value: header });
     for (const file of files) {
       for (const piece of piecesOf(directory, file)) {
         await send({ $case: "piece", value: piece });

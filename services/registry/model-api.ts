@@ -23,6 +23,7 @@ import type {
   ListModelsRequest,
   ListModelsResponse,
 } from "#proto/shoal/v1/model_service.js";
+import { modelOfAdapter } from "./adapter-import.js";
 import { encodeFolder } from "./folder-template.js";
 import { exportModel } from "./model-export.js";
 import { type ImportedModel, ImportReader } from "./model-import.js";
@@ -55,19 +56,36 @@ export class ModelApi {
       const violation = reader.accept(request);
       if (violation !== undefined) return invalid(violation);
       // Told before the weights are sent, not after.
-      if (!hadName && (await this.ports.store.get("Model", reader.name)) !== undefined) return nameTaken(reader.name);
+      if (hadName) continue;
+      if ((await this.ports.store.get("Model", reader.name)) !== undefined) return nameTaken(reader.name);
+      if (reader.base !== "" && (await this.ports.store.get("Model", reader.base)) === undefined) {
+        return noModel(reader.base);
+      }
     }
     return this.turns.take(() => this.finishImport(reader));
   }
 
   private async finishImport(reader: ImportReader): Promise<Answer<ImportResponse>> {
-    const verdict = reader.finish();
-    if (!verdict.ok) return invalid(...verdict.violations);
-    const model = await this.toModel(verdict.model);
-    const created = await this.ports.store.create("Model", model);
-    if (!created.ok) return nameTaken(verdict.model.name);
-    this.ports.log.info("a model was imported", { model: verdict.model.name, parameters: model.parameters });
+    const read = await (reader.base === "" ? this.readModel(reader) : this.readAdapter(reader));
+    if (!read.ok) return read;
+    const created = await this.ports.store.create("Model", read.value);
+    if (!created.ok) return nameTaken(reader.name);
+    this.ports.log.info("a model was imported", { model: reader.name, parameters: read.value.parameters });
     return answer({ model: created.resource });
+  }
+
+  private async readModel(reader: ImportReader): Promise<Answer<Model>> {
+    const verdict = reader.finish();
+    return verdict.ok ? answer(await this.toModel(verdict.model)) : invalid(...verdict.violations);
+  }
+
+  private async readAdapter(reader: ImportReader): Promise<Answer<Model>> {
+    const verdict = reader.finishAdapter();
+    if (!verdict.ok) return invalid(...verdict.violations);
+    const base = await this.ports.store.get("Model", reader.base);
+    return base === undefined
+      ? noModel(reader.base)
+      : modelOfAdapter(reader.name, base, verdict.files, this.ports.blobs);
   }
 
   private async toModel(imported: ImportedModel): Promise<Model> {

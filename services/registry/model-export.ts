@@ -10,6 +10,7 @@ import { viewFloats } from "#common/tensor/flat.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import type { ExportRequest, ExportResponse } from "#proto/shoal/v1/model_service.js";
+import { decodeAdapter } from "./adapter-template.js";
 import { decodeFolder } from "./folder-template.js";
 import { SHOAL_TOKENIZER, TOKENIZER } from "#common/domain/model-files.js";
 
@@ -44,7 +45,7 @@ export async function exportModel(
   }
   const weights = await readVector(blobs, model.weights);
   if (weights === undefined) return gone("weights", model);
-  if (form === "adapter") return adapterFiles(model, parsed.config, weights);
+  if (form === "adapter") return adapterFiles(model, parsed.config, weights, blobs);
   const whole = await wholeWeights(model, parsed.config, weights, blobs);
   if (whole === undefined) return gone("base", model);
   const files =
@@ -54,13 +55,14 @@ export async function exportModel(
   return files.ok ? answer(toPieces(files.value)) : files;
 }
 
-async function readVector(blobs: BlobStore, ref: BlobRef | undefined): Promise<Float32Array | undefined> {
+/** A flat fp32 vector; undefined if it is not stored. */
+export async function readVector(blobs: BlobStore, ref: BlobRef | undefined): Promise<Float32Array | undefined> {
   const bytes = await blobs.get(ref?.digest ?? "");
   return bytes && viewFloats(bytes);
 }
 
 /** All weights of a model, the trained part in its base; undefined if the base is gone. */
-async function wholeWeights(
+export async function wholeWeights(
   { base }: Model,
   config: ModelConfig,
   weights: Float32Array,
@@ -71,7 +73,12 @@ async function wholeWeights(
   return whole && mergeTrained(config, variantOf(base.training), whole, weights);
 }
 
-function adapterFiles(model: Model, config: ModelConfig, weights: Float32Array): Answer<Iterable<ExportResponse>> {
+async function adapterFiles(
+  model: Model,
+  config: ModelConfig,
+  weights: Float32Array,
+  blobs: BlobStore,
+): Promise<Answer<Iterable<ExportResponse>>> {
   const { lora, trained } = variantOf(model.base?.training);
   const name = nameOf(model);
   if (lora === undefined) {
@@ -80,6 +87,12 @@ function adapterFiles(model: Model, config: ModelConfig, weights: Float32Array):
   if (trained !== undefined) {
     const why = `the model "${name}" has trained tensors of its base beside its adapters`;
     return refuse("FAILED_PRECONDITION", `${why}: export it merged`);
+  }
+  if (model.base?.adapter !== undefined) {
+    const bytes = await blobs.get(model.base.adapter.digest);
+    const template = bytes && decodeAdapter(bytes);
+    if (template === undefined) return gone("imported form", model);
+    return answer(toPieces(new Map(Object.entries(exportAdapter(config, lora, weights, template)))));
   }
   const files = exportAdapter(config, lora, weights);
   const adapterConfig: unknown = JSON.parse(new TextDecoder().decode(files["adapter_config.json"]));

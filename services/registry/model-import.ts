@@ -1,9 +1,12 @@
 import { isResourceName, type Violation } from "#common/domain/resources.js";
 import { toHuggingFaceConfig } from "#common/graph/config.js";
+import type { AdapterFiles } from "#common/graph/adapter.js";
 import { importFolder } from "#common/graph/folder.js";
 import type { FilePiece, ImportHeader, ImportRequest } from "#proto/shoal/v1/model_service.js";
 import type { StoredFolder } from "./folder-template.js";
 import {
+  ADAPTER_CONFIG,
+  ADAPTER_WEIGHTS,
   CONFIG,
   INDEX,
   isCompanion,
@@ -34,6 +37,8 @@ export interface ImportedModel {
 }
 
 export type ImportVerdict = { ok: true; model: ImportedModel } | { ok: false; violations: Violation[] };
+
+export type AdapterVerdict = { ok: true; files: AdapterFiles } | { ok: false; violations: Violation[] };
 
 interface Incoming {
   readonly announced: number;
@@ -69,6 +74,11 @@ export class ImportReader {
     return this.header?.name ?? "";
   }
 
+  /** Name of the model to which what comes in is an adapter; empty for a whole model. */
+  get base(): string {
+    return this.header?.base ?? "";
+  }
+
   private acceptHeader(header: ImportHeader): Violation | undefined {
     if (this.header !== undefined) return violation("header", header.name, "came twice: send it once, first");
     if (!isResourceName(header.name)) {
@@ -77,6 +87,12 @@ export class ImportReader {
     if (!KINDS.includes(header.tokenizerKind)) {
       return violation("header.tokenizer_kind", header.tokenizerKind, `must be ${KINDS.slice(1).join(", ")} or empty`);
     }
+    if (header.base !== "" && !isResourceName(header.base)) {
+      return violation("header.base", header.base, "must be the name of a stored model");
+    }
+    if (header.base !== "" && header.tokenizerKind !== "") {
+      return violation("header.tokenizer_kind", header.tokenizerKind, "is the base's for an adapter: leave it empty");
+    }
     this.header = header;
     return undefined;
   }
@@ -84,6 +100,18 @@ export class ImportReader {
   private acceptPiece({ fileName, fileSizeBytes, data }: FilePiece): Violation | undefined {
     const max = maxFileBytes(fileName);
     if (max === undefined) return violation("piece.file_name", fileName, `must be one of ${KNOWN_FILES}`);
+    const isAdapter = fileName === ADAPTER_CONFIG || fileName === ADAPTER_WEIGHTS;
+    if (this.base === "" && fileName === ADAPTER_CONFIG) {
+      return violation(
+        "header.base",
+        "",
+        `is needed beside ${fileName}: name the stored model that the adapter is for`,
+      );
+    }
+    if (this.base !== "" && !isAdapter) {
+      const wanted = `${ADAPTER_CONFIG} or ${ADAPTER_WEIGHTS}`;
+      return violation("piece.file_name", fileName, `must be ${wanted} where header.base names a model`);
+    }
     if (fileSizeBytes <= 0 || fileSizeBytes > max) {
       return violation("piece.file_size_bytes", fileSizeBytes, `must be from 1 to ${max} for ${fileName}`);
     }
@@ -120,7 +148,11 @@ export class ImportReader {
     if (header === undefined) {
       return { ok: false, violations: [violation("header", undefined, "is missing: it must be the first message")] };
     }
-    const incomplete = this.incompleteFiles();
+    const has = (name: string): boolean => this.files.has(name);
+    const incomplete = this.incompleteFiles([
+      ...(has(CONFIG) ? [] : [CONFIG]),
+      ...(has(WEIGHTS) || has(INDEX) ? [] : [WEIGHTS]),
+    ]);
     if (incomplete.length > 0) return { ok: false, violations: incomplete };
     const companions = this.take(isCompanion);
     const json = this.take((name) => name === TOKENIZER).get(TOKENIZER);
@@ -143,9 +175,20 @@ export class ImportReader {
     return { ok: true, model: { name, family, huggingFaceConfig, weights, folder, tokenizer: tokenizer.tokenizer } };
   }
 
-  private incompleteFiles(): Violation[] {
-    const has = (name: string): boolean => this.files.has(name);
-    const missing = [has(CONFIG) ? [] : [CONFIG], has(WEIGHTS) || has(INDEX) ? [] : [WEIGHTS]].flat();
+  /** Ends the import of an adapter: its two files, complete. */
+  finishAdapter(): AdapterVerdict {
+    const incomplete = this.incompleteFiles([ADAPTER_CONFIG, ADAPTER_WEIGHTS].filter((name) => !this.files.has(name)));
+    if (incomplete.length > 0) return { ok: false, violations: incomplete };
+    const files = this.take(() => true);
+    const bytesOf = (name: string): Uint8Array => files.get(name) ?? new Uint8Array();
+    const adapter = {
+      [ADAPTER_CONFIG]: bytesOf(ADAPTER_CONFIG),
+      [ADAPTER_WEIGHTS]: bytesOf(ADAPTER_WEIGHTS),
+    } as const;
+    return { ok: true, files: adapter };
+  }
+
+  private incompleteFiles(missing: readonly string[]): Violation[] {
     const violations = missing.map((name) => violation(name, undefined, "is missing: send it in pieces"));
     for (const [name, { announced, received }] of this.files) {
       if (received === announced) continue;

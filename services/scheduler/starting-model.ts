@@ -65,7 +65,7 @@ export async function startOn(
   return {
     weights: await blobs.put(viewBytes(start)),
     parameters: start.length,
-    base: { model, weights: wholeRef, training },
+    base: { model, weights: wholeRef, training, adapter: undefined },
     frozen: await storeFrozen(config, variant, whole, blobs),
   };
 }

@@ -123,6 +123,12 @@ shared(title("the adapters are exported for peft and merged, and text is made an
   });
   t.true(read.ok && read.lora.rank === 8 && read.weights.some((x) => x !== 0));
 
+  await shoal("import", "bard-again", adapter, "--base", "stories", "--context", dir);
+  await shoal("export", "bard-again", join(root, "again"), "--merged", "--context", dir);
+  const [once, twice] = [filesOf(merged), filesOf(join(root, "again"))];
+  t.deepEqual([...twice.keys()].sort(), [...once.keys()].sort());
+  for (const [name, bytes] of once) t.true(Buffer.from(bytes).equals(twice.get(name) ?? Buffer.alloc(0)), name);
+
   await shoal("export", "bard", join(root, "onnx"), "--onnx", "--seq-len", "16", "--context", dir);
   const graph = readFileSync(join(root, "onnx", "model.onnx"));
   const logits = (await InferenceSession.create(graph)).outputMetadata[0];

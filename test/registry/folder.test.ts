@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { exportCheckpoint } from "#common/graph/checkpoint.js";
 import { parseModelConfig } from "#common/graph/config.js";
 import { initVariant, initWeights } from "#common/graph/init.js";
-import { importAdapter } from "#common/graph/adapter.js";
+import { exportAdapter, importAdapter } from "#common/graph/adapter.js";
 import { exportInferenceGraph } from "#common/graph/inference-export.js";
 import { importFolder } from "#common/graph/folder.js";
 import { readSafetensors, writeSafetensors } from "#common/graph/safetensors.js";
@@ -59,9 +59,13 @@ const world = () => {
   return { store, blobs, api: new ModelApi({ store, blobs, log: new MemoryLog() }) };
 };
 
-async function* messages(name: string, files: ReadonlyMap<string, Uint8Array>): AsyncGenerator<ImportRequest> {
+async function* messages(
+  name: string,
+  files: ReadonlyMap<string, Uint8Array>,
+  base = "",
+): AsyncGenerator<ImportRequest> {
   await Promise.resolve();
-  yield { part: { $case: "header", value: { name, tokenizerKind: "" } } };
+  yield { part: { $case: "header", value: { name, tokenizerKind: "", base } } };
   for (const [fileName, bytes] of files) {
     for (let at = 0; at < bytes.length; at += 1000) {
       const data = Buffer.from(bytes.subarray(at, at + 1000));
@@ -117,7 +121,7 @@ test("an adapter is exported as peft keeps it, and merged into its base", async 
     ...Model.fromPartial(base ?? {}),
     metadata: newMeta("tuned"),
     weights: await blobs.put(toBytes(weights)),
-    base: { model: "letters", weights: base?.weights, training: LORA },
+    base: { model: "letters", weights: base?.weights, training: LORA, adapter: undefined },
   };
   await store.create("Model", model);
   const adapter = await exported(api, "tuned", "adapter");
@@ -139,6 +143,66 @@ test("an adapter is exported as peft keeps it, and merged into its base", async 
     JSON.stringify(await api.export({ name: "tuned", form: "gguf", seqLen: 0 })),
     /must be merged, adapter, onnx or empty/,
   );
+});
+
+/** An adapter's files as another tool might write them: other order and spacing, fields and metadata of its own. */
+function foreignAdapter(weights: Float32Array): Map<string, Uint8Array> {
+  const files = exportAdapter(config, { rank: 2, alpha: 4, targets: ["c_attn"] }, weights);
+  const read = readSafetensors(files["adapter_model.safetensors"]);
+  if (!read.ok) throw new Error(read.reason);
+  const tensors = [...read.file.entries].reverse().map(({ name, shape, begin, end }) => {
+    const data = new Float32Array(read.file.body.slice(begin, end).buffer);
+    return [name, { shape, data }] as const;
+  });
+  const fields = JSON.parse(new TextDecoder().decode(files["adapter_config.json"])) as object;
+  return new Map([
+    ["adapter_config.json", bytesOf({ base_model_name_or_path: "somewhere/else", ...fields, peft_version: "0.15.1" })],
+    ["adapter_model.safetensors", writeSafetensors(new Map(tensors), { format: "pt", note: "kept" })],
+  ]);
+}
+
+test("an adapter's folder comes in beside its base and goes out byte by byte", async (t) => {
+  const { api, store } = world();
+  await api.import(messages("letters", shardedFolder()));
+  const variant = variantOf(LORA);
+  const weights = initVariant(config, variant, 9).map((x, i) => x + Math.sin(i));
+  const folder = foreignAdapter(weights);
+  const imported = await api.import(messages("style", folder, "letters"));
+  t.true(imported.ok, JSON.stringify(imported));
+  const files = await exported(api, "style", "adapter");
+  t.deepEqual([...files.keys()].sort(), [...folder.keys()].sort());
+  for (const [name, bytes] of folder) t.true(Buffer.from(bytes).equals(files.get(name) ?? Buffer.alloc(0)), name);
+  const merged = importFolder(await exported(api, "style", "merged"));
+  const wanted = mergeTrained(config, variant, initWeights(config, 3), weights);
+  t.true(merged.ok && Buffer.from(toBytes(merged.weights)).equals(toBytes(wanted)));
+  const model = await store.get("Model", "style");
+  t.is(model?.base?.model, "letters");
+  t.deepEqual(model?.tokenizer, (await store.get("Model", "letters"))?.tokenizer);
+
+  // A second one on top of it belongs to the merged weights.
+  t.true((await api.import(messages("twice", folder, "style"))).ok);
+  const twice = importFolder(await exported(api, "twice", "merged"));
+  const again = mergeTrained(config, variant, wanted, weights);
+  t.true(twice.ok && Buffer.from(toBytes(twice.weights)).equals(toBytes(again)));
+});
+
+test("what is wrong with an adapter's import is said by name", async (t) => {
+  const { api } = world();
+  await api.import(messages("letters", shardedFolder()));
+  const folder = foreignAdapter(initVariant(config, variantOf(LORA), 9));
+  const refused = async (files: ReadonlyMap<string, Uint8Array>, base: string): Promise<string> => {
+    const answer = await api.import(messages("style", files, base));
+    t.false(answer.ok);
+    return JSON.stringify(answer);
+  };
+  t.regex(await refused(folder, "nobody"), /no model is named \\"nobody/);
+  t.regex(await refused(folder, ""), /header\.base.*name the stored model that the adapter is for/);
+  t.regex(await refused(folder, "Letters!"), /header\.base.*must be the name of a stored model/);
+  t.regex(await refused(shardedFolder(), "letters"), /must be adapter_config\.json or adapter_model\.safetensors/);
+  const [fields = ["", new Uint8Array()]] = folder;
+  t.regex(await refused(new Map([fields]), "letters"), /adapter_model\.safetensors.*is missing/);
+  const ranked = bytesOf({ peft_type: "LORA", r: 3, target_modules: ["c_attn"] });
+  t.regex(await refused(new Map(folder).set("adapter_config.json", ranked), "letters"), /must have the shape \[3,16\]/);
 });
 
 test("a model goes out as an ONNX file, in a sequence length that its context has", async (t) => {

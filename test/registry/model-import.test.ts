@@ -16,7 +16,7 @@ const json = (value: unknown): Uint8Array => new TextEncoder().encode(JSON.strin
 const TOKENIZER = json({ model: { type: "BPE", vocab: { a: 0, b: 259 } }, added_tokens: [{ id: 5, content: "c" }] });
 
 const header = (name = "tiny", tokenizerKind = ""): ImportRequest => ({
-  part: { $case: "header", value: { name, tokenizerKind } },
+  part: { $case: "header", value: { name, tokenizerKind, base: "" } },
 });
 const piece = (fields: DeepPartial<FilePiece>): ImportRequest =>
   ImportRequest.fromPartial({ part: { $case: "piece", value: fields } });

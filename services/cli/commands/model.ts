@@ -1,7 +1,8 @@
 import { Model } from "#proto/shoal/v1/model.js";
+import type { ImportHeader } from "#proto/shoal/v1/model_service.js";
 import { wholeNumber } from "../arguments.js";
 import { CliError, EXIT } from "../exit.js";
-import { type ExportForm, exportModel, importModel, type TransferProgress } from "../folders.js";
+import { type ExportForm, exportModel, importModel, isAdapterFolder, type TransferProgress } from "../folders.js";
 import { writeJson } from "../io.js";
 import { formatBytes, formatCount } from "../output/format.js";
 import { workDisplay } from "../output/work-display.js";
@@ -51,15 +52,29 @@ async function exportFolder(shell: Shell, name: string, directory: string, optio
   else shell.io.out(`model/${name} exported to ${directory}: ${files.join(", ")}\n`);
 }
 
-async function importFolder(
-  shell: Shell,
-  name: string,
-  directory: string,
-  options: RemoteOptions & { tokenizer: string },
-): Promise<void> {
+interface ImportOptions extends RemoteOptions {
+  readonly tokenizer: string;
+  readonly base: string;
+}
+
+/** What the folder is to become. */
+function headerOf(name: string, directory: string, { tokenizer, base }: ImportOptions): ImportHeader {
+  const isAdapter = isAdapterFolder(directory);
+  if (isAdapter && base === "") {
+    const remedy = "import the model it was made for, then name that with --base";
+    throw new CliError(`${directory} holds an adapter and no model: ${remedy}`, EXIT.usage);
+  }
+  if (!isAdapter && base !== "") {
+    throw new CliError(`--base is for a folder with an adapter, which ${directory} is not: leave it out`, EXIT.usage);
+  }
+  return { name, tokenizerKind: tokenizer, base };
+}
+
+async function importFolder(shell: Shell, name: string, directory: string, options: ImportOptions): Promise<void> {
+  const header = headerOf(name, directory, options);
   const display = transferDisplay(shell);
   const { model } = await withClients(shell, options, (clients) =>
-    importModel(clients, name, directory, options.tokenizer, (progress) => display.show(progress)),
+    importModel(clients, header, directory, (progress) => display.show(progress)),
   );
   display.clear();
   if (options.json === true) writeJson(shell.io, model === undefined ? null : Model.toJSON(model));
@@ -86,10 +101,11 @@ export const modelCommands: CommandGroup = (program, shell) => {
     )
     .action((name: string, directory: string, options: ExportOptions) => exportFolder(shell, name, directory, options));
   takesRemote(
-    program.command("import <model> <dir>").description("read a Hugging Face folder, sharded or not, as a new model"),
+    program
+      .command("import <model> <dir>")
+      .description("read a Hugging Face folder, sharded or not, or a peft adapter, as a new model"),
   )
     .option("--tokenizer <kind>", "bytes, chars or huggingface; chosen by the folder's files", "")
-    .action((name: string, directory: string, options: RemoteOptions & { tokenizer: string }) =>
-      importFolder(shell, name, directory, options),
-    );
+    .option("--base <model>", "the stored model that an adapter's folder (adapter_config.json) belongs to", "")
+    .action((name: string, directory: string, options: ImportOptions) => importFolder(shell, name, directory, options));
 };

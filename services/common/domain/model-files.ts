@@ -8,6 +8,9 @@ export const CONFIG = "config.json";
 export const WEIGHTS = "model.safetensors";
 export const INDEX = "model.safetensors.index.json";
 export const TOKENIZER = "tokenizer.json";
+/** An adapter's two files, as the peft library names them. */
+export const ADAPTER_CONFIG = "adapter_config.json";
+export const ADAPTER_WEIGHTS = "adapter_model.safetensors";
 /** How a model without tokenizer.json reads text: `{"kind":"bytes"}` or `{"kind":"chars","chars":"..."}`. */
 export const SHOAL_TOKENIZER = "shoal_tokenizer.json";
 
@@ -25,6 +28,7 @@ export const COMPANIONS = [
 
 const LIMITS: Readonly<Record<string, number>> = {
   [CONFIG]: MIB,
+  [ADAPTER_CONFIG]: MIB,
   [WEIGHTS]: MAX_WEIGHT_BYTES,
   [INDEX]: 16 * MIB,
   [TOKENIZER]: 64 * MIB,
@@ -54,4 +58,5 @@ export const KNOWN_FILES = [
   TOKENIZER,
   SHOAL_TOKENIZER,
   ...COMPANIONS,
+  ADAPTER_CONFIG,
 ].join(", ");

@@ -61,7 +61,11 @@ export interface ModelBase {
     | BlobRef
     | undefined;
   /** What was trained beside or instead of them. */
-  training: TrainingSpec | undefined;
+  training:
+    | TrainingSpec
+    | undefined;
+  /** What of an imported adapter the weights do not hold (types, order, metadata), so that it can be written as it was. */
+  adapter: BlobRef | undefined;
 }
 
 /** Where weights came from. */
@@ -356,7 +360,7 @@ export const Model: MessageFns<Model> = {
 };
 
 function createBaseModelBase(): ModelBase {
-  return { model: "", weights: undefined, training: undefined };
+  return { model: "", weights: undefined, training: undefined, adapter: undefined };
 }
 
 export const ModelBase: MessageFns<ModelBase> = {
@@ -369,6 +373,9 @@ export const ModelBase: MessageFns<ModelBase> = {
     }
     if (message.training !== undefined) {
       TrainingSpec.encode(message.training, writer.uint32(26).fork()).join();
+    }
+    if (message.adapter !== undefined) {
+      BlobRef.encode(message.adapter, writer.uint32(34).fork()).join();
     }
     return writer;
   },
@@ -410,6 +417,14 @@ export const ModelBase: MessageFns<ModelBase> = {
             message.training = TrainingSpec.decode(reader, reader.uint32());
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.adapter = BlobRef.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -427,6 +442,7 @@ export const ModelBase: MessageFns<ModelBase> = {
       model: isSet(object.model) ? globalThis.String(object.model) : "",
       weights: isSet(object.weights) ? BlobRef.fromJSON(object.weights) : undefined,
       training: isSet(object.training) ? TrainingSpec.fromJSON(object.training) : undefined,
+      adapter: isSet(object.adapter) ? BlobRef.fromJSON(object.adapter) : undefined,
     };
   },
 
@@ -440,6 +456,9 @@ export const ModelBase: MessageFns<ModelBase> = {
     }
     if (message.training !== undefined) {
       obj.training = TrainingSpec.toJSON(message.training);
+    }
+    if (message.adapter !== undefined) {
+      obj.adapter = BlobRef.toJSON(message.adapter);
     }
     return obj;
   },
@@ -455,6 +474,9 @@ export const ModelBase: MessageFns<ModelBase> = {
       : undefined;
     message.training = (object.training !== undefined && object.training !== null)
       ? TrainingSpec.fromPartial(object.training)
+      : undefined;
+    message.adapter = (object.adapter !== undefined && object.adapter !== null)
+      ? BlobRef.fromPartial(object.adapter)
       : undefined;
     return message;
   },

@@ -47,11 +47,16 @@ export interface ImportHeader {
   name: string;
   /** "bytes", "chars" with shoal_tokenizer.json, "huggingface" with tokenizer.json; empty chooses by the files. */
   tokenizerKind: string;
+  /** Name of the Model that an adapter belongs to, for a folder of adapter_config.json and adapter_model.safetensors. */
+  base: string;
 }
 
 /** Bytes of a file. */
 export interface FilePiece {
-  /** Name of the file: config.json, model.safetensors, an index with its shards, tokenizer.json, or one beside them. */
+  /**
+   * Name of the file: config.json, model.safetensors, an index with its shards, tokenizer.json, or one beside them;
+   * adapter_config.json and adapter_model.safetensors for an adapter.
+   */
   fileName: string;
   /** Size of the whole file. */
   fileSizeBytes: number;
@@ -242,7 +247,7 @@ export const ImportRequest: MessageFns<ImportRequest> = {
 };
 
 function createBaseImportHeader(): ImportHeader {
-  return { name: "", tokenizerKind: "" };
+  return { name: "", tokenizerKind: "", base: "" };
 }
 
 export const ImportHeader: MessageFns<ImportHeader> = {
@@ -252,6 +257,9 @@ export const ImportHeader: MessageFns<ImportHeader> = {
     }
     if (message.tokenizerKind !== "") {
       writer.uint32(18).string(message.tokenizerKind);
+    }
+    if (message.base !== "") {
+      writer.uint32(26).string(message.base);
     }
     return writer;
   },
@@ -285,6 +293,14 @@ export const ImportHeader: MessageFns<ImportHeader> = {
             message.tokenizerKind = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.base = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -305,6 +321,7 @@ export const ImportHeader: MessageFns<ImportHeader> = {
         : isSet(object.tokenizer_kind)
         ? globalThis.String(object.tokenizer_kind)
         : "",
+      base: isSet(object.base) ? globalThis.String(object.base) : "",
     };
   },
 
@@ -316,6 +333,9 @@ export const ImportHeader: MessageFns<ImportHeader> = {
     if (message.tokenizerKind !== "") {
       obj.tokenizerKind = message.tokenizerKind;
     }
+    if (message.base !== "") {
+      obj.base = message.base;
+    }
     return obj;
   },
 
@@ -326,6 +346,7 @@ export const ImportHeader: MessageFns<ImportHeader> = {
     const message = createBaseImportHeader();
     message.name = object.name ?? "";
     message.tokenizerKind = object.tokenizerKind ?? "";
+    message.base = object.base ?? "";
     return message;
   },
 };

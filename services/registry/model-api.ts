@@ -37,6 +37,8 @@ export interface ModelPorts {
 
 const PAGES = { max: 1000, fallback: 100 };
 const MAX_ATTEMPTS = 16;
+/** Imports that may be under way at once; each may hold a whole model. */
+const MAX_IMPORTS = 4;
 const MAX_MANIFEST_CHARS = 256 * 1024;
 
 const nameOf = (resource: { metadata?: { name: string } | undefined }): string => resource.metadata?.name ?? "";
@@ -45,11 +47,24 @@ const nameOf = (resource: { metadata?: { name: string } | undefined }): string =
 export class ModelApi {
   /** Reading and writing whole models: their vectors and files are in memory several times meanwhile. */
   private readonly turns = new Turns();
+  private imports = 0;
 
   constructor(private readonly ports: ModelPorts) {}
 
   /** Takes the messages of an import one by one and stores the model; the first wrong message ends it. */
   async import(requests: AsyncIterable<ImportRequest>): Promise<Answer<ImportResponse>> {
+    if (this.imports >= MAX_IMPORTS) {
+      return refuse("RESOURCE_EXHAUSTED", `${MAX_IMPORTS} imports are under way: try again when one of them has ended`);
+    }
+    this.imports++;
+    try {
+      return await this.receive(requests);
+    } finally {
+      this.imports--;
+    }
+  }
+
+  private async receive(requests: AsyncIterable<ImportRequest>): Promise<Answer<ImportResponse>> {
     const reader = new ImportReader();
     for await (const request of requests) {
       const hadName = reader.name !== "";

@@ -205,6 +205,22 @@ test("what is wrong with an adapter's import is said by name", async (t) => {
   t.regex(await refused(new Map(folder).set("adapter_config.json", ranked), "letters"), /must have the shape \[3,16\]/);
 });
 
+test("no more than four imports are under way at once, and one that ended makes room", async (t) => {
+  const { api } = world();
+  const folder = shardedFolder();
+  const waiting: (() => void)[] = [];
+  async function* slowly(name: string): AsyncGenerator<ImportRequest> {
+    await new Promise<void>((go) => waiting.push(go));
+    yield* messages(name, folder);
+  }
+  const started = ["a", "b", "c", "d"].map((name) => api.import(slowly(name)));
+  const fifth = await api.import(messages("e", folder));
+  t.regex(JSON.stringify(fifth), /RESOURCE_EXHAUSTED.*try again when one of them has ended/);
+  for (const go of waiting) go();
+  for (const answer of await Promise.all(started)) t.true(answer.ok);
+  t.true((await api.import(messages("e", folder))).ok);
+});
+
 test("a model goes out as an ONNX file, in a sequence length that its context has", async (t) => {
   const { api } = world();
   await api.import(messages("letters", shardedFolder()));

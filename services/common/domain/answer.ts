@@ -4,7 +4,8 @@ import type { Violation } from "./resources.js";
 export type ApiRefusal =
   | { readonly code: "INVALID_ARGUMENT"; readonly violations: readonly Violation[] }
   | {
-      readonly code: "NOT_FOUND" | "ALREADY_EXISTS" | "FAILED_PRECONDITION" | "ABORTED" | "OUT_OF_RANGE";
+      readonly code:
+        "NOT_FOUND" | "ALREADY_EXISTS" | "FAILED_PRECONDITION" | "ABORTED" | "OUT_OF_RANGE" | "RESOURCE_EXHAUSTED";
       /** What is wrong and the remedy, for people. */
       readonly message: string;
     };

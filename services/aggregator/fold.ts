@@ -1,5 +1,6 @@
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
+import { trainedDevices } from "#common/domain/site.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 
 /** A weighted mean of updates, taken chunk by chunk. Holds one float64 a parameter, however many updates there are. */
@@ -61,7 +62,7 @@ export function openFold(parameters: number): Fold {
   };
 }
 
-/** Weight of an update under the job's weighting: its tokens, or 1 each. */
+/** Weight of an update under the job's weighting: its tokens, or 1 for each device that trained. */
 export function weightOf(weighting: StrategySpec["weighting"], manifest: UpdateManifest): number {
-  return weighting === "equal" ? 1 : manifest.tokens;
+  return weighting === "equal" ? trainedDevices(manifest) : manifest.tokens;
 }

@@ -1,4 +1,5 @@
 import type { Round, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
+import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { accept, screen, type AcceptContext, type Commit } from "#common/domain/accept.js";
@@ -21,7 +22,10 @@ const REFUSALS_PER_WRITE = 64;
  */
 const OPEN: ReadonlySet<string> = new Set(["Planning", "Training"]);
 
-function contextOf(round: Round, name: string, maxUpdateNorm: number, tally: UpdateTally): AcceptContext | undefined {
+/** What all commits of a round are held against. */
+type SharedContext = Omit<AcceptContext, "gatewaySite">;
+
+function contextOf(round: Round, name: string, maxUpdateNorm: number, tally: UpdateTally): SharedContext | undefined {
   if (round.spec === undefined) return undefined;
   const task = taskOf(round.spec);
   return {
@@ -36,26 +40,34 @@ function contextOf(round: Round, name: string, maxUpdateNorm: number, tally: Upd
     seqLen: task.seqLen,
     referenceSteps: task.referenceSteps,
     maxUpdateNorm,
+    siteWeighting: task.siteWeighting,
   };
 }
 
-async function judgeOne(log: UpdateLog, commit: Commit, context: AcceptContext): Promise<Verdict> {
+/** The site of a commit's gateway, as its Device says now; undefined for a device's own commit. */
+async function gatewaySiteFor(store: ResourceStore, { device, manifest }: Commit): Promise<string | undefined> {
+  if (manifest === undefined || !isSiteUpdate(manifest)) return undefined;
+  return gatewaySiteOf(await store.get("Device", device));
+}
+
+async function judgeOne({ store, log }: JudgePorts, commit: Commit, shared: SharedContext): Promise<Verdict> {
   const { manifest } = commit;
+  const context = { ...shared, gatewaySite: await gatewaySiteFor(store, commit) };
   const due = manifest !== undefined && manifest.values > 0 && screen(commit, context) === undefined;
   return accept(commit, context, due ? await readPayload(log, manifest, context.codec) : undefined);
 }
 
 /** Judges commits in log order up to and with the first one that counts, or as many refusals as go into one write. */
 async function judgeBatch(
-  log: UpdateLog,
+  ports: JudgePorts,
   commits: readonly Commit[],
-  context: AcceptContext,
+  context: SharedContext,
   tally: UpdateTally,
 ): Promise<{ tally: UpdateTally; verdicts: Verdict[] }> {
   const verdicts: Verdict[] = [];
   let next = tally;
   for (const commit of commits.slice(0, REFUSALS_PER_WRITE)) {
-    const verdict = await judgeOne(log, commit, context);
+    const verdict = await judgeOne(ports, commit, context);
     next = withVerdict(next, verdict);
     verdicts.push(verdict);
     if (verdict.accepted) break;
@@ -71,11 +83,12 @@ async function judgeBatch(
  * @returns the tally; undefined if nothing was ever committed.
  */
 export async function judgeCommits(
-  { store, log }: JudgePorts,
+  ports: JudgePorts,
   name: string,
   maxUpdateNorm: number,
   onVerdicts: (verdicts: readonly Verdict[]) => void,
 ): Promise<UpdateTally | undefined> {
+  const { store, log } = ports;
   let commits: Commit[] = [];
   for (;;) {
     const stored = await store.get("UpdateTally", name);
@@ -88,7 +101,7 @@ export async function judgeCommits(
     if (commits.length === 0) commits = await log.commits(name, tally.lastSeq);
     const context = contextOf(round, name, maxUpdateNorm, tally);
     if (commits.length === 0 || context === undefined) return stored;
-    const judged = await judgeBatch(log, commits, context, tally);
+    const judged = await judgeBatch(ports, commits, context, tally);
     const written =
       stored === undefined
         ? await store.create("UpdateTally", judged.tally)

@@ -1,5 +1,6 @@
 import type { UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
+import { countedDevices } from "#common/domain/site.js";
 
 /** Refusals of one device that a tally keeps; further ones are judged and counted but not written down. */
 export const KEPT_REFUSALS = 16;
@@ -12,7 +13,9 @@ export function emptyTally(round: string, job: string): UpdateTally {
 /** Devices of which an update counts. */
 export function acceptedDevices(tally: UpdateTally): Set<string> {
   const devices = new Set<string>();
-  for (const { accepted, manifest } of tally.verdicts) if (accepted && manifest) devices.add(manifest.device);
+  for (const { accepted, manifest } of tally.verdicts) {
+    if (accepted && manifest) for (const device of countedDevices(manifest)) devices.add(device);
+  }
   return devices;
 }
 

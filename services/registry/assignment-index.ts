@@ -1,8 +1,8 @@
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { Device } from "#proto/shoal/v1/device.js";
-import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
+import type { AssignedTask, SiteRound } from "#proto/shoal/v1/device_wire.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
-import { devicesToNudge, isOpen, openTasks } from "./assignments.js";
+import { devicesToNudge, isOpen, openTasks, siteRounds } from "./assignments.js";
 
 const versionOf = (tally: UpdateTally | undefined): bigint => BigInt(tally?.metadata?.resourceVersion ?? "0");
 
@@ -22,6 +22,11 @@ export class AssignmentIndex {
   /** Open assignments of a device, oldest first. */
   tasks(device: Device | undefined): AssignedTask[] {
     return openTasks(device, this.open.values(), this.tallies);
+  }
+
+  /** Open rounds of a gateway's site, oldest first. */
+  siteRounds(site: string): SiteRound[] {
+    return siteRounds(site, this.open.values(), this.tallies);
   }
 
   /** Follows the store until the signal aborts. Calls `onSynced` once everything that exists is known. */

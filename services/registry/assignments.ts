@@ -1,9 +1,12 @@
+import { namedDevices } from "#common/domain/site.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Device } from "#proto/shoal/v1/device.js";
-import type { AssignedTask, BlobRangeRequest, Refusal } from "#proto/shoal/v1/device_wire.js";
+import type { AssignedTask, BlobRangeRequest, Refusal, SiteRound } from "#proto/shoal/v1/device_wire.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 
 const nameOf = (round: Round): string => round.metadata?.name ?? "";
+const byAge = (a: Round, b: Round): number =>
+  (a.status?.plannedAtMs ?? 0) - (b.status?.plannedAtMs ?? 0) || (nameOf(a) < nameOf(b) ? -1 : 1);
 
 /**
  * Whether devices may work on a round. One that is planned again for replacements still takes the work of those it has,
@@ -19,7 +22,7 @@ export function awaitedDevices(round: Round, tally: UpdateTally | undefined): st
   const status = round.status;
   if (status === undefined || !isOpen(round)) return [];
   const withdrawn = new Set(status.withdrawn.map((exclusion) => exclusion.device));
-  const committed = new Set(tally?.verdicts.map((verdict) => verdict.manifest?.device));
+  const committed = new Set(tally?.verdicts.flatMap(({ manifest }) => (manifest ? namedDevices(manifest) : [])));
   return status.assignments
     .map((assignment) => assignment.device)
     .filter((device) => !withdrawn.has(device) && !committed.has(device));
@@ -37,12 +40,32 @@ export function openTasks(
   const name = device?.metadata?.name;
   if (name === undefined || device?.spec?.draining === true) return [];
   const open = [...rounds].filter((round) => awaitedDevices(round, tallies.get(nameOf(round))).includes(name));
-  open.sort((a, b) => (a.status?.plannedAtMs ?? 0) - (b.status?.plannedAtMs ?? 0) || (nameOf(a) < nameOf(b) ? -1 : 1));
+  open.sort(byAge);
   return open.map((round) => ({
     task: round.spec?.task,
     assignment: round.status?.assignments.find((assignment) => assignment.device === name),
     deadlineAtMs: round.status?.deadlineAtMs ?? 0,
   }));
+}
+
+/**
+ * The open rounds of a gateway's site, oldest first, each with the devices of the site of which nothing counts yet.
+ * @param tallies by name of the round
+ */
+export function siteRounds(
+  site: string,
+  rounds: Iterable<Round>,
+  tallies: ReadonlyMap<string, UpdateTally>,
+): SiteRound[] {
+  const found = [...rounds].flatMap((round): { round: Round; site: SiteRound }[] => {
+    const tally = tallies.get(nameOf(round));
+    const awaited = new Set(awaitedDevices(round, tally));
+    const of = (round.status?.assignments ?? []).filter(({ device, site: at }) => at === site && awaited.has(device));
+    const { deadlineAtMs = 0 } = round.status ?? {};
+    const found = { task: round.spec?.task, assignments: of, deadlineAtMs, judgedSeq: tally?.lastSeq ?? 0 };
+    return of.length === 0 ? [] : [{ round, site: found }];
+  });
+  return found.sort((a, b) => byAge(a.round, b.round)).map((one) => one.site);
 }
 
 /** Devices to nudge when a round changes: those whose assignment opened, changed or was withdrawn. */

@@ -1,5 +1,6 @@
 import { isResourceName } from "#common/domain/resources.js";
-import { deviceOf, MAX_PIECE_BYTES, subjects } from "#common/domain/subjects.js";
+import { gatewaySiteOf, siteOf } from "#common/domain/site.js";
+import { deviceOf, MAX_PIECE_BYTES, parseVia, subjects } from "#common/domain/subjects.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Bus, BusMessage } from "#common/ports/bus.js";
 import type { Metrics } from "#common/ports/metrics.js";
@@ -43,6 +44,11 @@ const REFUSALS = {
     message: "this device is not part of the fleet any more: join again with a new token",
   },
   blobAbsent: { reason: "BlobAbsent", message: "the blob is not stored (yet): try again" },
+  otherSite: {
+    reason: "OtherSite",
+    message:
+      "the device is not of this gateway's site: join with a token of the site, or connect to the fleet directly",
+  },
   contended: { reason: "Busy", message: "the device is being changed: the next heartbeat will do" },
 } as const satisfies Record<string, Refusal>;
 
@@ -58,6 +64,8 @@ function decode<T>(type: { decode(bytes: Uint8Array): T }, bytes: Uint8Array): T
 export class DevicePlane {
   private readonly answered;
   private readonly blobBytes;
+  /** By device, the gateway through which its last heartbeat came. */
+  private readonly gateways = new Map<string, string>();
 
   constructor(private readonly ports: DevicePlanePorts) {
     const { metrics } = ports;
@@ -69,18 +77,55 @@ export class DevicePlane {
   /** Subscribes until the signal aborts. Call it when the index is synced: before, assignments would seem withdrawn. */
   serve(signal: AbortSignal): void {
     const options = { queue: QUEUE, signal };
-    this.ports.bus.subscribe(subjects.joinAll, options, (message) => this.onJoin(message));
-    this.ports.bus.subscribe(subjects.heartbeatAll, options, (message) => this.onHeartbeat(message));
-    this.ports.bus.subscribe(subjects.blobAll, options, (message) => this.onBlobRange(message, signal));
+    const { bus } = this.ports;
+    bus.subscribe(subjects.joinAll, options, (message) => this.onJoin(message, message.subject.split(".")[2] ?? ""));
+    bus.subscribe(subjects.heartbeatAll, options, (message) => {
+      const name = deviceOf(message.subject) ?? "";
+      this.gateways.delete(name);
+      return this.onHeartbeat(message, name);
+    });
+    bus.subscribe(subjects.blobAll, options, (message) => {
+      return this.onBlobRange(message, deviceOf(message.subject) ?? "", signal);
+    });
+    bus.subscribe(subjects.viaAll, options, (message) => this.onVia(message, signal));
+  }
+
+  /** Gateways through which these devices last came; only a hint, since another replica may have answered them. */
+  gatewaysOf(devices: readonly string[]): string[] {
+    const found = devices.flatMap((device) => this.gateways.get(device) ?? []);
+    return [...new Set(found)];
   }
 
   private count(request: string, refusal: Refusal | undefined): void {
     this.answered.add(1, { request, refusal: refusal?.reason ?? "" });
   }
 
-  private async onJoin(message: BusMessage): Promise<void> {
+  /** A gateway passes on what a device of its site asked: it is answered as if it had come by itself. */
+  private async onVia(message: BusMessage, signal: AbortSignal): Promise<void> {
+    const via = parseVia(message.subject);
+    if (via === undefined) return;
+    const { gateway, name, request } = via;
+    // The secret in a request to join is what speaks for it, whoever carries it.
+    if (request === "join") return this.onJoin(message, name);
+    const refused = await this.refuseVia(gateway, name);
+    if (refused === undefined) this.gateways.set(name, gateway);
+    if (request === "heartbeat") return this.onHeartbeat(message, name, refused);
+    if (request === "blob") return this.onBlobRange(message, name, signal, refused);
+  }
+
+  private async refuseVia(gateway: string, name: string): Promise<Refusal | undefined> {
+    if (!isResourceName(gateway) || !isResourceName(name)) return REFUSALS.unknownDevice;
+    const [carrier, device] = await Promise.all([
+      this.ports.store.get("Device", gateway),
+      this.ports.store.get("Device", name),
+    ]);
+    if (device === undefined) return REFUSALS.unknownDevice;
+    const site = carrier === undefined || isRemoved(carrier) ? undefined : gatewaySiteOf(carrier);
+    return site !== undefined && siteOf(device) === site ? undefined : REFUSALS.otherSite;
+  }
+
+  private async onJoin(message: BusMessage, tokenId: string): Promise<void> {
     const request = decode(JoinRequest, message.data);
-    const tokenId = message.subject.split(".")[2] ?? "";
     const reply =
       request === undefined
         ? JoinReply.fromPartial({ refusal: REFUSALS.badRequest })
@@ -89,7 +134,7 @@ export class DevicePlane {
     message.respond(JoinReply.encode(reply).finish());
   }
 
-  private async onHeartbeat(message: BusMessage): Promise<void> {
+  private async onHeartbeat(message: BusMessage, name: string, refused?: Refusal): Promise<void> {
     const request = decode(HeartbeatRequest, message.data);
     const refusal = (why: Refusal): HeartbeatReply => ({
       refusal: why,
@@ -97,11 +142,13 @@ export class DevicePlane {
       nextHeartbeatMs: this.ports.heartbeatMs,
       atMs: this.ports.clock.nowMs(),
       jwt: "",
+      siteRounds: [],
+      site: "",
     });
     const reply =
-      request === undefined
-        ? refusal(REFUSALS.badRequest)
-        : await this.beat(deviceOf(message.subject) ?? "", request, refusal);
+      request === undefined || refused !== undefined
+        ? refusal(refused ?? REFUSALS.badRequest)
+        : await this.beat(name, request, refusal);
     this.count("heartbeat", reply.refusal);
     message.respond(HeartbeatReply.encode(reply).finish());
   }
@@ -134,8 +181,11 @@ export class DevicePlane {
     // As in a join: a removal that began meanwhile may have revoked too early for this credential.
     const current = renew ? await store.get("Device", name) : changed.device;
     if (current === undefined || isRemoved(current)) return refusal(REFUSALS.unknownDevice);
+    const site = gatewaySiteOf(changed.device);
     return {
       refusal: undefined,
+      siteRounds: site === undefined ? [] : this.ports.index.siteRounds(site),
+      site: site ?? "",
       tasks: this.ports.index.tasks(changed.device),
       nextHeartbeatMs: heartbeatMs,
       atMs: clock.nowMs(),
@@ -143,12 +193,11 @@ export class DevicePlane {
     };
   }
 
-  private async onBlobRange(message: BusMessage, signal: AbortSignal): Promise<void> {
+  private async onBlobRange(message: BusMessage, name: string, signal: AbortSignal, refused?: Refusal): Promise<void> {
     const request = decode(BlobRangeRequest, message.data);
-    const name = deviceOf(message.subject) ?? "";
     const reply =
-      request === undefined
-        ? BlobRangeReply.fromPartial({ refusal: REFUSALS.badRequest })
+      request === undefined || refused !== undefined
+        ? BlobRangeReply.fromPartial({ refusal: refused ?? REFUSALS.badRequest })
         : await this.readRange(name, request, signal);
     this.count("blob", reply.refusal);
     this.blobBytes.add(reply.data.length);

@@ -1,5 +1,6 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import { API_VERSION, isResourceName, newMeta } from "#common/domain/resources.js";
+import { RESERVED_LABELS } from "#common/domain/site.js";
 import { type Device, DeviceFacts, DeviceStatus, type JoinToken } from "#proto/shoal/v1/device.js";
 import type { JoinRequest, Refusal } from "#proto/shoal/v1/device_wire.js";
 import { cleanFacts, labelViolations } from "./facts.js";
@@ -77,6 +78,12 @@ function requestRefusal(request: JoinRequest): Refusal | undefined {
   const [label] = labelViolations("labels", request.labels);
   if (label !== undefined) {
     return { reason: "InvalidLabels", message: `${label.field} "${label.value}": ${label.description}` };
+  }
+  // A site's gateway speaks for other devices; no device may make itself one, or choose whose word stands for its own.
+  const reserved = Object.keys(request.labels).find((key) => key.startsWith(RESERVED_LABELS));
+  if (reserved !== undefined) {
+    const message = `label "${reserved}" is given by the join token alone: issue a token with it, and leave out --label`;
+    return { reason: "InvalidLabels", message };
   }
   return undefined;
 }

@@ -30,7 +30,9 @@ await hostService("registry", async (host) => {
   const ports = { ...host, credentials, publicServers: config.publicNatsUrls };
 
   const index = new AssignmentIndex(host.store, (devices) => {
-    for (const device of devices) bus.publish(subjects.nudge(device), new Uint8Array());
+    // Who sits behind a gateway hears of it through that one.
+    const told = [...devices, ...plane.gatewaysOf(devices)];
+    for (const device of told) bus.publish(subjects.nudge(device), new Uint8Array());
   });
   const plane = new DevicePlane({ ...ports, index, heartbeatMs: config.heartbeatMs, leaseMs: config.leaseMs });
   const synced = new Promise<void>((resolve) => {

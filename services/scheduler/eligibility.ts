@@ -4,6 +4,7 @@ import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Exclusion, Round } from "#proto/shoal/v1/round.js";
 import { findCondition } from "#common/domain/condition.js";
 import { evaluatePolicy, minuteOfDay } from "#common/domain/policy.js";
+import { gatewaySiteOf } from "#common/domain/site.js";
 import type { ModelConfig } from "#common/graph/config.js";
 import { mayRecompute, stepDemand } from "./demand.js";
 
@@ -115,9 +116,15 @@ export function mustRecompute({ device }: Candidate, job: TrainingJob, config: M
   return memoryBytes < stepDemand(job, config, false, cores).peakBytes + AGENT_BYTES;
 }
 
+/** A gateway has no text and no training speed; one reason says more than what it lacks. */
+function checkRole({ device }: Candidate): string[] {
+  const site = gatewaySiteOf(device);
+  return site === undefined ? [] : [`is the gateway of site ${site}: it folds its site's updates and does not train`];
+}
+
 function objections(snapshot: Snapshot, job: TrainingJob, round: Round): (candidate: Candidate) => string[] {
   const { leastTokens, peakBytes } = demands(job, snapshot.config);
-  return (candidate) => [
+  const judge = (candidate: Candidate): string[] => [
     ...checkAlive(candidate, snapshot.nowMs),
     ...checkOperator(candidate, job.spec?.cohort?.selector ?? {}),
     ...checkData(candidate, job.spec?.data?.dataset ?? "", leastTokens),
@@ -126,6 +133,10 @@ function objections(snapshot: Snapshot, job: TrainingJob, round: Round): (candid
     ...checkRefusal(candidate, round.metadata?.name ?? ""),
     ...(candidate.busyWith === undefined ? [] : [`works for round ${candidate.busyWith}; it is free after that`]),
   ];
+  return (candidate) => {
+    const role = checkRole(candidate);
+    return role.length > 0 ? role : judge(candidate);
+  };
 }
 
 function policyObjections({ device }: Candidate, job: TrainingJob, snapshot: Snapshot, cohortSize: number): string[] {

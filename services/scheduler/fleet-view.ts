@@ -3,6 +3,7 @@ import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { refusedUpdates, type RoundFacts } from "#common/domain/round.js";
 import { roundName } from "#common/domain/resources.js";
+import { memberUpdates, namedDevices } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import type { Candidate, Snapshot } from "./eligibility.js";
@@ -36,7 +37,9 @@ async function busyDevices(store: ResourceStore, job: string): Promise<Map<strin
     if (round?.status?.phase !== "Training") continue;
     const gone = new Set(round.status.withdrawn.map(({ device }) => device));
     const judged = await store.get("UpdateTally", roundName(name, number));
-    for (const { manifest } of judged?.verdicts ?? []) gone.add(manifest?.device ?? "");
+    for (const { manifest } of judged?.verdicts ?? []) {
+      for (const device of manifest === undefined ? [] : namedDevices(manifest)) gone.add(device);
+    }
     for (const { device } of round.status.assignments) if (!gone.has(device)) busy.set(device, roundName(name, number));
   }
   return busy;
@@ -47,11 +50,12 @@ async function stepTimes(store: ResourceStore, job: string, number: number): Pro
   const times = new Map<string, number[]>();
   for (let n = Math.max(1, number - HISTORY_ROUNDS); n < number; n++) {
     const result = await store.get("RoundResult", roundName(job, n));
-    for (const { manifest } of result?.folded ?? []) {
-      if (manifest === undefined || manifest.localSteps <= 0 || manifest.trainMs <= 0) continue;
-      const known = times.get(manifest.device) ?? [];
-      known.push(manifest.trainMs / manifest.localSteps);
-      times.set(manifest.device, known);
+    const members = (result?.folded ?? []).flatMap(({ manifest }) => (manifest ? memberUpdates(manifest) : []));
+    for (const { device, localSteps, trainMs } of members) {
+      if (localSteps <= 0 || trainMs <= 0) continue;
+      const known = times.get(device) ?? [];
+      known.push(trainMs / localSteps);
+      times.set(device, known);
     }
   }
   return times;

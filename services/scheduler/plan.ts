@@ -3,6 +3,7 @@ import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Assignment, Exclusion, Round } from "#proto/shoal/v1/round.js";
 import { createRng } from "#common/domain/rng.js";
 import { deriveSeed } from "#common/domain/seed.js";
+import { siteOf } from "#common/domain/site.js";
 import { type Candidate, findEligible, mustRecompute, nameOf, type Snapshot } from "./eligibility.js";
 import { learnDeadlineMs, predict } from "./prediction.js";
 
@@ -135,7 +136,16 @@ export function planRound(
     if (before !== undefined) return before;
     const batchSize = job.spec?.local?.batchSize ?? 0;
     const trainGraph = recompute ? graphs?.recomputing : graphs?.keeping;
-    return { device, localSteps: steps, batchSize, seed: deriveSeed(seed, "device", device), trainGraph, predictedMs };
+    const site = siteOf(candidate.device);
+    return {
+      device,
+      localSteps: steps,
+      batchSize,
+      seed: deriveSeed(seed, "device", device),
+      trainGraph,
+      predictedMs,
+      site,
+    };
   });
   // Members that left the fleet have no candidate any more, yet what they committed counts.
   const absent = [...kept.values()].filter(({ device }) => !planned.some((one) => one.device === device));

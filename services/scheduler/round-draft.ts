@@ -5,6 +5,7 @@ import type { Round, RoundTask } from "#proto/shoal/v1/round.js";
 import { newRoundStatus } from "#common/domain/round.js";
 import { API_VERSION, newMeta, roundName } from "#common/domain/resources.js";
 import { deriveSeed } from "#common/domain/seed.js";
+import { siteWeighting } from "#common/domain/site.js";
 
 /** What comes after the rounds that are durable: a training round, the evaluation-only round at the end, or nothing. */
 export function nextRound(job: TrainingJob): { number: number; evaluationOnly: boolean } | undefined {
@@ -59,6 +60,8 @@ export function draftRound(
     frozen: status?.frozen,
     packing: spec?.local?.packing ?? false,
     proximalMu: spec?.local?.proximalMu ?? 0,
+    siteWeighting: siteWeighting(spec?.strategy),
+    maxUpdateNorm: spec?.strategy?.maxUpdateNorm ?? 0,
   };
   return {
     apiVersion: API_VERSION,

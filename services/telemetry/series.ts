@@ -1,4 +1,5 @@
-import type { Round, RoundResult, Verdict } from "#proto/shoal/v1/round.js";
+import { memberUpdates } from "#common/domain/site.js";
+import type { MemberUpdate, Round, RoundResult } from "#proto/shoal/v1/round.js";
 import type { SeriesPoint } from "#proto/shoal/v1/telemetry_service.js";
 
 /** Every series, in the order in which the points of a round are written. */
@@ -32,17 +33,15 @@ function valuesOfRound(round: Round | undefined, result: RoundResult): Values {
   };
 }
 
-function valuesOfDevice(verdict: Verdict): Values {
-  const manifest = verdict.manifest;
-  if (manifest === undefined) return {};
+function valuesOfDevice(update: MemberUpdate): Values {
   return {
-    ...(manifest.localSteps > 0 ? { train_loss: manifest.trainLoss } : {}),
-    ...(manifest.evalTokens > 0 ? { eval_loss: manifest.evalLossSum / manifest.evalTokens } : {}),
-    bytes_up: manifest.sizeBytes,
-    bytes_down: manifest.bytesDown,
-    train_seconds: manifest.trainMs / 1000,
-    local_steps: manifest.localSteps,
-    tokens: manifest.tokens,
+    ...(update.localSteps > 0 ? { train_loss: update.trainLoss } : {}),
+    ...(update.evalTokens > 0 ? { eval_loss: update.evalLossSum / update.evalTokens } : {}),
+    bytes_up: update.sizeBytes,
+    bytes_down: update.bytesDown,
+    train_seconds: update.trainMs / 1000,
+    local_steps: update.localSteps,
+    tokens: update.tokens,
   };
 }
 
@@ -55,16 +54,16 @@ function toPoints(values: Values, rest: Omit<SeriesPoint, "metric" | "value">): 
 }
 
 /**
- * The points that a finished round adds: of the whole round (empty device), then of each folded device in fold order.
+ * The points that a finished round adds: of the whole round (empty device), then of each folded device in fold order, also of those
+ * whose gateway folded them.
  * Losses are nats per token; times are seconds. `round` may be gone, then its length is unknown and left out. The time
  * of all points is the creation of the result.
  */
 export function pointsOf(round: Round | undefined, result: RoundResult): SeriesPoint[] {
   const common = { job: result.job, round: result.number, atMs: result.metadata?.createdAtMs ?? 0 };
   const whole = toPoints(valuesOfRound(round, result), { ...common, device: "" });
-  const devices = result.folded.flatMap((verdict) =>
-    toPoints(valuesOfDevice(verdict), { ...common, device: verdict.manifest?.device ?? "" }),
-  );
+  const updates = result.folded.flatMap(({ manifest }) => (manifest === undefined ? [] : memberUpdates(manifest)));
+  const devices = updates.flatMap((update) => toPoints(valuesOfDevice(update), { ...common, device: update.device }));
   return [...whole, ...devices];
 }
 

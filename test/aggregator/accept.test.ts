@@ -10,8 +10,8 @@ import {
   type AcceptContext,
   type Commit,
   type PayloadFacts,
-  type RefusalReason,
 } from "#common/domain/accept.js";
+import type { RefusalReason } from "#common/domain/refusal.js";
 import { acceptedDevices, emptyTally, KEPT_REFUSALS, withVerdict } from "#services/aggregator/tally.js";
 
 const PARAMETERS = 600_000;
@@ -31,6 +31,8 @@ const context: AcceptContext = {
   seqLen: 8,
   referenceSteps: 5,
   maxUpdateNorm: 10,
+  gatewaySite: undefined,
+  siteWeighting: "tokens",
 };
 const manifest: UpdateManifest = {
   device: "ann",
@@ -49,6 +51,8 @@ const manifest: UpdateManifest = {
   fetchMs: 2,
   trainMs: 3,
   baseDigest: "sha256:base",
+  members: [],
+  site: "",
 };
 const facts: PayloadFacts = { ok: true, digest: "sha256:chunks", norm: 2.5 };
 const commitOf = (change: Partial<UpdateManifest>): Commit => ({

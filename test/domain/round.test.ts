@@ -289,3 +289,26 @@ test("suggestions", (t) => {
   t.is(suggest("zzz", ["steps", "batchSize"]), undefined);
   t.is(suggest("x", []), undefined);
 });
+
+test("quorum and target count devices, not updates, and what a gateway refused is withdrawn", (t) => {
+  const members = (refusals: Record<string, string>) =>
+    Object.entries(refusals).map(([device, refusal]) => ({ device, refusal, message: "value 3 is NaN" }));
+  const siteTally = (refusals: Record<string, string>): UpdateTally =>
+    UpdateTally.fromPartial({
+      verdicts: [
+        { commitSeq: 10, accepted: true, manifest: { device: "gate", site: "pier", members: members(refusals) } },
+      ],
+      lastSeq: 10,
+    });
+  const all = advance(training(), { ...factsOf({}), tally: siteTally({ ann: "", bob: "", cyd: "" }) }, 0);
+  t.true(all.changed && all.status.phase === "Aggregating");
+  t.deepEqual(all.changed && all.status.foldSet, [{ device: "gate", commitSeq: 10 }]);
+
+  const standing = standingOf(training().status ?? newRoundStatus(), {
+    ...factsOf({}),
+    tally: siteTally({ ann: "", bob: "NotFinite" }),
+  });
+  t.is(standing.counted, 1);
+  t.deepEqual(standing.outstanding, ["cyd"]);
+  t.deepEqual(standing.withdrawn, [{ device: "bob", reasons: ["its update was refused (NotFinite): value 3 is NaN"] }]);
+});

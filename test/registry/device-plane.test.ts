@@ -7,6 +7,7 @@ import { MemoryLog } from "#common/adapters/memory/log.js";
 import { MemoryMetrics } from "#common/adapters/memory/metrics.js";
 import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
 import { newMeta } from "#common/domain/resources.js";
+import { GATEWAY_LABEL, SITE_LABEL } from "#common/domain/site.js";
 import { subjects } from "#common/domain/subjects.js";
 import { type DeepPartial, JoinBundle } from "#proto/shoal/v1/device_wire.js";
 import {
@@ -57,13 +58,15 @@ async function registry(replicas = 1) {
   });
   for (let i = 0; i < replicas; i++) {
     const index = new AssignmentIndex(store, (devices) => {
-      for (const device of devices) bus.publish(subjects.nudge(device), new Uint8Array());
+      const told = [...devices, ...plane.gatewaysOf(devices)];
+      for (const device of told) bus.publish(subjects.nudge(device), new Uint8Array());
     });
-    const plane = new DevicePlane({ ...common, index, heartbeatMs: 5000, leaseMs: 15_000 });
+    const plane: DevicePlane = new DevicePlane({ ...common, index, heartbeatMs: 5000, leaseMs: 15_000 });
     void index.follow(ended.signal, () => plane.serve(ended.signal));
   }
   await settle();
-  const fleet = new FleetApi({ ...common, randomBytes: (count) => new Uint8Array(count).fill(7) });
+  let issued = 7;
+  const fleet = new FleetApi({ ...common, randomBytes: (count) => new Uint8Array(count).fill(issued++) });
   return { ...common, fleet, nudged, end: () => ended.abort() };
 }
 type Registry = Awaited<ReturnType<typeof registry>>;
@@ -334,5 +337,93 @@ test("a credential that is issued while its device is removed is not handed out"
   };
   const reply = await join(home, bundle, "a", key);
   t.deepEqual([reply.refusal?.reason, reply.jwt], ["DeviceRemoved", ""]);
+  home.end();
+});
+
+const siteToken = async (home: Registry, deviceLabels: Record<string, string>): Promise<JoinBundle> => {
+  const issued = await home.fleet.issueJoinToken({ ttlMs: 0, uses: -1, deviceLabels });
+  if (!issued.ok) throw new Error(issued.refusal.code);
+  return JoinBundle.decode(Buffer.from(issued.value.token.slice(TOKEN_PREFIX.length), "base64url"));
+};
+const via = (home: Registry, gateway: string, name: string): Promise<HeartbeatReply> =>
+  ask(
+    home,
+    subjects.via(gateway, name, "heartbeat"),
+    HeartbeatRequest.encode(HeartbeatRequest.fromPartial({})).finish(),
+    HeartbeatReply,
+  );
+
+test("a gateway speaks for the devices of its site and for no others, and is told its site's open rounds", async (t) => {
+  const home = await registry();
+  const key = (): string => createUser().getPublicKey();
+  const gateToken = await siteToken(home, { [SITE_LABEL]: "pier", [GATEWAY_LABEL]: "true" });
+  await join(home, gateToken, "gate", key());
+  const pier = await siteToken(home, { [SITE_LABEL]: "pier" });
+  await join(home, await siteToken(home, { [SITE_LABEL]: "dock" }), "cyd", key());
+  // The request to join of a device behind the gateway is carried as it is.
+  const request = JoinRequest.fromPartial({ secret: pier.secret, device: "ann", publicKey: key() });
+  const carried = subjects.via("gate", pier.tokenId, "join");
+  t.is((await ask(home, carried, JoinRequest.encode(request).finish(), JoinReply)).device, "ann");
+  await join(home, pier, "bob", key());
+
+  t.is((await via(home, "gate", "ann")).refusal, undefined);
+  t.is((await via(home, "gate", "cyd")).refusal?.reason, "OtherSite");
+  t.is((await via(home, "bob", "ann")).refusal?.reason, "OtherSite", "a device of the site is no gateway");
+  t.is((await via(home, "gate", "nobody")).refusal?.reason, "UnknownDevice");
+
+  const blob = await home.blobs.put(new Uint8Array(1000).fill(5));
+  const assignments = [
+    { device: "ann", site: "pier", localSteps: 3 },
+    { device: "bob", site: "pier", localSteps: 3 },
+    { device: "cyd", site: "dock", localSteps: 3 },
+  ];
+  const task = { job: "tiny", round: "tiny-1", weights: blob };
+  const round = { metadata: newMeta("tiny-1"), spec: { job: "tiny", number: 1, task } };
+  await home.store.create(
+    "Round",
+    Round.fromPartial({ ...round, status: { phase: "Training", assignments, deadlineAtMs: 9 } }),
+  );
+  await settle();
+  t.true(home.nudged.includes("shoal.i.ann.nudge"));
+  t.true(home.nudged.includes("shoal.i.gate.nudge"), "who sits behind a gateway hears through it");
+
+  const { site, siteRounds, tasks } = await beat(home, "gate");
+  t.is(site, "pier");
+  t.deepEqual(tasks, []);
+  t.deepEqual(
+    siteRounds.map((one) => one.assignments.map(({ device }) => device)),
+    [["ann", "bob"]],
+  );
+  t.is(siteRounds[0]?.deadlineAtMs, 9);
+  t.deepEqual((await beat(home, "bob")).siteRounds, []);
+  t.is((await via(home, "gate", "ann")).tasks.length, 1);
+  const range = BlobRangeRequest.encode({ digest: blob.digest, offset: 0, length: 100 }).finish();
+  t.is((await ask(home, subjects.via("gate", "ann", "blob"), range, BlobRangeReply)).data.length, 100);
+  t.is((await ask(home, subjects.via("gate", "cyd", "blob"), range, BlobRangeReply)).refusal?.reason, "OtherSite");
+
+  // A gateway's update accounts for its members: they are not waited for any more, nor is its site.
+  const manifest = {
+    device: "gate",
+    site: "pier",
+    members: [{ device: "ann" }, { device: "bob", refusal: "NotFinite" }],
+  };
+  const verdicts = [{ commitSeq: 4, accepted: true, manifest }];
+  await home.store.create(
+    "UpdateTally",
+    UpdateTally.fromPartial({ metadata: newMeta("tiny-1"), verdicts, lastSeq: 4 }),
+  );
+  await settle();
+  t.deepEqual((await beat(home, "gate")).siteRounds, []);
+  t.deepEqual((await via(home, "gate", "ann")).tasks, []);
+  home.end();
+});
+
+test("no device labels itself: site and gateway come with the token", async (t) => {
+  const home = await registry();
+  const { tokenId, secret } = await tokenOf(home, -1);
+  const labels = { [SITE_LABEL]: "pier", [GATEWAY_LABEL]: "true" };
+  const request = JoinRequest.fromPartial({ secret, device: "mole", publicKey: createUser().getPublicKey(), labels });
+  const reply = await ask(home, subjects.join(tokenId), JoinRequest.encode(request).finish(), JoinReply);
+  t.is(reply.refusal?.reason, "InvalidLabels");
   home.end();
 });

@@ -2,7 +2,7 @@ import { DeviceWithLease } from "#proto/shoal/v1/fleet_service.js";
 import { JobServiceExplainResponse, RoundWithResult } from "#proto/shoal/v1/job_service.js";
 import type { Condition } from "#proto/shoal/v1/meta.js";
 import { Model } from "#proto/shoal/v1/model.js";
-import type { Assignment, Exclusion, Verdict } from "#proto/shoal/v1/round.js";
+import type { Assignment, Exclusion, MemberUpdate, Verdict } from "#proto/shoal/v1/round.js";
 import { call } from "../calls.js";
 import { CliError, EXIT } from "../exit.js";
 import { writeJson } from "../io.js";
@@ -41,20 +41,40 @@ function assignmentTable(assignments: readonly Assignment[]): string {
   );
 }
 
+/** One line of the table of updates: a device's own, a gateway's, or of a device whose gateway folded it. */
+interface UpdateLine {
+  readonly device: string;
+  readonly verdict: string;
+  readonly message: string;
+  readonly norm: number;
+  readonly update: Partial<Pick<MemberUpdate, "localSteps" | "trainLoss" | "sizeBytes" | "trainMs">>;
+}
+
+function updateLines({ accepted, reason, message, norm, manifest }: Verdict): UpdateLine[] {
+  const verdict = accepted ? "accepted" : reason;
+  const site = manifest?.site === undefined || manifest.site === "" ? "" : ` (site ${manifest.site})`;
+  const own = { device: `  ${manifest?.device ?? "?"}${site}`, verdict, message, norm, update: manifest ?? {} };
+  const members = (manifest?.members ?? []).map((update): UpdateLine => {
+    const folded = update.refusal === "" ? "folded" : update.refusal;
+    return { device: `    ${update.device}`, verdict: folded, message: update.message, norm: update.norm, update };
+  });
+  return [own, ...members];
+}
+
 function verdictTable(verdicts: readonly Verdict[]): string {
   if (verdicts.length === 0) return "";
   return formatTable(
     [
-      { title: "  DEVICE", cell: (v: Verdict) => `  ${v.manifest?.device ?? "?"}` },
-      { title: "VERDICT", cell: (v) => (v.accepted ? "accepted" : v.reason) },
-      { title: "STEPS", right: true, cell: (v) => String(v.manifest?.localSteps ?? 0) },
-      { title: "LOSS", right: true, cell: (v) => formatLoss(v.manifest?.trainLoss) },
-      { title: "NORM", right: true, cell: (v) => v.norm.toPrecision(4) },
-      { title: "UP", right: true, cell: (v) => formatBytes(v.manifest?.sizeBytes ?? 0) },
-      { title: "TRAINED", right: true, cell: (v) => formatDuration(v.manifest?.trainMs ?? 0) },
-      { title: "MESSAGE", cell: (v) => v.message },
+      { title: "  DEVICE", cell: (line: UpdateLine) => line.device },
+      { title: "VERDICT", cell: (line) => line.verdict },
+      { title: "STEPS", right: true, cell: ({ update }) => String(update.localSteps ?? 0) },
+      { title: "LOSS", right: true, cell: ({ update }) => formatLoss(update.trainLoss) },
+      { title: "NORM", right: true, cell: (line) => line.norm.toPrecision(4) },
+      { title: "UP", right: true, cell: ({ update }) => formatBytes(update.sizeBytes ?? 0) },
+      { title: "TRAINED", right: true, cell: ({ update }) => formatDuration(update.trainMs ?? 0) },
+      { title: "MESSAGE", cell: (line) => line.message },
     ],
-    verdicts,
+    verdicts.flatMap(updateLines),
   );
 }
 

@@ -2,6 +2,8 @@ import type { DeviceWithLease } from "#proto/shoal/v1/fleet_service.js";
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { RoundWithResult } from "#proto/shoal/v1/job_service.js";
 import type { Dataset, Model } from "#proto/shoal/v1/model.js";
+import type { RoundResult } from "#proto/shoal/v1/round.js";
+import { GATEWAY_LABEL, gatewaySiteOf, memberUpdates, SITE_LABEL, siteOf } from "#common/domain/site.js";
 import { formatAge, formatBytes, formatCount, formatDuration, formatLabels, formatLoss } from "../output/format.js";
 import type { Column } from "../output/table.js";
 
@@ -31,9 +33,20 @@ export function deviceActivity({ device }: DeviceWithLease): string {
     : `${last.round} ${last.phase}`;
 }
 
+/** The site of a device; "site (gateway)" for its gateway, "-" without one. */
+export function deviceSite({ device }: DeviceWithLease): string {
+  const site = siteOf(device);
+  if (site === "") return "-";
+  return gatewaySiteOf(device) === undefined ? site : `${site} (gateway)`;
+}
+
+const labelsWithoutSite = (labels: Readonly<Record<string, string>>): Record<string, string> =>
+  Object.fromEntries(Object.entries(labels).filter(([key]) => key !== SITE_LABEL && key !== GATEWAY_LABEL));
+
 export const deviceColumns = (nowMs: number): Column<DeviceWithLease>[] => [
   { title: "NAME", cell: ({ device }) => device?.metadata?.name ?? "" },
   { title: "STATE", cell: deviceState },
+  { title: "SITE", cell: deviceSite },
   { title: "CORES", right: true, cell: ({ device }) => String(device?.status?.facts?.cores ?? 0) },
   { title: "GFLOP/S", right: true, cell: ({ device }) => (device?.status?.facts?.gflops ?? 0).toFixed(1) },
   { title: "MEMORY", right: true, cell: ({ device }) => formatBytes(device?.status?.facts?.memoryBytes ?? 0) },
@@ -42,7 +55,7 @@ export const deviceColumns = (nowMs: number): Column<DeviceWithLease>[] => [
     right: true,
     cell: ({ device }) => formatCount((device?.status?.datasets ?? []).reduce((sum, { tokens }) => sum + tokens, 0)),
   },
-  { title: "LABELS", cell: ({ device }) => formatLabels(device?.metadata?.labels ?? {}) },
+  { title: "LABELS", cell: ({ device }) => formatLabels(labelsWithoutSite(device?.metadata?.labels ?? {})) },
   { title: "BEAT", right: true, cell: ({ lease }) => formatAge(lease?.renewedAtMs ?? 0, nowMs) },
   { title: "DOES", cell: deviceActivity },
 ];
@@ -53,11 +66,17 @@ function roundSeconds({ round, result }: RoundWithResult): string {
   return startMs > 0 && endMs > 0 ? formatDuration(endMs - startMs) : "-";
 }
 
+/** Devices whose work is in a round, also those whose gateway folded it. */
+function foldedDevices(result: RoundResult | undefined): number {
+  return (result?.folded ?? []).flatMap(({ manifest }) => (manifest === undefined ? [] : memberUpdates(manifest)))
+    .length;
+}
+
 export const roundColumns: Column<RoundWithResult>[] = [
   { title: "ROUND", right: true, cell: ({ round }) => String(round?.spec?.number ?? 0) },
   { title: "PHASE", cell: ({ round }) => round?.status?.phase ?? "Planning" },
   { title: "COHORT", right: true, cell: ({ round }) => String(round?.status?.assignments.length ?? 0) },
-  { title: "FOLDED", right: true, cell: ({ result }) => String(result?.folded.length ?? 0) },
+  { title: "FOLDED", right: true, cell: ({ result }) => String(foldedDevices(result)) },
   { title: "REFUSED", right: true, cell: ({ result }) => String(result?.refused.length ?? 0) },
   { title: "TRAIN LOSS", right: true, cell: ({ result }) => formatLoss(result?.trainLoss) },
   { title: "EVAL LOSS", right: true, cell: ({ result }) => formatLoss(result?.evalLoss) },

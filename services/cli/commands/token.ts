@@ -1,6 +1,8 @@
 import { IssueJoinTokenResponse } from "#proto/shoal/v1/fleet_service.js";
 import { durationMs, keyValue, wholeNumber } from "../arguments.js";
+import { GATEWAY_LABEL, SITE_LABEL } from "#common/domain/site.js";
 import { call } from "../calls.js";
+import { CliError, EXIT } from "../exit.js";
 import { writeJson } from "../io.js";
 import { takesRemote, withClients, type CommandGroup, type RemoteOptions } from "../shell.js";
 
@@ -8,6 +10,19 @@ interface IssueOptions extends RemoteOptions {
   readonly uses: number;
   readonly ttl: number;
   readonly label?: Record<string, string>;
+  readonly site?: string;
+  readonly gateway?: boolean;
+}
+
+/** Labels of a token, with what --site and --gateway say. */
+function labelsOf({ label = {}, site, gateway = false }: IssueOptions): Record<string, string> {
+  if (gateway && site === undefined)
+    throw new CliError("--gateway needs --site: name the site it folds for", EXIT.usage);
+  return {
+    ...label,
+    ...(site === undefined ? {} : { [SITE_LABEL]: site }),
+    ...(gateway ? { [GATEWAY_LABEL]: "true" } : {}),
+  };
 }
 
 const DAY_MS = 86_400_000;
@@ -18,9 +33,11 @@ export const tokenCommands: CommandGroup = (program, shell) => {
     .option("--uses <n>", "devices it may enrol; -1 is any number", wholeNumber(-1, 1_000_000), 1)
     .option("--ttl <duration>", "how long it is good for, e.g. 12h", durationMs, DAY_MS)
     .option("--label <k=v>", "label given to its devices (repeatable)", keyValue)
+    .option("--site <name>", "site its devices belong to")
+    .option("--gateway", "its device is the gateway of the site")
     .action((options: IssueOptions) =>
       withClients(shell, options, async ({ fleet }) => {
-        const request = { ttlMs: options.ttl, uses: options.uses, deviceLabels: options.label ?? {} };
+        const request = { ttlMs: options.ttl, uses: options.uses, deviceLabels: labelsOf(options) };
         const answer = await call(fleet.issueJoinToken.bind(fleet), request);
         if (options.json === true) {
           writeJson(shell.io, IssueJoinTokenResponse.toJSON(answer));

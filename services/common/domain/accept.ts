@@ -1,24 +1,8 @@
-import { UpdateManifest, type Assignment, type Verdict } from "#proto/shoal/v1/round.js";
+import { UpdateManifest, type Assignment, type MemberUpdate, type Verdict } from "#proto/shoal/v1/round.js";
 import { chunkCount, updateBytes } from "../tensor/chunk.js";
 import type { Codec } from "../tensor/codec.js";
-
-/** Why a commit does not count. */
-export type RefusalReason =
-  | "Late"
-  | "NotAssigned"
-  | "Duplicate"
-  | "WrongRound"
-  | "WrongBase"
-  | "WrongShape"
-  | "WrongDigest"
-  | "NotFinite"
-  | "NormExceeded"
-  | "BadPayload";
-
-export interface Refusal {
-  reason: RefusalReason;
-  message: string;
-}
+import { isCount, refuse, shown, type Refusal } from "./refusal.js";
+import { isSiteUpdate, summariseMembers } from "./site.js";
 
 /** A commit as the log holds it; device and round come from the authenticated subject. */
 export interface Commit {
@@ -48,6 +32,10 @@ export interface AcceptContext {
   referenceSteps: number;
   /** Updates with a greater L2 norm are refused; 0 sets only NORM_CEILING. */
   maxUpdateNorm: number;
+  /** The site whose gateway committed; undefined if no gateway did. */
+  gatewaySite: string | undefined;
+  /** How a gateway may weigh the updates it folds; empty if it must hand on each by itself. */
+  siteWeighting: string;
 }
 
 /** What reading the chunks of a commit has shown. */
@@ -55,29 +43,33 @@ export type PayloadFacts = { ok: true; digest: string; norm: number } | { ok: fa
 
 /** No honest update is this long, and below it no fold can overflow fp32 weights. */
 export const NORM_CEILING = 2 ** 100;
-
-const SHOWN_LENGTH = 80;
-const shown = (text: string): string => (text.length > SHOWN_LENGTH ? `${text.slice(0, SHOWN_LENGTH)}...` : text);
-const isCount = (value: number): boolean => Number.isSafeInteger(value) && value >= 0;
-const refuse = (reason: RefusalReason, message: string): Refusal => ({ reason, message });
+/** Most characters in which a gateway says why it refused an update. */
+const MOST_REFUSAL_TEXT = 240;
 
 /** Whether this device's commit must bring an update, and not an evaluation alone. */
 function expectsPayload(context: Pick<AcceptContext, "evaluationOnly">, assignment: Assignment): boolean {
   return !context.evaluationOnly && assignment.localSteps > 0;
 }
 
-function judgeNumbers(manifest: UpdateManifest): Refusal | undefined {
-  const losses = { trainLoss: manifest.trainLoss, evalLossSum: manifest.evalLossSum };
+function judgeNumbers(
+  losses: Readonly<Record<string, number>>,
+  counts: Readonly<Record<string, number>>,
+): Refusal | undefined {
   for (const [name, value] of Object.entries(losses)) {
     if (!Number.isFinite(value)) return refuse("NotFinite", `${name} is ${value}`);
     if (value < 0) return refuse("BadPayload", `${name} is ${value}, below zero`);
   }
-  const { values, sizeBytes, tokens, localSteps, evalTokens, bytesDown, fetchMs, trainMs } = manifest;
-  const counts = { values, sizeBytes, tokens, localSteps, evalTokens, bytesDown, fetchMs, trainMs };
   for (const [name, value] of Object.entries(counts)) {
     if (!isCount(value)) return refuse("BadPayload", `${name} is ${value}, not a whole number from 0`);
   }
   return undefined;
+}
+
+function judgeManifestNumbers(manifest: UpdateManifest): Refusal | undefined {
+  const { trainLoss, evalLossSum } = manifest;
+  const { values, sizeBytes, tokens, localSteps, evalTokens, bytesDown, fetchMs, trainMs } = manifest;
+  const counts = { values, sizeBytes, tokens, localSteps, evalTokens, bytesDown, fetchMs, trainMs };
+  return judgeNumbers({ trainLoss, evalLossSum }, counts);
 }
 
 function judgeShape(commit: Commit, manifest: UpdateManifest, context: AcceptContext): Refusal | undefined {
@@ -100,14 +92,16 @@ function judgeShape(commit: Commit, manifest: UpdateManifest, context: AcceptCon
     : refuse("BadPayload", `chunk sequence ${stray} does not lie before the commit ${commit.seq}`);
 }
 
-function judgeWork(manifest: UpdateManifest, assignment: Assignment, context: AcceptContext): Refusal | undefined {
+type Work = Pick<UpdateManifest, "localSteps" | "tokens">;
+
+function judgeWork(work: Work, assignment: Assignment, context: AcceptContext): Refusal | undefined {
   const mostSteps = Math.max(assignment.localSteps, context.referenceSteps);
-  if (manifest.localSteps < 1 || manifest.localSteps > mostSteps) {
-    return refuse("BadPayload", `${manifest.localSteps} local steps where 1 to ${mostSteps} are possible`);
+  if (work.localSteps < 1 || work.localSteps > mostSteps) {
+    return refuse("BadPayload", `${work.localSteps} local steps where 1 to ${mostSteps} are possible`);
   }
-  const most = manifest.localSteps * assignment.batchSize * context.seqLen;
-  if (manifest.tokens < 1 || manifest.tokens > most) {
-    return refuse("BadPayload", `${manifest.tokens} tokens where 1 to ${most} fit the local steps`);
+  const most = work.localSteps * assignment.batchSize * context.seqLen;
+  if (work.tokens < 1 || work.tokens > most) {
+    return refuse("BadPayload", `${work.tokens} tokens where 1 to ${most} fit the local steps`);
   }
   return undefined;
 }
@@ -118,6 +112,80 @@ function judgeEvaluation(manifest: UpdateManifest): Refusal | undefined {
     return undefined;
   }
   return refuse("WrongShape", "an update where only an evaluation was assigned");
+}
+
+function judgeMemberWork(member: MemberUpdate, assignment: Assignment, context: AcceptContext): Refusal | undefined {
+  const { trainLoss, evalLossSum, norm, tokens, localSteps, evalTokens, sizeBytes, bytesDown, fetchMs, trainMs } =
+    member;
+  const counts = { tokens, localSteps, evalTokens, sizeBytes, bytesDown, fetchMs, trainMs };
+  const numbers = judgeNumbers({ trainLoss, evalLossSum, norm }, counts);
+  if (numbers !== undefined) return numbers;
+  if (expectsPayload(context, assignment)) return judgeWork(member, assignment, context);
+  if (tokens === 0 && localSteps === 0) return undefined;
+  return refuse("WrongShape", "work where only an evaluation was assigned");
+}
+
+function judgeMember(member: MemberUpdate, site: string, context: AcceptContext): Refusal | undefined {
+  const assignment = context.assignments.find((each) => each.device === member.device);
+  if (assignment?.site !== site) return refuse("NotAssigned", `the device has no assignment at site "${shown(site)}"`);
+  if (context.acceptedDevices.has(member.device)) return refuse("Duplicate", "an update of this device counts already");
+  if (member.refusal === "") return judgeMemberWork(member, assignment, context);
+  const isShort = shown(member.refusal) === member.refusal && member.message.length <= MOST_REFUSAL_TEXT;
+  return isShort ? undefined : refuse("BadPayload", "the reason of its refusal is too long");
+}
+
+function judgeBase(manifest: UpdateManifest, context: AcceptContext): Refusal | undefined {
+  if (manifest.baseDigest === context.baseDigest) return undefined;
+  return refuse("WrongBase", `it starts from the weights "${shown(manifest.baseDigest)}"`);
+}
+
+/** A device's own commit. */
+function screenDevice(commit: Commit, manifest: UpdateManifest, context: AcceptContext): Refusal | undefined {
+  const assignment = context.assignments.find((each) => each.device === commit.device);
+  if (assignment === undefined) return refuse("NotAssigned", "the device has no assignment in this round");
+  if (context.acceptedDevices.has(commit.device)) {
+    return refuse("Duplicate", "an update of this device counts already");
+  }
+  const refusal = judgeBase(manifest, context) ?? judgeManifestNumbers(manifest);
+  if (refusal !== undefined) return refusal;
+  if (!expectsPayload(context, assignment)) return judgeEvaluation(manifest);
+  return judgeShape(commit, manifest, context) ?? judgeWork(manifest, assignment, context);
+}
+
+const SUMMARY = ["tokens", "localSteps", "trainLoss", "evalLossSum", "evalTokens"] as const;
+
+/** A gateway's commit: from the gateway of a site, for devices of that site that are in the round, each of them once. */
+function screenSite(commit: Commit, manifest: UpdateManifest, context: AcceptContext): Refusal | undefined {
+  const { members, site } = manifest;
+  if (site === "" || site !== context.gatewaySite) {
+    return refuse("NotAssigned", `the device is no gateway of site "${shown(site)}"`);
+  }
+  if (members.length === 0 || members.length > context.assignments.length) {
+    return refuse("BadPayload", `${members.length} members where 1 to ${context.assignments.length} are possible`);
+  }
+  if (new Set(members.map(({ device }) => device)).size < members.length) {
+    return refuse("Duplicate", "a member is named twice");
+  }
+  const refusal = judgeBase(manifest, context) ?? judgeManifestNumbers(manifest);
+  if (refusal !== undefined) return refusal;
+  for (const member of members) {
+    const judged = judgeMember(member, site, context);
+    if (judged !== undefined) return refuse(judged.reason, `member "${shown(member.device)}": ${judged.message}`);
+  }
+  const summary = summariseMembers(members);
+  const off = SUMMARY.find((field) => manifest[field] !== summary[field]);
+  if (off !== undefined) {
+    return refuse("BadPayload", `${off} is ${manifest[off]} where the members come to ${summary[off]}`);
+  }
+  const trained = members.filter(({ refusal, localSteps }) => refusal === "" && localSteps > 0);
+  if (trained.length === 0) return judgeEvaluation(manifest);
+  if (trained.length > 1 && context.siteWeighting === "") {
+    return refuse("BadPayload", `${trained.length} updates folded into one where each is due by itself`);
+  }
+  if (trained.length === 1 && trained[0]?.digest !== manifest.digest) {
+    return refuse("WrongDigest", "the only update in it is not what the device sent");
+  }
+  return judgeShape(commit, manifest, context);
 }
 
 /**
@@ -135,18 +203,7 @@ export function screen(commit: Commit, context: AcceptContext): Refusal | undefi
   if (manifest.device !== commit.device) {
     return refuse("BadPayload", `the manifest names the device "${shown(manifest.device)}"`);
   }
-  const assignment = context.assignments.find((each) => each.device === commit.device);
-  if (assignment === undefined) return refuse("NotAssigned", "the device has no assignment in this round");
-  if (context.acceptedDevices.has(commit.device)) {
-    return refuse("Duplicate", "an update of this device counts already");
-  }
-  if (manifest.baseDigest !== context.baseDigest) {
-    return refuse("WrongBase", `it starts from the weights "${shown(manifest.baseDigest)}"`);
-  }
-  const numbers = judgeNumbers(manifest);
-  if (numbers !== undefined) return numbers;
-  if (!expectsPayload(context, assignment)) return judgeEvaluation(manifest);
-  return judgeShape(commit, manifest, context) ?? judgeWork(manifest, assignment, context);
+  return isSiteUpdate(manifest) ? screenSite(commit, manifest, context) : screenDevice(commit, manifest, context);
 }
 
 function judgePayload(digest: string, facts: PayloadFacts, maxUpdateNorm: number): Refusal | undefined {

@@ -1,5 +1,6 @@
 import { RoundStatus, type Exclusion, type Round, type UpdateTally, type Verdict } from "#proto/shoal/v1/round.js";
 import { type Observation, setCondition } from "./condition.js";
+import { countedDevices } from "./site.js";
 
 /** What the world says of a round, gathered by the caller. */
 export interface RoundFacts {
@@ -28,33 +29,43 @@ export function newRoundStatus(): RoundStatus {
   return RoundStatus.fromPartial({ phase: "Planning" });
 }
 
-/** Accepted commits in log order, one per device: the first. */
+/** Accepted commits in log order, of each device the first. */
 export function acceptedVerdicts(tally: UpdateTally | undefined): Verdict[] {
   const seen = new Set<string>();
   return [...(tally?.verdicts ?? [])]
     .sort((a, b) => a.commitSeq - b.commitSeq)
     .filter((verdict) => {
-      const device = verdict.manifest?.device;
-      if (!verdict.accepted || device === undefined || seen.has(device)) return false;
-      seen.add(device);
+      if (!verdict.accepted || verdict.manifest === undefined) return false;
+      const devices = countedDevices(verdict.manifest);
+      if (devices.some((device) => seen.has(device))) return false;
+      for (const device of devices) seen.add(device);
       return true;
     });
 }
+
+const countedIn = ({ manifest }: Verdict): string[] => (manifest === undefined ? [] : countedDevices(manifest));
+const refusedBecause = (reason: string, message: string): string => `its update was refused (${reason}): ${message}`;
 
 /** Devices none of whose commits was accepted, and why the last one was not. */
 export function refusedUpdates(tally: UpdateTally | undefined): Map<string, string> {
   const refused = new Map<string, string>();
   for (const { manifest, accepted, reason, message } of tally?.verdicts ?? []) {
-    if (manifest !== undefined && !accepted)
-      refused.set(manifest.device, `its update was refused (${reason}): ${message}`);
+    if (manifest === undefined) continue;
+    if (!accepted) refused.set(manifest.device, refusedBecause(reason, message));
+    // What its gateway refused never reached the aggregator.
+    for (const member of manifest.members) {
+      if (accepted && member.refusal !== "") refused.set(member.device, refusedBecause(member.refusal, member.message));
+    }
   }
-  for (const { manifest } of acceptedVerdicts(tally)) refused.delete(manifest?.device ?? "");
+  for (const verdict of acceptedVerdicts(tally)) for (const device of countedIn(verdict)) refused.delete(device);
   return refused;
 }
 
 /** Where everybody invited to the round stands. */
 export interface Standing {
   accepted: Verdict[];
+  /** Devices whose work is in them. */
+  counted: number;
   /** Invited devices that may still commit. */
   outstanding: string[];
   /** Invited devices that are not waited for, by name, with the reasons. */
@@ -64,7 +75,7 @@ export interface Standing {
 /** Where everybody invited stands. A judged commit outweighs a withdrawal: work that is durable counts. */
 export function standingOf(status: RoundStatus, facts: Pick<RoundFacts, "tally" | "lost">): Standing {
   const accepted = acceptedVerdicts(facts.tally);
-  const hasAccepted = new Set(accepted.map((verdict) => verdict.manifest?.device));
+  const hasAccepted = new Set(accepted.flatMap(countedIn));
   const refused = refusedUpdates(facts.tally);
   const reasons = new Map<string, readonly string[]>(status.withdrawn.map(({ device, reasons }) => [device, reasons]));
   const outstanding: string[] = [];
@@ -77,7 +88,7 @@ export function standingOf(status: RoundStatus, facts: Pick<RoundFacts, "tally" 
     else withdrawn.push({ device, reasons: [...why] });
   }
   withdrawn.sort(byDevice);
-  return { accepted, outstanding, withdrawn };
+  return { accepted, counted: hasAccepted.size, outstanding, withdrawn };
 }
 
 const sameExclusions = (a: readonly Exclusion[], b: readonly Exclusion[]): boolean =>
@@ -97,7 +108,7 @@ type Decision = "wait" | "fold" | "replan" | "fail";
 
 /** The decision of the Training phase; see `advance`. */
 function decide(status: RoundStatus, facts: RoundFacts, standing: Standing, nowMs: number): Decision {
-  const accepted = standing.accepted.length;
+  const accepted = standing.counted;
   // A durable commit is never dropped for want of a judgement: whatever is decided, it is decided knowing all of them.
   if (facts.unjudged > 0) return "wait";
   const hasQuorum = accepted >= status.quorum;
@@ -172,8 +183,8 @@ type Observed = (next: RoundStatus, seen: Omit<Observation, "generation">) => Ad
 function advancePlanning(status: RoundStatus, facts: RoundFacts, nowMs: number, observed: Observed): Advance {
   if (facts.unjudged > 0) return { changed: false, wakeAtMs: nowMs + JUDGEMENT_POLL_MS };
   const standing = standingOf(status, facts);
-  if (status.quorum > 0 && standing.accepted.length >= status.quorum) {
-    const message = `${standing.accepted.length} accepted, ${status.quorum} needed`;
+  if (status.quorum > 0 && standing.counted >= status.quorum) {
+    const message = `${standing.counted} accepted, ${status.quorum} needed`;
     return observed(fold(status, standing), { type: "Quorum", status: true, reason: "Reached", message });
   }
   if (!facts.jobStopped) return { changed: false, wakeAtMs: undefined };
@@ -183,7 +194,7 @@ function advancePlanning(status: RoundStatus, facts: RoundFacts, nowMs: number, 
 function advanceTraining(status: RoundStatus, facts: RoundFacts, nowMs: number, observed: Observed): Advance {
   const standing = standingOf(status, facts);
   const isOver = nowMs >= status.deadlineAtMs;
-  const count = `${standing.accepted.length} accepted, ${status.quorum} needed`;
+  const count = `${standing.counted} accepted, ${status.quorum} needed`;
   switch (decide(status, facts, standing, nowMs)) {
     case "fold":
       return observed(fold(status, standing), { type: "Quorum", status: true, reason: "Reached", message: count });

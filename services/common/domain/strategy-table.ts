@@ -24,6 +24,8 @@ export interface StrategyFacts {
   readonly robust?: { readonly least: number };
   /** Whether it looks at each coordinate, or each update, among its like, so that updates must be dense. */
   readonly dense?: boolean;
+  /** Whether it takes the weighted mean of the updates and nothing else, so that a site's gateway may take a part of it. */
+  readonly mean?: boolean;
 }
 
 const outer = { outerLearningRate: 1, outerMomentum: 0 };
@@ -31,13 +33,13 @@ const moments = { beta1: 0.9, tau: 1e-3 };
 
 /** Every strategy that a job may name. The aggregator's own table has one file for each. */
 export const STRATEGIES = {
-  fedavg: { parameters: {} },
-  fedprox: { parameters: {} },
-  diloco: { parameters: { outerLearningRate: 0.7, outerMomentum: 0.9 } },
-  fedadam: { parameters: { outerLearningRate: 0.1, ...moments, beta2: 0.99, biasCorrection: false } },
-  fedyogi: { parameters: { outerLearningRate: 0.01, ...moments, beta2: 0.99, biasCorrection: false } },
-  fedadagrad: { parameters: { outerLearningRate: 0.1, ...moments } },
-  sparseLoco: { parameters: { outerLearningRate: 1 } },
+  fedavg: { parameters: {}, mean: true },
+  fedprox: { parameters: {}, mean: true },
+  diloco: { parameters: { outerLearningRate: 0.7, outerMomentum: 0.9 }, mean: true },
+  fedadam: { parameters: { outerLearningRate: 0.1, ...moments, beta2: 0.99, biasCorrection: false }, mean: true },
+  fedyogi: { parameters: { outerLearningRate: 0.01, ...moments, beta2: 0.99, biasCorrection: false }, mean: true },
+  fedadagrad: { parameters: { outerLearningRate: 0.1, ...moments }, mean: true },
+  sparseLoco: { parameters: { outerLearningRate: 1 }, mean: true },
   median: { parameters: outer, robust: { least: 3 }, dense: true },
   trimmedMean: { parameters: { ...outer, trim: 0.2 }, robust: { least: 3 }, dense: true },
   krum: { parameters: { ...outer, byzantine: 0 }, robust: { least: 3 }, dense: true },

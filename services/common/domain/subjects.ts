@@ -10,6 +10,12 @@ export const subjects = {
   heartbeatAll: "shoal.d.*.heartbeat",
   blob: (device: string) => `shoal.d.${device}.blob`,
   blobAll: "shoal.d.*.blob",
+  /**
+   * What a gateway asks for a device of its site, or for one that wants to join with a token: the request as that device
+   * made it. The gateway is the authenticated one.
+   */
+  via: (gateway: string, name: string, request: ViaRequest) => `shoal.d.${gateway}.via.${name}.${request}`,
+  viaAll: "shoal.d.*.via.*.*",
   /** Sent to a device to make its next heartbeat come sooner. */
   nudge: (device: string) => `shoal.i.${device}.nudge`,
   updateChunk: (device: string, round: string) => `shoal.u.${device}.${round}.chunk`,
@@ -21,6 +27,17 @@ export const subjects = {
   roundUpdates: (round: string) => `shoal.u.*.${round}.>`,
   allUpdates: "shoal.u.>",
 } as const;
+
+/** What a gateway passes on. */
+export type ViaRequest = "heartbeat" | "blob" | "join";
+
+/** Takes `shoal.d.<gateway>.via.<name>.<request>` apart; undefined for anything else. */
+export function parseVia(subject: string): { gateway: string; name: string; request: string } | undefined {
+  const [root, plane, gateway, via, name, request, ...rest] = subject.split(".");
+  if (root !== "shoal" || plane !== "d" || via !== "via" || rest.length > 0) return undefined;
+  if (gateway === undefined || name === undefined || request === undefined) return undefined;
+  return { gateway, name, request };
+}
 
 /** Inbox prefix of a device. */
 export function deviceInbox(device: string): string {

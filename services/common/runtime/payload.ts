@@ -4,7 +4,8 @@ import { chunkRange } from "../tensor/chunk.js";
 import type { Codec } from "../tensor/codec.js";
 import { openDigest } from "../tensor/digest.js";
 import { sumOfSquares } from "../tensor/flat.js";
-import type { PayloadFacts, Refusal } from "../domain/accept.js";
+import type { PayloadFacts } from "../domain/accept.js";
+import type { Refusal } from "../domain/refusal.js";
 
 /** Chunks under way at once: hides the log's latency and bounds memory to a few pieces. */
 export const READ_AHEAD = 4;

@@ -105,6 +105,24 @@ export interface HeartbeatReply {
   atMs: number;
   /** A renewed credential; empty if not asked for. */
   jwt: string;
+  /** Of a gateway: the open rounds of its site, oldest first. */
+  siteRounds: SiteRound[];
+  /** Of a gateway: its site. Empty for every other device. */
+  site: string;
+}
+
+/** A round that waits for devices of a gateway's site. */
+export interface SiteRound {
+  /** What all devices share. */
+  task:
+    | RoundTask
+    | undefined;
+  /** The devices of the site of which nothing counts yet, by name. */
+  assignments: Assignment[];
+  /** Unix milliseconds (registry clock) after which updates are not waited for. */
+  deadlineAtMs: number;
+  /** Every commit up to this sequence of the update log has its verdict. */
+  judgedSeq: number;
 }
 
 /** An assignment with all that is needed to carry it out. */
@@ -942,7 +960,7 @@ export const HeartbeatRequest: MessageFns<HeartbeatRequest> = {
 };
 
 function createBaseHeartbeatReply(): HeartbeatReply {
-  return { refusal: undefined, tasks: [], nextHeartbeatMs: 0, atMs: 0, jwt: "" };
+  return { refusal: undefined, tasks: [], nextHeartbeatMs: 0, atMs: 0, jwt: "", siteRounds: [], site: "" };
 }
 
 export const HeartbeatReply: MessageFns<HeartbeatReply> = {
@@ -961,6 +979,12 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
     }
     if (message.jwt !== "") {
       writer.uint32(42).string(message.jwt);
+    }
+    for (const v of message.siteRounds) {
+      SiteRound.encode(v!, writer.uint32(66).fork()).join();
+    }
+    if (message.site !== "") {
+      writer.uint32(74).string(message.site);
     }
     return writer;
   },
@@ -1018,6 +1042,22 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
             message.jwt = reader.string();
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.siteRounds.push(SiteRound.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.site = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1045,6 +1085,12 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
         ? globalThis.Number(object.at_ms)
         : 0,
       jwt: isSet(object.jwt) ? globalThis.String(object.jwt) : "",
+      siteRounds: globalThis.Array.isArray(object?.siteRounds)
+        ? object.siteRounds.map((e: any) => SiteRound.fromJSON(e))
+        : globalThis.Array.isArray(object?.site_rounds)
+        ? object.site_rounds.map((e: any) => SiteRound.fromJSON(e))
+        : [],
+      site: isSet(object.site) ? globalThis.String(object.site) : "",
     };
   },
 
@@ -1065,6 +1111,12 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
     if (message.jwt !== "") {
       obj.jwt = message.jwt;
     }
+    if (message.siteRounds?.length) {
+      obj.siteRounds = message.siteRounds.map((e) => SiteRound.toJSON(e));
+    }
+    if (message.site !== "") {
+      obj.site = message.site;
+    }
     return obj;
   },
 
@@ -1080,6 +1132,135 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
     message.nextHeartbeatMs = object.nextHeartbeatMs ?? 0;
     message.atMs = object.atMs ?? 0;
     message.jwt = object.jwt ?? "";
+    message.siteRounds = object.siteRounds?.map((e) => SiteRound.fromPartial(e)) || [];
+    message.site = object.site ?? "";
+    return message;
+  },
+};
+
+function createBaseSiteRound(): SiteRound {
+  return { task: undefined, assignments: [], deadlineAtMs: 0, judgedSeq: 0 };
+}
+
+export const SiteRound: MessageFns<SiteRound> = {
+  encode(message: SiteRound, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.task !== undefined) {
+      RoundTask.encode(message.task, writer.uint32(10).fork()).join();
+    }
+    for (const v of message.assignments) {
+      Assignment.encode(v!, writer.uint32(18).fork()).join();
+    }
+    if (message.deadlineAtMs !== 0) {
+      writer.uint32(24).int64(message.deadlineAtMs);
+    }
+    if (message.judgedSeq !== 0) {
+      writer.uint32(32).int64(message.judgedSeq);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SiteRound {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSiteRound();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.task = RoundTask.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.assignments.push(Assignment.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.deadlineAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.judgedSeq = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SiteRound {
+    return {
+      task: isSet(object.task) ? RoundTask.fromJSON(object.task) : undefined,
+      assignments: globalThis.Array.isArray(object?.assignments)
+        ? object.assignments.map((e: any) => Assignment.fromJSON(e))
+        : [],
+      deadlineAtMs: isSet(object.deadlineAtMs)
+        ? globalThis.Number(object.deadlineAtMs)
+        : isSet(object.deadline_at_ms)
+        ? globalThis.Number(object.deadline_at_ms)
+        : 0,
+      judgedSeq: isSet(object.judgedSeq)
+        ? globalThis.Number(object.judgedSeq)
+        : isSet(object.judged_seq)
+        ? globalThis.Number(object.judged_seq)
+        : 0,
+    };
+  },
+
+  toJSON(message: SiteRound): unknown {
+    const obj: any = {};
+    if (message.task !== undefined) {
+      obj.task = RoundTask.toJSON(message.task);
+    }
+    if (message.assignments?.length) {
+      obj.assignments = message.assignments.map((e) => Assignment.toJSON(e));
+    }
+    if (message.deadlineAtMs !== 0) {
+      obj.deadlineAtMs = Math.round(message.deadlineAtMs);
+    }
+    if (message.judgedSeq !== 0) {
+      obj.judgedSeq = Math.round(message.judgedSeq);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<SiteRound>, I>>(base?: I): SiteRound {
+    return SiteRound.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SiteRound>, I>>(object: I): SiteRound {
+    const message = createBaseSiteRound();
+    message.task = (object.task !== undefined && object.task !== null) ? RoundTask.fromPartial(object.task) : undefined;
+    message.assignments = object.assignments?.map((e) => Assignment.fromPartial(e)) || [];
+    message.deadlineAtMs = object.deadlineAtMs ?? 0;
+    message.judgedSeq = object.judgedSeq ?? 0;
     return message;
   },
 };

@@ -111,6 +111,10 @@ export interface RoundTask {
   packing: boolean;
   /** FedProx: strength of the pull towards `weights`; 0 is off, else the training graph takes it. */
   proximalMu: number;
+  /** How a site's gateway weighs the updates it folds into one, "tokens" or "equal"; empty if it must hand on each by itself. */
+  siteWeighting: string;
+  /** Updates with a greater L2 norm are refused; 0 is off. For gateways, which judge what the aggregator does not see. */
+  maxUpdateNorm: number;
 }
 
 /** What one device is to do. */
@@ -129,6 +133,8 @@ export interface Assignment {
     | undefined;
   /** Predicted milliseconds from fetch to commit. */
   predictedMs: number;
+  /** The device's site when the round was planned; empty if it has none. */
+  site: string;
 }
 
 /** A device left out of a plan, and why. */
@@ -239,6 +245,44 @@ export interface UpdateManifest {
   trainMs: number;
   /** Weights the device started from. */
   baseDigest: string;
+  /** Of a gateway: the devices of its site whose updates are folded into this one. Empty in a device's own commit. */
+  members: MemberUpdate[];
+  /** Of a gateway: its site. */
+  site: string;
+}
+
+/** What a gateway says of the update of one device of its site. */
+export interface MemberUpdate {
+  /** Name of the Device. */
+  device: string;
+  /** Sequence of its commit in the site's log. */
+  commitSeq: number;
+  /** "sha256:" digest of its chunks. */
+  digest: string;
+  /** Bytes of its chunks. */
+  sizeBytes: number;
+  /** L2 norm of the decoded update. */
+  norm: number;
+  /** Tokens trained on. */
+  tokens: number;
+  /** Local steps done. */
+  localSteps: number;
+  /** Mean training loss over the round, nats per token. */
+  trainLoss: number;
+  /** Sum of held-out losses of the starting weights, nats. */
+  evalLossSum: number;
+  /** Held-out tokens evaluated; 0 if none. */
+  evalTokens: number;
+  /** Bytes fetched for this round, most of them from the gateway. */
+  bytesDown: number;
+  /** Milliseconds spent fetching. */
+  fetchMs: number;
+  /** Milliseconds spent training. */
+  trainMs: number;
+  /** Why the gateway did not fold it, as in Verdict.reason; empty if it did. */
+  refusal: string;
+  /** The same for people. */
+  message: string;
 }
 
 /** What a round came to; named like the Round. Written once, by the aggregator. */
@@ -613,6 +657,8 @@ function createBaseRoundTask(): RoundTask {
     frozen: undefined,
     packing: false,
     proximalMu: 0,
+    siteWeighting: "",
+    maxUpdateNorm: 0,
   };
 }
 
@@ -689,6 +735,12 @@ export const RoundTask: MessageFns<RoundTask> = {
     }
     if (message.proximalMu !== 0) {
       writer.uint32(193).double(message.proximalMu);
+    }
+    if (message.siteWeighting !== "") {
+      writer.uint32(266).string(message.siteWeighting);
+    }
+    if (message.maxUpdateNorm !== 0) {
+      writer.uint32(273).double(message.maxUpdateNorm);
     }
     return writer;
   },
@@ -898,6 +950,22 @@ export const RoundTask: MessageFns<RoundTask> = {
             message.proximalMu = reader.double();
             continue;
           }
+          case 33: {
+            if (tag !== 266) {
+              break;
+            }
+
+            message.siteWeighting = reader.string();
+            continue;
+          }
+          case 34: {
+            if (tag !== 273) {
+              break;
+            }
+
+            message.maxUpdateNorm = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -980,6 +1048,16 @@ export const RoundTask: MessageFns<RoundTask> = {
         : isSet(object.proximal_mu)
         ? globalThis.Number(object.proximal_mu)
         : 0,
+      siteWeighting: isSet(object.siteWeighting)
+        ? globalThis.String(object.siteWeighting)
+        : isSet(object.site_weighting)
+        ? globalThis.String(object.site_weighting)
+        : "",
+      maxUpdateNorm: isSet(object.maxUpdateNorm)
+        ? globalThis.Number(object.maxUpdateNorm)
+        : isSet(object.max_update_norm)
+        ? globalThis.Number(object.max_update_norm)
+        : 0,
     };
   },
 
@@ -1057,6 +1135,12 @@ export const RoundTask: MessageFns<RoundTask> = {
     if (message.proximalMu !== 0) {
       obj.proximalMu = floatToJson(message.proximalMu);
     }
+    if (message.siteWeighting !== "") {
+      obj.siteWeighting = message.siteWeighting;
+    }
+    if (message.maxUpdateNorm !== 0) {
+      obj.maxUpdateNorm = floatToJson(message.maxUpdateNorm);
+    }
     return obj;
   },
 
@@ -1101,12 +1185,14 @@ export const RoundTask: MessageFns<RoundTask> = {
       : undefined;
     message.packing = object.packing ?? false;
     message.proximalMu = object.proximalMu ?? 0;
+    message.siteWeighting = object.siteWeighting ?? "";
+    message.maxUpdateNorm = object.maxUpdateNorm ?? 0;
     return message;
   },
 };
 
 function createBaseAssignment(): Assignment {
-  return { device: "", localSteps: 0, batchSize: 0, seed: 0, trainGraph: undefined, predictedMs: 0 };
+  return { device: "", localSteps: 0, batchSize: 0, seed: 0, trainGraph: undefined, predictedMs: 0, site: "" };
 }
 
 export const Assignment: MessageFns<Assignment> = {
@@ -1128,6 +1214,9 @@ export const Assignment: MessageFns<Assignment> = {
     }
     if (message.predictedMs !== 0) {
       writer.uint32(48).int64(message.predictedMs);
+    }
+    if (message.site !== "") {
+      writer.uint32(74).string(message.site);
     }
     return writer;
   },
@@ -1193,6 +1282,14 @@ export const Assignment: MessageFns<Assignment> = {
             message.predictedMs = longToNumber(reader.int64());
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.site = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1229,6 +1326,7 @@ export const Assignment: MessageFns<Assignment> = {
         : isSet(object.predicted_ms)
         ? globalThis.Number(object.predicted_ms)
         : 0,
+      site: isSet(object.site) ? globalThis.String(object.site) : "",
     };
   },
 
@@ -1252,6 +1350,9 @@ export const Assignment: MessageFns<Assignment> = {
     if (message.predictedMs !== 0) {
       obj.predictedMs = Math.round(message.predictedMs);
     }
+    if (message.site !== "") {
+      obj.site = message.site;
+    }
     return obj;
   },
 
@@ -1268,6 +1369,7 @@ export const Assignment: MessageFns<Assignment> = {
       ? BlobRef.fromPartial(object.trainGraph)
       : undefined;
     message.predictedMs = object.predictedMs ?? 0;
+    message.site = object.site ?? "";
     return message;
   },
 };
@@ -2023,6 +2125,8 @@ function createBaseUpdateManifest(): UpdateManifest {
     fetchMs: 0,
     trainMs: 0,
     baseDigest: "",
+    members: [],
+    site: "",
   };
 }
 
@@ -2079,6 +2183,12 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
     }
     if (message.baseDigest !== "") {
       writer.uint32(130).string(message.baseDigest);
+    }
+    for (const v of message.members) {
+      MemberUpdate.encode(v!, writer.uint32(138).fork()).join();
+    }
+    if (message.site !== "") {
+      writer.uint32(146).string(message.site);
     }
     return writer;
   },
@@ -2234,6 +2344,22 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
             message.baseDigest = reader.string();
             continue;
           }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.members.push(MemberUpdate.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 18: {
+            if (tag !== 146) {
+              break;
+            }
+
+            message.site = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2304,6 +2430,10 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
         : isSet(object.base_digest)
         ? globalThis.String(object.base_digest)
         : "",
+      members: globalThis.Array.isArray(object?.members)
+        ? object.members.map((e: any) => MemberUpdate.fromJSON(e))
+        : [],
+      site: isSet(object.site) ? globalThis.String(object.site) : "",
     };
   },
 
@@ -2357,6 +2487,12 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
     if (message.baseDigest !== "") {
       obj.baseDigest = message.baseDigest;
     }
+    if (message.members?.length) {
+      obj.members = message.members.map((e) => MemberUpdate.toJSON(e));
+    }
+    if (message.site !== "") {
+      obj.site = message.site;
+    }
     return obj;
   },
 
@@ -2381,6 +2517,353 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
     message.fetchMs = object.fetchMs ?? 0;
     message.trainMs = object.trainMs ?? 0;
     message.baseDigest = object.baseDigest ?? "";
+    message.members = object.members?.map((e) => MemberUpdate.fromPartial(e)) || [];
+    message.site = object.site ?? "";
+    return message;
+  },
+};
+
+function createBaseMemberUpdate(): MemberUpdate {
+  return {
+    device: "",
+    commitSeq: 0,
+    digest: "",
+    sizeBytes: 0,
+    norm: 0,
+    tokens: 0,
+    localSteps: 0,
+    trainLoss: 0,
+    evalLossSum: 0,
+    evalTokens: 0,
+    bytesDown: 0,
+    fetchMs: 0,
+    trainMs: 0,
+    refusal: "",
+    message: "",
+  };
+}
+
+export const MemberUpdate: MessageFns<MemberUpdate> = {
+  encode(message: MemberUpdate, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.device !== "") {
+      writer.uint32(10).string(message.device);
+    }
+    if (message.commitSeq !== 0) {
+      writer.uint32(16).int64(message.commitSeq);
+    }
+    if (message.digest !== "") {
+      writer.uint32(26).string(message.digest);
+    }
+    if (message.sizeBytes !== 0) {
+      writer.uint32(32).int64(message.sizeBytes);
+    }
+    if (message.norm !== 0) {
+      writer.uint32(41).double(message.norm);
+    }
+    if (message.tokens !== 0) {
+      writer.uint32(48).int64(message.tokens);
+    }
+    if (message.localSteps !== 0) {
+      writer.uint32(56).int32(message.localSteps);
+    }
+    if (message.trainLoss !== 0) {
+      writer.uint32(65).double(message.trainLoss);
+    }
+    if (message.evalLossSum !== 0) {
+      writer.uint32(73).double(message.evalLossSum);
+    }
+    if (message.evalTokens !== 0) {
+      writer.uint32(80).int64(message.evalTokens);
+    }
+    if (message.bytesDown !== 0) {
+      writer.uint32(88).int64(message.bytesDown);
+    }
+    if (message.fetchMs !== 0) {
+      writer.uint32(96).int64(message.fetchMs);
+    }
+    if (message.trainMs !== 0) {
+      writer.uint32(104).int64(message.trainMs);
+    }
+    if (message.refusal !== "") {
+      writer.uint32(114).string(message.refusal);
+    }
+    if (message.message !== "") {
+      writer.uint32(122).string(message.message);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): MemberUpdate {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseMemberUpdate();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.device = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.commitSeq = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.digest = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.sizeBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 41) {
+              break;
+            }
+
+            message.norm = reader.double();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.tokens = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.localSteps = reader.int32();
+            continue;
+          }
+          case 8: {
+            if (tag !== 65) {
+              break;
+            }
+
+            message.trainLoss = reader.double();
+            continue;
+          }
+          case 9: {
+            if (tag !== 73) {
+              break;
+            }
+
+            message.evalLossSum = reader.double();
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.evalTokens = longToNumber(reader.int64());
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.bytesDown = longToNumber(reader.int64());
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.fetchMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.trainMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.refusal = reader.string();
+            continue;
+          }
+          case 15: {
+            if (tag !== 122) {
+              break;
+            }
+
+            message.message = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): MemberUpdate {
+    return {
+      device: isSet(object.device) ? globalThis.String(object.device) : "",
+      commitSeq: isSet(object.commitSeq)
+        ? globalThis.Number(object.commitSeq)
+        : isSet(object.commit_seq)
+        ? globalThis.Number(object.commit_seq)
+        : 0,
+      digest: isSet(object.digest) ? globalThis.String(object.digest) : "",
+      sizeBytes: isSet(object.sizeBytes)
+        ? globalThis.Number(object.sizeBytes)
+        : isSet(object.size_bytes)
+        ? globalThis.Number(object.size_bytes)
+        : 0,
+      norm: isSet(object.norm) ? globalThis.Number(object.norm) : 0,
+      tokens: isSet(object.tokens) ? globalThis.Number(object.tokens) : 0,
+      localSteps: isSet(object.localSteps)
+        ? globalThis.Number(object.localSteps)
+        : isSet(object.local_steps)
+        ? globalThis.Number(object.local_steps)
+        : 0,
+      trainLoss: isSet(object.trainLoss)
+        ? globalThis.Number(object.trainLoss)
+        : isSet(object.train_loss)
+        ? globalThis.Number(object.train_loss)
+        : 0,
+      evalLossSum: isSet(object.evalLossSum)
+        ? globalThis.Number(object.evalLossSum)
+        : isSet(object.eval_loss_sum)
+        ? globalThis.Number(object.eval_loss_sum)
+        : 0,
+      evalTokens: isSet(object.evalTokens)
+        ? globalThis.Number(object.evalTokens)
+        : isSet(object.eval_tokens)
+        ? globalThis.Number(object.eval_tokens)
+        : 0,
+      bytesDown: isSet(object.bytesDown)
+        ? globalThis.Number(object.bytesDown)
+        : isSet(object.bytes_down)
+        ? globalThis.Number(object.bytes_down)
+        : 0,
+      fetchMs: isSet(object.fetchMs)
+        ? globalThis.Number(object.fetchMs)
+        : isSet(object.fetch_ms)
+        ? globalThis.Number(object.fetch_ms)
+        : 0,
+      trainMs: isSet(object.trainMs)
+        ? globalThis.Number(object.trainMs)
+        : isSet(object.train_ms)
+        ? globalThis.Number(object.train_ms)
+        : 0,
+      refusal: isSet(object.refusal) ? globalThis.String(object.refusal) : "",
+      message: isSet(object.message) ? globalThis.String(object.message) : "",
+    };
+  },
+
+  toJSON(message: MemberUpdate): unknown {
+    const obj: any = {};
+    if (message.device !== "") {
+      obj.device = message.device;
+    }
+    if (message.commitSeq !== 0) {
+      obj.commitSeq = Math.round(message.commitSeq);
+    }
+    if (message.digest !== "") {
+      obj.digest = message.digest;
+    }
+    if (message.sizeBytes !== 0) {
+      obj.sizeBytes = Math.round(message.sizeBytes);
+    }
+    if (message.norm !== 0) {
+      obj.norm = floatToJson(message.norm);
+    }
+    if (message.tokens !== 0) {
+      obj.tokens = Math.round(message.tokens);
+    }
+    if (message.localSteps !== 0) {
+      obj.localSteps = Math.round(message.localSteps);
+    }
+    if (message.trainLoss !== 0) {
+      obj.trainLoss = floatToJson(message.trainLoss);
+    }
+    if (message.evalLossSum !== 0) {
+      obj.evalLossSum = floatToJson(message.evalLossSum);
+    }
+    if (message.evalTokens !== 0) {
+      obj.evalTokens = Math.round(message.evalTokens);
+    }
+    if (message.bytesDown !== 0) {
+      obj.bytesDown = Math.round(message.bytesDown);
+    }
+    if (message.fetchMs !== 0) {
+      obj.fetchMs = Math.round(message.fetchMs);
+    }
+    if (message.trainMs !== 0) {
+      obj.trainMs = Math.round(message.trainMs);
+    }
+    if (message.refusal !== "") {
+      obj.refusal = message.refusal;
+    }
+    if (message.message !== "") {
+      obj.message = message.message;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<MemberUpdate>, I>>(base?: I): MemberUpdate {
+    return MemberUpdate.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<MemberUpdate>, I>>(object: I): MemberUpdate {
+    const message = createBaseMemberUpdate();
+    message.device = object.device ?? "";
+    message.commitSeq = object.commitSeq ?? 0;
+    message.digest = object.digest ?? "";
+    message.sizeBytes = object.sizeBytes ?? 0;
+    message.norm = object.norm ?? 0;
+    message.tokens = object.tokens ?? 0;
+    message.localSteps = object.localSteps ?? 0;
+    message.trainLoss = object.trainLoss ?? 0;
+    message.evalLossSum = object.evalLossSum ?? 0;
+    message.evalTokens = object.evalTokens ?? 0;
+    message.bytesDown = object.bytesDown ?? 0;
+    message.fetchMs = object.fetchMs ?? 0;
+    message.trainMs = object.trainMs ?? 0;
+    message.refusal = object.refusal ?? "";
+    message.message = object.message ?? "";
     return message;
   },
 };

@@ -100,6 +100,13 @@ export class BlobCache {
     }
   }
 
+  /** Keeps a whole blob, in the place of a partly fetched one. Throws as `appendPartial` and `admitPartial` do. */
+  async admit(ref: BlobRef, bytes: Uint8Array): Promise<void> {
+    await this.dropPartial(ref.digest);
+    await this.appendPartial(ref.digest, bytes);
+    await this.admitPartial(ref);
+  }
+
   async dropPartial(digest: string): Promise<void> {
     await this.#options.disk.remove(this.#partial(digest));
   }

@@ -1,5 +1,6 @@
 import { CodedError } from "#common/adapters/coded-error.js";
 import { MAX_PIECE_BYTES } from "#common/domain/subjects.js";
+import { sha256Digest } from "#common/tensor/digest.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { BlobCache } from "./cache.js";
 
@@ -8,6 +9,7 @@ export type RangeSource = (digest: string, offset: number, length: number) => Pr
 
 /** Requests under way at once: hides the round trip without filling a slow link's queue. */
 const WINDOW = 4;
+const NOTHING = Promise.resolve(new Uint8Array());
 
 /** One range, whole. A source that answers less is asked once more for the rest; nothing at all is an error. */
 async function requestPiece(source: RangeSource, digest: string, offset: number, length: number): Promise<Uint8Array> {
@@ -18,6 +20,44 @@ async function requestPiece(source: RangeSource, digest: string, offset: number,
   if (first.length === length) return first;
   const rest = await requestPiece(source, digest, offset + first.length, length - first.length);
   return Buffer.concat([first, rest]);
+}
+
+/** Bytes of a blob. */
+export interface ByteRange {
+  readonly offset: number;
+  readonly length: number;
+}
+
+const cutIntoPieces = (ranges: readonly ByteRange[]): ByteRange[] =>
+  ranges.flatMap(({ offset, length }) =>
+    Array.from({ length: Math.ceil(length / MAX_PIECE_BYTES) }, (_, i) => {
+      const done = i * MAX_PIECE_BYTES;
+      return { offset: offset + done, length: Math.min(MAX_PIECE_BYTES, length - done) };
+    }),
+  );
+
+/** The ranges' bytes piece by piece, in order, with a few requests under way. Throws code "ABORTED" or what the source throws. */
+async function* fetchRanges(
+  digest: string,
+  ranges: readonly ByteRange[],
+  source: RangeSource,
+  signal: AbortSignal,
+): AsyncGenerator<{ offset: number; bytes: Uint8Array }> {
+  const pieces = cutIntoPieces(ranges);
+  const asked: Promise<Uint8Array>[] = [];
+  for (const [i, { offset }] of pieces.entries()) {
+    for (const next of pieces.slice(asked.length, i + WINDOW)) {
+      const piece = requestPiece(source, digest, next.offset, next.length);
+      // Awaited in order below; a later piece that fails first is no unhandled rejection.
+      piece.catch(() => undefined);
+      asked.push(piece);
+    }
+    const bytes = await (asked[i] as Promise<Uint8Array>);
+    // Not held on to: a blob may be most of the device's memory.
+    asked[i] = NOTHING;
+    if (signal.aborted) throw new CodedError("ABORTED", "the fetch was abandoned");
+    yield { offset, bytes };
+  }
 }
 
 /**
@@ -38,25 +78,35 @@ export async function fetchBlob(
     await cache.dropPartial(digest);
     written = 0;
   }
-  const pieces: Promise<Uint8Array>[] = [];
-  let asked = written;
-  while (written < sizeBytes) {
-    while (pieces.length < WINDOW && asked < sizeBytes) {
-      const length = Math.min(MAX_PIECE_BYTES, sizeBytes - asked);
-      const piece = requestPiece(source, digest, asked, length);
-      // Awaited in order below; a later piece that fails first is no unhandled rejection.
-      piece.catch(() => undefined);
-      pieces.push(piece);
-      asked += length;
-    }
-    const bytes = await pieces.shift();
-    if (signal.aborted) throw new CodedError("ABORTED", "the fetch was abandoned");
-    if (bytes === undefined) break;
-    await cache.appendPartial(digest, bytes);
-    written += bytes.length;
-  }
+  const rest = [{ offset: written, length: sizeBytes - written }];
+  for await (const { bytes } of fetchRanges(digest, rest, source, signal)) await cache.appendPartial(digest, bytes);
   await cache.admitPartial(ref);
   const bytes = await cache.get(digest);
   if (bytes === undefined) throw new CodedError("BLOB_CORRUPT", `${digest} could not be read back from the cache`);
   return bytes;
+}
+
+/**
+ * A blob that is like an earlier one but for some ranges, of which alone the bytes are fetched. Whatever is not so after all
+ * (the earlier one is gone, or the result has another digest) is mended by fetching the whole. Throws as `fetchBlob` does.
+ */
+export async function fetchChanges(
+  ref: BlobRef,
+  earlier: { readonly digest: string; readonly changed: readonly ByteRange[] },
+  cache: BlobCache,
+  source: RangeSource,
+  signal: AbortSignal,
+): Promise<Uint8Array> {
+  const before = (await cache.get(ref.digest)) === undefined ? await cache.get(earlier.digest) : undefined;
+  if (before?.length === ref.sizeBytes) {
+    const bytes = before.slice();
+    for await (const piece of fetchRanges(ref.digest, earlier.changed, source, signal)) {
+      bytes.set(piece.bytes, piece.offset);
+    }
+    if (sha256Digest(bytes) === ref.digest) {
+      await cache.admit(ref, bytes);
+      return bytes;
+    }
+  }
+  return fetchBlob(ref, cache, source, signal);
 }

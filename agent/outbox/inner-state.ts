@@ -1,6 +1,16 @@
 import { sha256Digest } from "#common/tensor/digest.js";
 import { fromBytes, toBytes } from "#common/tensor/flat.js";
 
+/** Weights of its own that a device goes on with in a job whose rounds synchronise fragments. */
+export interface LocalWeights {
+  /** After the round's local steps [parameters]. */
+  readonly weights: Float32Array;
+  /** Number of the round. */
+  readonly round: number;
+  /** Digest of the global weights that it started from. */
+  readonly base: string;
+}
+
 /** What a job leaves on the device from one round to the next. */
 export interface InnerState {
   /** Optimizer steps behind the moments, for AdamW's bias correction. */
@@ -9,6 +19,8 @@ export interface InnerState {
   readonly moments: { readonly m: Float32Array; readonly v: Float32Array } | undefined;
   /** What the codec lost so far [parameters]; undefined without error feedback. */
   readonly residual: Float32Array | undefined;
+  /** Undefined unless the job's rounds synchronise fragments. */
+  readonly local?: LocalWeights | undefined;
 }
 
 interface Header {
@@ -17,19 +29,25 @@ interface Header {
   moments: [number, number] | null;
   /** Bytes; null if there is none. */
   residual: number | null;
+  /** Absent in states of jobs that keep none. */
+  local?: { bytes: number; round: number; base: string } | undefined;
   digest: string;
 }
 
+const FLOAT_BYTES = 4;
 const MAGIC = "shoal-inner-2\n";
 
 /** Bytes of a state: magic, one line of JSON, then the vectors as little-endian fp32. */
 export function encodeInnerState(state: InnerState): Uint8Array[] {
-  const vectors = [state.moments?.m, state.moments?.v, state.residual].filter((vector) => vector !== undefined);
+  const vectors = [state.moments?.m, state.moments?.v, state.residual, state.local?.weights].filter(
+    (vector) => vector !== undefined,
+  );
   const parts = vectors.map(toBytes);
   const header: Header = {
     steps: state.steps,
     moments: state.moments === undefined ? null : [state.moments.m.byteLength, state.moments.v.byteLength],
     residual: state.residual?.byteLength ?? null,
+    local: state.local && { bytes: state.local.weights.byteLength, round: state.local.round, base: state.local.base },
     digest: sha256Digest(...parts),
   };
   return [new TextEncoder().encode(`${MAGIC}${JSON.stringify(header)}\n`), ...parts];
@@ -37,14 +55,22 @@ export function encodeInnerState(state: InnerState): Uint8Array[] {
 
 const isSize = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) >= 0;
 
+function isLocal(value: unknown): boolean {
+  if (value === undefined) return true;
+  if (typeof value !== "object" || value === null) return false;
+  const { bytes, round, base } = value as Record<string, unknown>;
+  return isSize(bytes) && isSize(round) && typeof base === "string";
+}
+
 function isHeader(value: unknown): value is Header {
   if (typeof value !== "object" || value === null) return false;
-  const { steps, moments, residual, digest } = value as Partial<Record<keyof Header, unknown>>;
+  const { steps, moments, residual, local, digest } = value as Partial<Record<keyof Header, unknown>>;
   const pair = Array.isArray(moments) && moments.length === 2 && moments.every(isSize);
   return (
     typeof steps === "number" &&
     (moments === null || pair) &&
     (residual === null || isSize(residual)) &&
+    isLocal(local) &&
     typeof digest === "string"
   );
 }
@@ -67,11 +93,16 @@ export function decodeInnerState(bytes: Uint8Array): InnerState | undefined {
   const { header, body } = parsed;
   if (sha256Digest(body) !== header.digest) return undefined;
   const [m = 0, v = 0] = header.moments ?? [];
-  if (m + v + (header.residual ?? 0) !== body.length || m % 4 !== 0 || v % 4 !== 0) return undefined;
+  const { residual, local } = header;
+  const sizes = [m, v, residual ?? 0, local?.bytes ?? 0];
+  if (sizes.reduce((sum, size) => sum + size, 0) !== body.length) return undefined;
+  if (sizes.some((size) => size % FLOAT_BYTES !== 0)) return undefined;
   const vector = (offset: number, bytes: number): Float32Array => fromBytes(body.subarray(offset, offset + bytes));
+  const own = vector(m + v + (residual ?? 0), local?.bytes ?? 0);
   return {
     steps: header.steps,
     moments: header.moments === null ? undefined : { m: vector(0, m), v: vector(m, v) },
-    residual: header.residual === null ? undefined : vector(m + v, header.residual),
+    residual: residual === null ? undefined : vector(m + v, residual),
+    ...(local === undefined ? {} : { local: { weights: own, round: local.round, base: local.base } }),
   };
 }

@@ -1,4 +1,5 @@
 import { CodedError, codeOf, messageOf } from "#common/adapters/coded-error.js";
+import { changedFragments } from "#common/domain/fragment.js";
 import { fromBytes } from "#common/tensor/flat.js";
 import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
@@ -6,8 +7,9 @@ import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
 import type { FrozenBase } from "#proto/shoal/v1/job.js";
 import type { FrozenTensors } from "../backend/backend.js";
 import type { Shard } from "../data/split.js";
-import { fetchBlob } from "../fetch.js";
+import { fetchBlob, fetchChanges, type RangeSource } from "../fetch.js";
 import { guardTask, type Guarded } from "../guard.js";
+import type { InnerState } from "../outbox/inner-state.js";
 import { jobKey } from "../round-key.js";
 import { roundOf, type AgentEvent, type Effect, type Retry } from "../state.js";
 import { openFrozen } from "../train/frozen-base.js";
@@ -27,9 +29,13 @@ interface Material {
   evalGraph?: Uint8Array | undefined;
   tokenizer?: Uint8Array | undefined;
   shard?: Shard;
+  /** What the job's last round left here. */
+  inner?: InnerState | undefined;
   bytesDown: number;
   fetchMs: number;
 }
+
+const FLOAT_BYTES = 4;
 
 type Emit = (event: AgentEvent) => void;
 
@@ -119,6 +125,7 @@ export class Worker {
 
   async #fetch(work: number, assigned: AssignedTask, signal: AbortSignal): Promise<AgentEvent> {
     const { task, assignment } = complete(assigned);
+    const { outbox } = this.#parts;
     const round = roundOf(assigned);
     // A retry of the same round adds to what it has cost so far.
     if (this.#material.round !== round) this.#material = { round, bytesDown: 0, fetchMs: 0 };
@@ -128,7 +135,8 @@ export class Worker {
     const get = async (ref: BlobRef | undefined): Promise<Uint8Array | undefined> =>
       isSet(ref) ? this.#blob(ref, material, signal) : undefined;
     try {
-      const weights = await get(task.weights);
+      material.inner = await outbox.innerState(jobKey(task));
+      const weights = await this.#weights(task, material, signal);
       if (weights === undefined) throw new CodedError("BAD_DIGEST", "the task names no weights");
       material.weights = fromBytes(weights);
       await this.#fetchFrozen(task.frozen, get);
@@ -156,14 +164,28 @@ export class Worker {
     if (frozen !== undefined && bytes !== undefined) this.#frozen = { digest, tensors: openFrozen(frozen, bytes) };
   }
 
-  #blob(ref: BlobRef, material: Material, signal: AbortSignal): Promise<Uint8Array> {
-    const { cache, plane } = this.#parts;
-    const source = async (digest: string, offset: number, length: number): Promise<Uint8Array> => {
-      const bytes = await plane.blobRange(digest, offset, length);
+  #source(material: Material): RangeSource {
+    return async (digest, offset, length) => {
+      const bytes = await this.#parts.plane.blobRange(digest, offset, length);
       material.bytesDown += bytes.length;
       return bytes;
     };
-    return fetchBlob(ref, cache, source, signal);
+  }
+
+  #blob(ref: BlobRef, material: Material, signal: AbortSignal): Promise<Uint8Array> {
+    return fetchBlob(ref, this.#parts.cache, this.#source(material), signal);
+  }
+
+  /** The global weights: of a job that synchronises fragments those alone that changed since the device's last round. */
+  async #weights(task: RoundTask, material: Material, signal: AbortSignal): Promise<Uint8Array | undefined> {
+    if (!isSet(task.weights)) return undefined;
+    const local = material.inner?.local;
+    if (local === undefined) return this.#blob(task.weights, material, signal);
+    const changed = changedFragments(task, local.round)
+      .flatMap(({ ranges }) => ranges)
+      .map(({ start, length }) => ({ offset: FLOAT_BYTES * start, length: FLOAT_BYTES * length }));
+    const earlier = { digest: local.base, changed };
+    return fetchChanges(task.weights, earlier, this.#parts.cache, this.#source(material), signal);
   }
 
   async #read(work: number, assigned: AssignedTask): Promise<AgentEvent> {
@@ -184,9 +206,8 @@ export class Worker {
   async #train(work: number, assigned: AssignedTask, signal: AbortSignal, emit: Emit): Promise<AgentEvent> {
     const { task, assignment } = complete(assigned);
     const { clock, sessions, outbox, throttle } = this.#parts;
-    const { weights, shard, trainGraph, evalGraph, bytesDown, fetchMs } = this.#material;
+    const { weights, shard, trainGraph, evalGraph, inner, bytesDown, fetchMs } = this.#material;
     if (weights === undefined || shard === undefined) throw new Error("training began before its material was fetched");
-    const inner = await outbox.innerState(jobKey(task));
     const result = await runLocalRound(
       { task, assignment, weights, shard, trainGraph, evalGraph, inner, frozen: this.#frozen?.tensors },
       {

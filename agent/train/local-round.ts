@@ -1,7 +1,9 @@
 import { createRng, type Rng } from "#common/domain/rng.js";
 import { learningRateAt } from "#common/domain/schedule.js";
 import type { Clock } from "#common/ports/clock.js";
+import { synchronisedRanges } from "#common/domain/fragment.js";
 import { allFinite, subtract } from "#common/tensor/flat.js";
+import { gather } from "#common/tensor/stretches.js";
 import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
 import { sampleBatch, samplePackedBatch, type TokenBatch, tokensNeeded } from "../data/batches.js";
 import type { FrozenTensors } from "../backend/backend.js";
@@ -9,13 +11,14 @@ import type { Shard } from "../data/split.js";
 import type { InnerState } from "../outbox/inner-state.js";
 import { evaluateHeldOut, type Evaluation } from "./evaluation.js";
 import type { Sessions } from "./sessions.js";
+import { startingWeights } from "./streaming.js";
 import type { Throttle } from "./throttle.js";
 
 /** All that a local round needs, in memory. */
 export interface RoundInput {
   readonly task: RoundTask;
   readonly assignment: Assignment;
-  /** The round's starting weights [parameters]: what is trained. */
+  /** The round's global weights [parameters]: what is trained. */
   readonly weights: Float32Array;
   /** Undefined if the assignment has no local steps. */
   readonly trainGraph: Uint8Array | undefined;
@@ -38,7 +41,7 @@ export interface RoundTools {
 }
 
 export interface LocalOutcome {
-  /** Local minus starting weights [parameters]; undefined for an evaluation. */
+  /** Local minus global weights [values of an update]; undefined for an evaluation. */
   readonly delta: Float32Array | undefined;
   /** Tokens trained on. */
   readonly tokens: number;
@@ -47,7 +50,7 @@ export interface LocalOutcome {
   readonly trainMs: number;
   readonly evaluation: Evaluation;
   /** Steps and moments to keep; undefined for an evaluation. */
-  readonly next: Pick<InnerState, "steps" | "moments"> | undefined;
+  readonly next: Pick<InnerState, "steps" | "moments" | "local"> | undefined;
 }
 
 export type LocalResult =
@@ -88,8 +91,8 @@ async function trainSteps(input: RoundInput, graph: Uint8Array, tools: RoundTool
   if (optimizer === undefined) return { status: "failed", reason: "BadTask", message: "the task names no optimizer" };
   const session = await tools.sessions.train(graph, input.frozen);
   const { steps: before, m, v } = startingState(input);
-  session.load({ weights: input.weights, m, v });
-  // FedProx (Li et al. 2020) pulls towards the weights the round started from.
+  session.load({ weights: startingWeights(task, input.weights, input.inner?.local), m, v });
+  // FedProx (Li et al. 2020) pulls towards the global weights.
   if (task.proximalMu > 0) session.setTerms({ anchor: input.weights, mu: task.proximalMu });
   const rng = createRng(assignment.seed);
   const stride = task.referenceSteps / assignment.localSteps;
@@ -118,8 +121,19 @@ function dataProblem({ task, assignment, shard }: RoundInput): LocalResult | und
   return { status: "failed", reason: "TooLittleData", message };
 }
 
+/** What the round sends: of the values that it synchronises, local minus global. */
+function updateOf(task: RoundTask, local: Float32Array, global: Float32Array): Float32Array {
+  const ranges = synchronisedRanges(task);
+  return ranges === undefined ? subtract(local, global) : subtract(gather(local, ranges), gather(global, ranges));
+}
+
+/** What the next round goes on with, if rounds synchronise fragments. */
+function keptWeights({ fragments, number, weights }: RoundTask, local: Float32Array): Pick<InnerState, "local"> {
+  return fragments.length === 0 ? {} : { local: { weights: local, round: number, base: weights?.digest ?? "" } };
+}
+
 /**
- * One device's part of a round: evaluates the starting weights on what it holds out, takes local steps (AdamW is the
+ * One device's part of a round: evaluates the global weights on what it holds out, takes local steps (AdamW is the
  * inner optimizer of DiLoCo, Douillard 2023) on random windows of the rest, and makes the delta. The same input gives the
  * same bits. Step i of n runs at reference step `stepOffset + i * referenceSteps / n` of the schedule.
  */
@@ -145,8 +159,8 @@ export async function runLocalRound(input: RoundInput, tools: RoundTools): Promi
   const startMs = tools.clock.monotonicMs();
   const trained = await trainSteps(input, input.trainGraph, tools);
   if ("status" in trained) return trained;
-  const delta = subtract(trained.weights, weights);
-  if (!allFinite(delta)) return diverged("update", assignment.localSteps);
+  const delta = updateOf(task, trained.weights, weights);
+  if (!allFinite(delta) || !allFinite(trained.weights)) return diverged("update", assignment.localSteps);
   const moments = task.optimizer?.keepState === true ? { m: trained.m, v: trained.v } : undefined;
   return {
     status: "done",
@@ -156,7 +170,7 @@ export async function runLocalRound(input: RoundInput, tools: RoundTools): Promi
       trainLoss: trained.lossSum / assignment.localSteps,
       trainMs: tools.clock.monotonicMs() - startMs,
       evaluation,
-      next: { steps: trained.steps, moments },
+      next: { steps: trained.steps, moments, ...keptWeights(task, trained.weights) },
     },
   };
 }

@@ -2,6 +2,8 @@ import { createRng } from "#common/domain/rng.js";
 import { deriveSeed } from "#common/domain/seed.js";
 import { codecByName, codecNames } from "#common/tensor/codec.js";
 import { encodeWithFeedback, encodeUpdate } from "#common/tensor/chunk.js";
+import { synchronisedRanges } from "#common/domain/fragment.js";
+import { gather, scatter } from "#common/tensor/stretches.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { UpdateManifest, type Assignment, type RoundTask } from "#proto/shoal/v1/round.js";
 import type { UpdateDraft } from "../outbox/draft.js";
@@ -51,8 +53,15 @@ export function encodeOutcome(
   let chunks: Uint8Array[] = [];
   let residual: Float32Array | undefined;
   if (delta !== undefined && feedback) {
-    const old = kept?.residual?.length === delta.length ? kept.residual : undefined;
-    ({ chunks, residual } = encodeWithFeedback(delta, old, codec, decay, random));
+    const old = kept?.residual?.length === task.parameters ? kept.residual : undefined;
+    const ranges = synchronisedRanges(task);
+    const sent = encodeWithFeedback(delta, old && ranges ? gather(old, ranges) : old, codec, decay, random);
+    ({ chunks, residual } = sent);
+    if (ranges !== undefined) {
+      // What other fragments lost waits for their rounds.
+      residual = old?.slice() ?? new Float32Array(task.parameters);
+      scatter(sent.residual, ranges, residual);
+    }
   } else if (delta !== undefined) {
     chunks = encodeUpdate(delta, codec, random);
   }

@@ -1,6 +1,7 @@
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { RoundSpec, RoundTask, UpdateManifest } from "#proto/shoal/v1/round.js";
+import { synchronisedRanges, updateLength } from "#common/domain/fragment.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
@@ -9,6 +10,7 @@ import { InvariantError } from "#common/tensor/invariant.js";
 import { combineUpdates } from "./combine.js";
 import { AggregationError } from "./failure.js";
 import { finalize } from "./finalize.js";
+import { viewFragment } from "./fragment-view.js";
 import { openLogSource } from "./log-source.js";
 import { strategyByName } from "./strategies/table.js";
 
@@ -69,16 +71,19 @@ export async function foldRound(
     throw new InvariantError(`${weights?.length ?? 0} weights where the task says ${task.parameters}`);
   }
   const state = await readVector(ports.blobs, spec.outerState);
+  const view = viewFragment({ weights, state }, synchronisedRanges(task));
+  const values = updateLength(task);
 
   // A device that only evaluated brings no values.
   const trained = updates.filter((manifest) => manifest.values > 0);
-  const source = openLogSource(ports.log, codec, task.parameters, strategySpec.weighting, trained);
-  const folded = await combineUpdates(source, task.parameters, strategy, strategySpec, state);
-  const next = finalize({ weights, state }, folded, strategy, strategySpec);
+  const source = openLogSource(ports.log, codec, values, strategySpec.weighting, trained);
+  const folded = await combineUpdates(source, values, strategy, strategySpec, view.state);
+  const stepped = finalize(view, folded, strategy, strategySpec);
+  const next = view.merge(stepped);
   return {
     weights: toBytes(next.weights),
     outerState: next.state === undefined ? undefined : toBytes(next.state),
-    updateNorm: next.updateNorm,
+    updateNorm: stepped.updateNorm,
     bytesFolded: trained.reduce((sum, manifest) => sum + manifest.sizeBytes, 0),
   };
 }

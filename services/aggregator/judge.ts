@@ -1,4 +1,5 @@
 import type { Round, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
+import { updateLength } from "#common/domain/fragment.js";
 import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
@@ -34,7 +35,7 @@ function contextOf(round: Round, name: string, maxUpdateNorm: number, tally: Upd
     evaluationOnly: round.spec.evaluationOnly,
     assignments: round.status?.assignments ?? [],
     acceptedDevices: acceptedDevices(tally),
-    parameters: task.parameters,
+    values: updateLength(task),
     codec: codecOf(task),
     baseDigest: task.weights?.digest ?? "",
     seqLen: task.seqLen,

@@ -11,7 +11,7 @@ import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { Outcome } from "#common/runtime/controller.js";
 import { type Admission, admit, publishModel } from "./admission.js";
 import type { GraphLibrary } from "./graph-library.js";
-import { configOf } from "./model-reading.js";
+import { configOf, fragmentsFor } from "./model-reading.js";
 import { DONE, requeue, type Step } from "./outcome.js";
 import { draftRound, isEvaluated, nextRound } from "./round-draft.js";
 
@@ -162,7 +162,8 @@ export class JobController {
     const evalGraph = evaluated
       ? await this.parts.graphs.evaluation(configOf(model), shape, job.spec?.training)
       : undefined;
-    const created = await this.parts.store.create("Round", draftRound(job, model, next, evalGraph));
+    const draft = draftRound(job, model, next, evalGraph, fragmentsFor(job, model));
+    const created = await this.parts.store.create("Round", draft);
     if (created.ok) this.parts.log.info("round created", { job: job.metadata?.name, round: next.number });
     return DONE;
   }

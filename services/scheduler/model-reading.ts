@@ -1,8 +1,11 @@
 import type { ModelFacts, ReadModel } from "#common/domain/manifest.js";
+import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Model } from "#proto/shoal/v1/model.js";
+import type { Fragment } from "#proto/shoal/v1/round.js";
 import { type ModelConfig, parseModelConfig } from "#common/graph/config.js";
+import { countLayers, fragmentsOf } from "#common/graph/fragments.js";
 import { variantOf } from "#common/graph/training.js";
-import { resolveVariant } from "#common/graph/variant.js";
+import { resolveVariant, variantLayout } from "#common/graph/variant.js";
 
 type Fields = Readonly<Record<string, unknown>>;
 
@@ -26,6 +29,7 @@ export function factsOf(config: ModelConfig): ModelFacts {
       const resolved = resolveVariant(config, variantOf(training));
       return resolved.ok ? [] : resolved.violations;
     },
+    trainedLayers: (training) => countLayers(variantLayout(config, variantOf(training)).trainable),
   };
 }
 
@@ -43,4 +47,12 @@ export function configOf(model: Model): ModelConfig {
   throw Object.assign(new Error(`model ${model.metadata?.name ?? ""} cannot be built: ${why}`), {
     code: "MODEL_INVALID",
   });
+}
+
+/** The fragments in which a job synchronises its model; none if every round synchronises all. Throws as `configOf` does. */
+export function fragmentsFor({ spec }: TrainingJob, model: Model): Fragment[] {
+  const count = spec?.strategy?.fragments ?? 0;
+  if (count === 0) return [];
+  const { trainable } = variantLayout(configOf(model), variantOf(spec?.training));
+  return fragmentsOf(trainable, count).map((ranges) => ({ ranges }));
 }

@@ -58,11 +58,14 @@ export function predict(
   // A forward pass is a third of a training step; `tokens` counts the training part only.
   const evalBatches = work.evaluate ? Math.ceil((tokens * heldOut) / (1 - heldOut) / (batch * seqLen)) : 0;
   const steps = work.localSteps + evalBatches / 3;
-  const upBytes = work.localSteps > 0 ? (codecByName(codec?.name ?? "", codec?.topk)?.encodedBytes(values) ?? 0) : 0;
+  // Of a model in fragments one travels a round; a device that was not in the last rounds fetches more.
+  const sent = Math.ceil(values / Math.max(1, job.spec?.strategy?.fragments ?? 1));
+  const fetched = isMeasured ? sent : values;
+  const upBytes = work.localSteps > 0 ? (codecByName(codec?.name ?? "", codec?.topk)?.encodedBytes(sent) ?? 0) : 0;
   // The frozen part comes once, before a device's first step.
   const frozenBytes = isMeasured ? 0 : (job.status?.frozen?.blob?.sizeBytes ?? 0);
   const wireMs =
-    transferMs(FLOAT_BYTES * values + frozenBytes, facts?.downBytesPerSecond ?? 0) +
+    transferMs(FLOAT_BYTES * fetched + frozenBytes, facts?.downBytesPerSecond ?? 0) +
     transferMs(upBytes, facts?.upBytesPerSecond ?? 0);
   return {
     predictedMs: Math.ceil(NOTICE_MS + wireMs + steps * stepMs),

@@ -1,7 +1,8 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model } from "#proto/shoal/v1/model.js";
-import type { Round, RoundTask } from "#proto/shoal/v1/round.js";
+import type { Fragment, Round, RoundTask } from "#proto/shoal/v1/round.js";
+import { fragmentOfRound } from "#common/domain/fragment.js";
 import { newRoundStatus } from "#common/domain/round.js";
 import { API_VERSION, newMeta, roundName } from "#common/domain/resources.js";
 import { deriveSeed } from "#common/domain/seed.js";
@@ -25,12 +26,14 @@ export function isEvaluated(job: TrainingJob, number: number, evaluationOnly: bo
  * A round to be created. It follows from the job and its newest weights alone, so that whichever replica creates it, after
  * whichever crash, creates the same one. Devices are not chosen here.
  * @param evalGraph needed if the round is evaluated
+ * @param fragments in which the weights are synchronised; none if every round synchronises all
  */
 export function draftRound(
   job: TrainingJob,
   model: Pick<Model, "family" | "tokenizer">,
   { number, evaluationOnly }: { number: number; evaluationOnly: boolean },
   evalGraph: BlobRef | undefined,
+  fragments: Fragment[] = [],
 ): Round {
   const { spec, status } = job;
   const name = job.metadata?.name ?? "";
@@ -62,6 +65,9 @@ export function draftRound(
     proximalMu: spec?.local?.proximalMu ?? 0,
     siteWeighting: siteWeighting(spec?.strategy),
     maxUpdateNorm: spec?.strategy?.maxUpdateNorm ?? 0,
+    fragments,
+    fragment: fragmentOfRound(number, fragments.length),
+    mixing: spec?.strategy?.mixing ?? 0,
   };
   return {
     apiVersion: API_VERSION,

@@ -7,7 +7,7 @@ import { MAX_PIECE_BYTES } from "#common/domain/subjects.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import { BlobCache } from "#agent/cache.js";
-import { fetchBlob, type RangeSource } from "#agent/fetch.js";
+import { fetchBlob, fetchChanges, type RangeSource } from "#agent/fetch.js";
 import { CrashDisk } from "./support/crash-disk.js";
 
 function blob(size: number, seed: number): { bytes: Uint8Array; ref: BlobRef } {
@@ -155,4 +155,53 @@ test("a full disk is made room on, then refused with a remedy", async (t) => {
   const error = await t.throwsAsync(fetchBlob(ref, cache, sourceOf(bytes).source, never), { code: "CacheFull" });
   t.regex(error.message, /free space there/);
   t.deepEqual(await fetchBlob(ref, cache, sourceOf(bytes).source, never), bytes, "the old blob made room");
+});
+
+test("of a blob that is like an earlier one only what changed is fetched", async (t) => {
+  const before = blob(MAX_PIECE_BYTES * 3, 4);
+  const bytes = before.bytes.slice();
+  const changed = [
+    { offset: 8, length: 4 },
+    { offset: 1000, length: MAX_PIECE_BYTES + 40 },
+    { offset: bytes.length - 4, length: 4 },
+  ];
+  for (const { offset, length } of changed) bytes.fill(9, offset, offset + length);
+  const ref = { digest: sha256Digest(bytes), sizeBytes: bytes.length };
+  const cache = await openCache();
+  await cache.admit(before.ref, before.bytes);
+  const world = sourceOf(bytes);
+  const earlier = { digest: before.ref.digest, changed };
+  t.deepEqual(await fetchChanges(ref, earlier, cache, world.source, never), bytes);
+  t.is(world.sent.bytes, MAX_PIECE_BYTES + 48);
+  t.true(world.sent.most <= MAX_PIECE_BYTES);
+  t.deepEqual(await cache.get(ref.digest), bytes);
+  t.deepEqual(await fetchChanges(ref, earlier, cache, world.source, never), bytes);
+  t.is(world.sent.bytes, MAX_PIECE_BYTES + 48, "now it is here");
+
+  const aborted = new AbortController();
+  aborted.abort();
+  await t.throwsAsync(fetchChanges(blob(before.bytes.length, 5).ref, earlier, cache, world.source, aborted.signal), {
+    code: "ABORTED",
+  });
+});
+
+test("where the earlier blob is gone, damaged, of another size or changed elsewhere too, all is fetched", async (t) => {
+  const before = blob(5000, 4);
+  const bytes = before.bytes.slice().fill(9, 40, 80);
+  const ref = { digest: sha256Digest(bytes), sizeBytes: bytes.length };
+  const changed = [{ offset: 40, length: 40 }];
+  for (const [earlier, stored, ranges] of [
+    [before, false, changed],
+    [blob(4999, 4), true, changed],
+    [before, true, [{ offset: 44, length: 40 }]],
+    [before, true, []],
+  ] as const) {
+    const cache = await openCache();
+    if (stored) await cache.admit(earlier.ref, earlier.bytes);
+    const world = sourceOf(bytes);
+    const from = { digest: earlier.ref.digest, changed: ranges };
+    t.deepEqual(await fetchChanges(ref, from, cache, world.source, never), bytes);
+    t.true(world.sent.bytes >= bytes.length);
+    t.deepEqual(await cache.get(ref.digest), bytes);
+  }
 });

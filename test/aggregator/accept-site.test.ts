@@ -23,7 +23,7 @@ const context: AcceptContext = {
   evaluationOnly: false,
   assignments: [at("ann", "pier"), at("bob", "pier"), at("eve", "pier", 0), at("cyd", "dock"), at("dan", "")],
   acceptedDevices: new Set(),
-  parameters: PARAMETERS,
+  values: PARAMETERS,
   codec,
   baseDigest: "sha256:base",
   seqLen: 8,

@@ -25,7 +25,7 @@ const context: AcceptContext = {
   evaluationOnly: false,
   assignments: [assignment("ann", 5), assignment("eve", 0)],
   acceptedDevices: new Set(),
-  parameters: PARAMETERS,
+  values: PARAMETERS,
   codec,
   baseDigest: "sha256:base",
   seqLen: 8,

@@ -46,6 +46,7 @@ test("the demo's manifest is one the scheduler takes, with three speed classes a
       ok: true,
       contextLength: parsed.config.contextLength,
       objections: () => [],
+      trainedLayers: () => 4,
       vocabSize: parsed.config.vocabSize,
     };
   });

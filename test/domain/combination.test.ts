@@ -6,7 +6,7 @@ import { STRATEGIES, STRATEGY_PARAMETERS, strategyFacts } from "#common/domain/s
 import { completeTrainingJob } from "#common/domain/typed-job.js";
 import { codecByName, codecNames } from "#common/tensor/codec.js";
 import { readModel } from "#services/scheduler/model-reading.js";
-import { jobOf, manifest } from "../scheduler/world.js";
+import { jobOf, manifest, TINY } from "../scheduler/world.js";
 
 type Plain = Record<string, unknown>;
 const names = Object.keys(STRATEGIES);
@@ -16,7 +16,14 @@ const needs = (name: string): Plain => ({
   strategy: { name },
   cohort: { min: 3 },
   ...(name === "sparseLoco" ? { codec: { name: "topk" } } : {}),
+  ...(name === "streamingDiloco" ? { rounds: 4, model: { config: { ...TINY, n_layer: 4 } } } : {}),
   ...(name === "fedprox" ? { local: { steps: 10, proximalMu: 0.01 } } : {}),
+});
+
+/** A streaming job over four layers. */
+const streaming = (strategy: Plain): Plain => ({
+  ...needs("streamingDiloco"),
+  strategy: { name: "streamingDiloco", ...strategy },
 });
 
 /** What is put into spec, and the field, a piece of the value and a piece of the remedy that must come back. */
@@ -77,6 +84,22 @@ const clashes: [string, Plain, string, string, RegExp][] = [
     /nothing to round/,
   ],
   ["FedProx without its term", { strategy: { name: "fedprox" } }, "local.proximalMu", "0", /0\.01, or use "fedavg"/],
+  ["more fragments than layers", streaming({ fragments: 5 }), "strategy.fragments", "5", /above the 4 layers/],
+  [
+    "more fragments than layers that are trained",
+    {
+      ...streaming({ fragments: 3 }),
+      training: { trained: ["transformer.h.0.*", "transformer.h.2.*", "transformer.wte.weight"] },
+    },
+    "strategy.fragments",
+    "3",
+    /above the 2 layers that are trained/,
+  ],
+  ["more fragments than rounds", { ...streaming({ fragments: 4 }), rounds: 3 }, "rounds", "3", /raise rounds/],
+  ["as many by default", { ...streaming({}), rounds: 3 }, "rounds", "3", /strategy.fragments \(4\)/],
+  ["sparse fragments", { ...streaming({}), codec: { name: "topk" } }, "codec.name", "topk", /carry .* twice/],
+  ["fragments of DiLoCo", { strategy: { fragments: 2 } }, "strategy.fragments", "2", /but to streamingDiloco/],
+  ["nothing global", streaming({ mixing: 1 }), "strategy.mixing", "1", /0 to 0.99/],
   [
     "a bound that is never met",
     { strategy: { normBound: 5, maxUpdateNorm: 5 } },
@@ -130,6 +153,7 @@ test("every strategy with every codec is either accepted or refused for a field 
     "sparseLoco fp32",
     "sparseLoco int4",
     "sparseLoco int8",
+    "streamingDiloco topk",
     "trimmedMean topk",
   ]);
 });

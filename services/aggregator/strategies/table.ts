@@ -7,6 +7,7 @@ import { krum, multiKrum } from "./krum.js";
 import { median } from "./median.js";
 import { sparseLoco } from "./sparse-loco.js";
 import type { Strategy } from "./strategy.js";
+import { streamingDiloco } from "./streaming-diloco.js";
 import { trimmedMean } from "./trimmed-mean.js";
 
 /** Every strategy: one file and one name each. */
@@ -14,6 +15,7 @@ const STRATEGIES: readonly Strategy[] = [
   fedavg,
   fedprox,
   diloco,
+  streamingDiloco,
   fedadam,
   fedyogi,
   fedadagrad,

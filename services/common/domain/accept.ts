@@ -21,8 +21,8 @@ export interface AcceptContext {
   assignments: readonly Assignment[];
   /** Devices of which an update was accepted already. */
   acceptedDevices: ReadonlySet<string>;
-  /** Values of the model. */
-  parameters: number;
+  /** Values of an update: those of the model, or of the round's fragment of it. */
+  values: number;
   codec: Codec;
   /** Digest of the weights the round starts from. */
   baseDigest: string;
@@ -73,18 +73,18 @@ function judgeManifestNumbers(manifest: UpdateManifest): Refusal | undefined {
 }
 
 function judgeShape(commit: Commit, manifest: UpdateManifest, context: AcceptContext): Refusal | undefined {
-  const { codec, parameters } = context;
-  if (manifest.values !== parameters) {
-    return refuse("WrongShape", `${manifest.values} values where the model has ${parameters}`);
+  const { codec, values } = context;
+  if (manifest.values !== values) {
+    return refuse("WrongShape", `${manifest.values} values where the round's updates have ${values}`);
   }
   if (manifest.codec !== codec.name) {
     return refuse("WrongShape", `codec "${shown(manifest.codec)}" where the round uses "${codec.name}"`);
   }
-  const chunks = chunkCount(parameters, codec);
+  const chunks = chunkCount(values, codec);
   if (manifest.chunkSeqs.length !== chunks) {
     return refuse("WrongShape", `${manifest.chunkSeqs.length} chunks where ${chunks} are due`);
   }
-  const bytes = updateBytes(parameters, codec);
+  const bytes = updateBytes(values, codec);
   if (manifest.sizeBytes !== bytes) return refuse("WrongShape", `${manifest.sizeBytes} bytes where ${bytes} are due`);
   const stray = manifest.chunkSeqs.find((seq) => !(isCount(seq) && seq >= 1 && seq < commit.seq));
   return stray === undefined

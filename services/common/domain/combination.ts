@@ -46,6 +46,9 @@ interface Clash {
 /** Updates that Krum needs to withstand `byzantine` malicious ones: n >= 2f + 3 (Blanchard 2017). */
 const krumLeast = ({ strategy }: Spec): number => 2 * (strategy.byzantine ?? 0) + 3;
 
+const fragmentCount = ({ strategy }: Spec): number =>
+  strategy.fragments ?? STRATEGIES.streamingDiloco.parameters.fragments;
+
 /** All pairs of strategy, codec, cohort and local training that cannot be. */
 const CLASHES: readonly Clash[] = [
   {
@@ -68,6 +71,22 @@ const CLASHES: readonly Clash[] = [
     value: ({ codec }) => codec.name,
     when: ({ codec, strategy }) => strategy.name === "sparseLoco" && codec.name !== "topk",
     description: () => 'is not sparse; strategy "sparseLoco" needs "topk", or use "fedavg" or "diloco"',
+  },
+  {
+    field: "spec.codec.name",
+    value: ({ codec }) => codec.name,
+    when: ({ codec }, { streaming }) => streaming === true && codec.name === "topk",
+    description: ({ strategy }) =>
+      `would carry what it leaves out twice: as its residual, and in the weights that devices keep under "${strategy.name}"; ` +
+      'use "int4" or "int8", or the strategy "sparseLoco"',
+  },
+  {
+    field: "spec.rounds",
+    value: ({ rounds }) => rounds,
+    when: (spec, { streaming }) => streaming === true && spec.rounds < fragmentCount(spec),
+    description: (spec) =>
+      `is below strategy.fragments (${fragmentCount(spec)}): of a fragment that no round synchronises nothing would be learnt; ` +
+      "raise rounds or lower fragments",
   },
   {
     field: "spec.codec.errorFeedback",

@@ -146,6 +146,8 @@ const strategy = object({
   selected: whole(0, 100_000).optional(),
   clipRadius: between(0, 1e12).optional(),
   clipIterations: whole(1, 100).optional(),
+  fragments: whole(1, 256).optional(),
+  mixing: between(0, 0.99).optional(),
   weighting: z.enum(["tokens", "equal"]).optional(),
   maxUpdateNorm: between(0, 1e12).default(D.strategy.maxUpdateNorm),
   normBound: between(0, 1e12).default(D.strategy.normBound),

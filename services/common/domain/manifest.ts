@@ -1,8 +1,15 @@
-import { ModelSpec, type OptimizerSpec, TrainingJob, type TrainingSpec } from "#proto/shoal/v1/job.js";
+import {
+  ModelSpec,
+  type OptimizerSpec,
+  TrainingJob,
+  type TrainingJobSpec,
+  type TrainingSpec,
+} from "#proto/shoal/v1/job.js";
 import { Dataset } from "#proto/shoal/v1/model.js";
 import { checkCombination, completedCodec, completedStrategy } from "./combination.js";
 import { datasetSchema, FOREIGN_CONSTANTS, JOB_DEFAULTS, type JobManifest, jobSchema } from "./job-schema.js";
 import type { Violation } from "./resources.js";
+import { strategyFacts } from "./strategy-table.js";
 import { showValue, toViolations } from "./violation.js";
 
 /** What is wrong with a field of a model or a variant, as the graph room says it. */
@@ -18,6 +25,8 @@ export interface ModelFacts {
   contextLength: number;
   /** What of a training does not fit the model, by its fields. */
   objections(training: TrainingSpec): readonly GraphViolation[];
+  /** Layers that have tensors among those trained; only asked where there are no objections. */
+  trainedLayers(training: TrainingSpec | undefined): number;
 }
 
 /** What the graph room says of a model's config. Passed in, since this room may not import that one. */
@@ -115,6 +124,16 @@ const tooLong = (seqLen: number, contextLength: number): Violation[] =>
           `is above the model's context length (${contextLength}); lower it or use a larger model`,
         ),
       ];
+
+/** Every fragment of the model needs a layer of its own. */
+function tooFewLayers(spec: TrainingJobSpec | undefined, facts: ModelFacts): Violation[] {
+  const { name = "", fragments = 0 } = spec?.strategy ?? {};
+  if (strategyFacts(name)?.streaming !== true) return [];
+  const layers = facts.trainedLayers(spec?.training);
+  if (fragments <= layers) return [];
+  const description = `is above the ${layers} layers that are trained, and a fragment is made of whole layers; lower it`;
+  return [refused("spec.strategy.fragments", fragments, description)];
+}
 
 /** What single fields cannot know of one another. */
 function checkTogether({ cohort, local, rounds }: JobManifest["spec"]): Violation[] {
@@ -240,6 +259,7 @@ export function checkAgainstModel({ spec }: TrainingJob, facts: ModelFacts): Vio
   const objections = spec?.training === undefined ? [] : facts.objections(spec.training);
   return [
     ...tooLong(spec?.data?.seqLen ?? 0, facts.contextLength),
+    ...(objections.length > 0 ? [] : tooFewLayers(spec, facts)),
     ...objections.map(({ field, value, description }) => refused(`spec.training.${field}`, value, description)),
   ];
 }

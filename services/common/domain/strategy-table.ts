@@ -11,6 +11,8 @@ export interface StrategyParameters {
   selected: number;
   clipRadius: number;
   clipIterations: number;
+  fragments: number;
+  mixing: number;
 }
 
 /** What a submission must know of a strategy. */
@@ -26,6 +28,8 @@ export interface StrategyFacts {
   readonly dense?: boolean;
   /** Whether it takes the weighted mean of the updates and nothing else, so that a site's gateway may take a part of it. */
   readonly mean?: boolean;
+  /** Whether devices keep weights of their own from round to round, and send a fragment of the model a round. */
+  readonly streaming?: boolean;
 }
 
 const outer = { outerLearningRate: 1, outerMomentum: 0 };
@@ -36,6 +40,11 @@ export const STRATEGIES = {
   fedavg: { parameters: {}, mean: true },
   fedprox: { parameters: {}, mean: true },
   diloco: { parameters: { outerLearningRate: 0.7, outerMomentum: 0.9 }, mean: true },
+  streamingDiloco: {
+    parameters: { outerLearningRate: 0.7, outerMomentum: 0.9, fragments: 4, mixing: 0.5 },
+    mean: true,
+    streaming: true,
+  },
   fedadam: { parameters: { outerLearningRate: 0.1, ...moments, beta2: 0.99, biasCorrection: false }, mean: true },
   fedyogi: { parameters: { outerLearningRate: 0.01, ...moments, beta2: 0.99, biasCorrection: false }, mean: true },
   fedadagrad: { parameters: { outerLearningRate: 0.1, ...moments }, mean: true },

@@ -24,5 +24,10 @@ export function makeDraft(round: string, attempt = 0): UpdateDraft {
 
 export function makeInner(value: number): InnerState {
   const vector = (offset: number): Float32Array => Float32Array.from([value + offset, value - offset, value, 0]);
-  return { steps: value, moments: { m: vector(1), v: vector(2) }, residual: vector(3) };
+  return {
+    steps: value,
+    moments: { m: vector(1), v: vector(2) },
+    residual: vector(3),
+    local: { weights: vector(4), round: value, base: "sha256:base" },
+  };
 }

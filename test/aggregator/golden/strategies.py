@@ -142,6 +142,7 @@ cases = [
     case("fedavg", mean, plain, normBound=0.05),
     case("fedprox", mean, plain, weighting="tokens"),
     case("sparseLoco", mean, plain, outerLearningRate=0.9, weighting="tokens"),
+    case("streamingDiloco", mean, nesterov, outerLearningRate=0.7, outerMomentum=0.9, weighting="tokens"),
     case("fedadam", mean, adaptive("adam"), outerLearningRate=0.1, **adam),
     case("fedadam", mean, adaptive("adam"), outerLearningRate=0.1, biasCorrection=True, weighting="tokens", **adam),
     case("fedyogi", mean, adaptive("yogi"), outerLearningRate=0.01, weighting="tokens", **adam),

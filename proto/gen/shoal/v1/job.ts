@@ -217,13 +217,13 @@ export interface ScheduleSpec {
 /** How updates become the next model. docs/manifest.md tells which parameters belong to which strategy. */
 export interface StrategySpec {
   /**
-   * "fedavg", "fedprox", "diloco", "fedadam", "fedyogi", "fedadagrad", "sparseLoco", "median", "trimmedMean", "krum",
-   * "multiKrum" or "centeredClipping".
+   * "fedavg", "fedprox", "diloco", "streamingDiloco", "fedadam", "fedyogi", "fedadagrad", "sparseLoco", "median",
+   * "trimmedMean", "krum", "multiKrum" or "centeredClipping".
    */
   name: string;
   /** Outer learning rate. */
   outerLearningRate: number;
-  /** Outer momentum (diloco). */
+  /** Outer momentum (diloco, streamingDiloco). */
   outerMomentum: number;
   /** Weigh updates by "tokens" or "equal"ly. */
   weighting: string;
@@ -249,6 +249,10 @@ export interface StrategySpec {
   clipRadius: number;
   /** Times the centre moves in a round (centeredClipping). */
   clipIterations: number;
+  /** Parts of the model, one of which is synchronised in a round (streamingDiloco). */
+  fragments: number;
+  /** Share of a device's own weights that it keeps when a part arrives (streamingDiloco). */
+  mixing: number;
 }
 
 /** How updates are written on the wire. */
@@ -2200,6 +2204,8 @@ function createBaseStrategySpec(): StrategySpec {
     selected: 0,
     clipRadius: 0,
     clipIterations: 0,
+    fragments: 0,
+    mixing: 0,
   };
 }
 
@@ -2249,6 +2255,12 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     }
     if (message.clipIterations !== 0) {
       writer.uint32(120).int32(message.clipIterations);
+    }
+    if (message.fragments !== 0) {
+      writer.uint32(128).int32(message.fragments);
+    }
+    if (message.mixing !== 0) {
+      writer.uint32(137).double(message.mixing);
     }
     return writer;
   },
@@ -2386,6 +2398,22 @@ export const StrategySpec: MessageFns<StrategySpec> = {
             message.clipIterations = reader.int32();
             continue;
           }
+          case 16: {
+            if (tag !== 128) {
+              break;
+            }
+
+            message.fragments = reader.int32();
+            continue;
+          }
+          case 17: {
+            if (tag !== 137) {
+              break;
+            }
+
+            message.mixing = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2443,6 +2471,8 @@ export const StrategySpec: MessageFns<StrategySpec> = {
         : isSet(object.clip_iterations)
         ? globalThis.Number(object.clip_iterations)
         : 0,
+      fragments: isSet(object.fragments) ? globalThis.Number(object.fragments) : 0,
+      mixing: isSet(object.mixing) ? globalThis.Number(object.mixing) : 0,
     };
   },
 
@@ -2493,6 +2523,12 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     if (message.clipIterations !== 0) {
       obj.clipIterations = Math.round(message.clipIterations);
     }
+    if (message.fragments !== 0) {
+      obj.fragments = Math.round(message.fragments);
+    }
+    if (message.mixing !== 0) {
+      obj.mixing = floatToJson(message.mixing);
+    }
     return obj;
   },
 
@@ -2516,6 +2552,8 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     message.selected = object.selected ?? 0;
     message.clipRadius = object.clipRadius ?? 0;
     message.clipIterations = object.clipIterations ?? 0;
+    message.fragments = object.fragments ?? 0;
+    message.mixing = object.mixing ?? 0;
     return message;
   },
 };

@@ -111,10 +111,36 @@ export interface RoundTask {
   packing: boolean;
   /** FedProx: strength of the pull towards `weights`; 0 is off, else the training graph takes it. */
   proximalMu: number;
+  /**
+   * The parts in which `weights` are synchronised, one a round; none if each round synchronises all. Together they hold
+   * every value once.
+   */
+  fragments: Fragment[];
+  /**
+   * Index in `fragments` of the one that this round synchronises: an update holds its values alone. Round n synchronises
+   * number (n - 1) mod the number of fragments.
+   */
+  fragment: number;
+  /** Share of a device's own weights that it keeps when a synchronised fragment arrives. */
+  mixing: number;
   /** How a site's gateway weighs the updates it folds into one, "tokens" or "equal"; empty if it must hand on each by itself. */
   siteWeighting: string;
   /** Updates with a greater L2 norm are refused; 0 is off. For gateways, which judge what the aggregator does not see. */
   maxUpdateNorm: number;
+}
+
+/** A part of a flat vector. */
+export interface Fragment {
+  /** In order, apart from one another. */
+  ranges: ValueRange[];
+}
+
+/** Neighbouring values of a flat vector. */
+export interface ValueRange {
+  /** First value. */
+  start: number;
+  /** Number of values. */
+  length: number;
 }
 
 /** What one device is to do. */
@@ -657,6 +683,9 @@ function createBaseRoundTask(): RoundTask {
     frozen: undefined,
     packing: false,
     proximalMu: 0,
+    fragments: [],
+    fragment: 0,
+    mixing: 0,
     siteWeighting: "",
     maxUpdateNorm: 0,
   };
@@ -735,6 +764,15 @@ export const RoundTask: MessageFns<RoundTask> = {
     }
     if (message.proximalMu !== 0) {
       writer.uint32(193).double(message.proximalMu);
+    }
+    for (const v of message.fragments) {
+      Fragment.encode(v!, writer.uint32(202).fork()).join();
+    }
+    if (message.fragment !== 0) {
+      writer.uint32(208).int32(message.fragment);
+    }
+    if (message.mixing !== 0) {
+      writer.uint32(217).double(message.mixing);
     }
     if (message.siteWeighting !== "") {
       writer.uint32(266).string(message.siteWeighting);
@@ -950,6 +988,30 @@ export const RoundTask: MessageFns<RoundTask> = {
             message.proximalMu = reader.double();
             continue;
           }
+          case 25: {
+            if (tag !== 202) {
+              break;
+            }
+
+            message.fragments.push(Fragment.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 26: {
+            if (tag !== 208) {
+              break;
+            }
+
+            message.fragment = reader.int32();
+            continue;
+          }
+          case 27: {
+            if (tag !== 217) {
+              break;
+            }
+
+            message.mixing = reader.double();
+            continue;
+          }
           case 33: {
             if (tag !== 266) {
               break;
@@ -1048,6 +1110,11 @@ export const RoundTask: MessageFns<RoundTask> = {
         : isSet(object.proximal_mu)
         ? globalThis.Number(object.proximal_mu)
         : 0,
+      fragments: globalThis.Array.isArray(object?.fragments)
+        ? object.fragments.map((e: any) => Fragment.fromJSON(e))
+        : [],
+      fragment: isSet(object.fragment) ? globalThis.Number(object.fragment) : 0,
+      mixing: isSet(object.mixing) ? globalThis.Number(object.mixing) : 0,
       siteWeighting: isSet(object.siteWeighting)
         ? globalThis.String(object.siteWeighting)
         : isSet(object.site_weighting)
@@ -1135,6 +1202,15 @@ export const RoundTask: MessageFns<RoundTask> = {
     if (message.proximalMu !== 0) {
       obj.proximalMu = floatToJson(message.proximalMu);
     }
+    if (message.fragments?.length) {
+      obj.fragments = message.fragments.map((e) => Fragment.toJSON(e));
+    }
+    if (message.fragment !== 0) {
+      obj.fragment = Math.round(message.fragment);
+    }
+    if (message.mixing !== 0) {
+      obj.mixing = floatToJson(message.mixing);
+    }
     if (message.siteWeighting !== "") {
       obj.siteWeighting = message.siteWeighting;
     }
@@ -1185,8 +1261,165 @@ export const RoundTask: MessageFns<RoundTask> = {
       : undefined;
     message.packing = object.packing ?? false;
     message.proximalMu = object.proximalMu ?? 0;
+    message.fragments = object.fragments?.map((e) => Fragment.fromPartial(e)) || [];
+    message.fragment = object.fragment ?? 0;
+    message.mixing = object.mixing ?? 0;
     message.siteWeighting = object.siteWeighting ?? "";
     message.maxUpdateNorm = object.maxUpdateNorm ?? 0;
+    return message;
+  },
+};
+
+function createBaseFragment(): Fragment {
+  return { ranges: [] };
+}
+
+export const Fragment: MessageFns<Fragment> = {
+  encode(message: Fragment, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.ranges) {
+      ValueRange.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Fragment {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseFragment();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.ranges.push(ValueRange.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Fragment {
+    return {
+      ranges: globalThis.Array.isArray(object?.ranges) ? object.ranges.map((e: any) => ValueRange.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: Fragment): unknown {
+    const obj: any = {};
+    if (message.ranges?.length) {
+      obj.ranges = message.ranges.map((e) => ValueRange.toJSON(e));
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<Fragment>, I>>(base?: I): Fragment {
+    return Fragment.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<Fragment>, I>>(object: I): Fragment {
+    const message = createBaseFragment();
+    message.ranges = object.ranges?.map((e) => ValueRange.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseValueRange(): ValueRange {
+  return { start: 0, length: 0 };
+}
+
+export const ValueRange: MessageFns<ValueRange> = {
+  encode(message: ValueRange, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.start !== 0) {
+      writer.uint32(8).int64(message.start);
+    }
+    if (message.length !== 0) {
+      writer.uint32(16).int64(message.length);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ValueRange {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseValueRange();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.start = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.length = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ValueRange {
+    return {
+      start: isSet(object.start) ? globalThis.Number(object.start) : 0,
+      length: isSet(object.length) ? globalThis.Number(object.length) : 0,
+    };
+  },
+
+  toJSON(message: ValueRange): unknown {
+    const obj: any = {};
+    if (message.start !== 0) {
+      obj.start = Math.round(message.start);
+    }
+    if (message.length !== 0) {
+      obj.length = Math.round(message.length);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ValueRange>, I>>(base?: I): ValueRange {
+    return ValueRange.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ValueRange>, I>>(object: I): ValueRange {
+    const message = createBaseValueRange();
+    message.start = object.start ?? 0;
+    message.length = object.length ?? 0;
     return message;
   },
 };

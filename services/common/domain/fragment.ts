@@ -1,0 +1,36 @@
+import type { Fragment, RoundTask, ValueRange } from "#proto/shoal/v1/round.js";
+import { stretchedLength } from "../tensor/stretches.js";
+
+type Fragmented = Pick<RoundTask, "fragments" | "fragment">;
+
+/** The values of which a round's updates consist, as ranges of the flat vector; undefined if of all. */
+export function synchronisedRanges({ fragments, fragment }: Fragmented): readonly ValueRange[] | undefined {
+  return fragments.length === 0 ? undefined : (fragments[fragment]?.ranges ?? []);
+}
+
+/** Number of values in an update of a round. */
+export function updateLength(task: Fragmented & Pick<RoundTask, "parameters">): number {
+  const ranges = synchronisedRanges(task);
+  return ranges === undefined ? task.parameters : stretchedLength(ranges);
+}
+
+/** Index of the fragment that a round synchronises, by the round's number, from 1. */
+export function fragmentOfRound(number: number, count: number): number {
+  return count === 0 ? 0 : (number - 1) % count;
+}
+
+/**
+ * The fragments in which the weights that a round starts from differ from those an earlier one started from: those that
+ * were synchronised in between.
+ * @param earlier number of the earlier round, from 1
+ */
+export function changedFragments(
+  { fragments, number }: Pick<RoundTask, "fragments" | "number">,
+  earlier: number,
+): Fragment[] {
+  const synchronised = new Set<number>();
+  for (let n = earlier; n < number && synchronised.size < fragments.length; n++) {
+    synchronised.add(fragmentOfRound(n, fragments.length));
+  }
+  return fragments.filter((_, index) => synchronised.has(index));
+}

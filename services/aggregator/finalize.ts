@@ -38,7 +38,7 @@ export function finalize(
 }
 
 /** The round's figures over the folded updates. Losses are nats per token; eval loss = sum of sums / sum of tokens. */
-function summarise(
+export function summarise(
   folded: readonly Verdict[],
 ): Pick<RoundResult, "trainLoss" | "evalLoss" | "evalTokens" | "tokens" | "bytesUp" | "bytesDown"> {
   let lossTokens = 0;

@@ -3,7 +3,10 @@ import { hostService, type ServiceHost } from "#common/adapters/service-host.js"
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { Controller } from "#common/runtime/controller.js";
 import { storeSource, triggerSource } from "#common/runtime/source.js";
+import { AggregatorServiceService } from "#proto/shoal/v1/aggregator_service.js";
+import { AggregatorApi } from "./aggregator-api.js";
 import { reconcileRound, type AggregatorPorts } from "./controller.js";
+import { serveAggregator } from "./grpc.js";
 import { aggregatorMeters } from "./meters.js";
 import { roundKeys } from "./watched-rounds.js";
 
@@ -47,6 +50,7 @@ function start(host: ServiceHost): Promise<void> {
     random: Math.random,
     resyncMs: host.config.resyncMs,
   });
+  host.grpc.addService(AggregatorServiceService, serveAggregator(new AggregatorApi(ports), host.handlers));
   host.background("aggregator", (signal) => controller.run(signal));
   return Promise.resolve();
 }

@@ -41,3 +41,26 @@ export async function replayRound(ports: FoldPorts & { store: ResourceStore }, n
     outerDigest: outerState === undefined ? "" : sha256Digest(outerState),
   };
 }
+
+/** A replay of a round whose log and blobs may be damaged. */
+export interface ReplayAttempt extends Replayed {
+  /** Why it could not be computed; empty if it was. */
+  damage: string;
+}
+
+/** Codes of failures that say what is stored is not what was, and trying again would not help. */
+const DAMAGES: ReadonlySet<unknown> = new Set(["LOG_CORRUPT", "BLOB_MISSING", "BLOB_CORRUPT", "BROKEN_INVARIANT"]);
+
+/** The same for whoever wants to know and not to act on it: damage is told, other failures are thrown. */
+export async function replayOrDamage(
+  ports: FoldPorts & { store: ResourceStore },
+  name: string,
+): Promise<ReplayAttempt> {
+  try {
+    return { ...(await replayRound(ports, name)), damage: "" };
+  } catch (error) {
+    const isDamage = error instanceof Error && "code" in error && DAMAGES.has(error.code);
+    if (!isDamage) throw error;
+    return { weightsDigest: "", outerDigest: "", damage: error.message };
+  }
+}

@@ -1,4 +1,5 @@
 import { credentials, Metadata, status, type ClientReadableStream, type ServiceError } from "@grpc/grpc-js";
+import { AggregatorServiceClient } from "#proto/shoal/v1/aggregator_service.js";
 import { FleetServiceClient } from "#proto/shoal/v1/fleet_service.js";
 import { JobServiceClient } from "#proto/shoal/v1/job_service.js";
 import { ModelServiceClient } from "#proto/shoal/v1/model_service.js";
@@ -12,6 +13,8 @@ export interface Clients {
   readonly fleet: FleetServiceClient;
   readonly models: ModelServiceClient;
   readonly telemetry: TelemetryServiceClient;
+  /** Made when first used: a context of an earlier version names no address of it. */
+  aggregator(): AggregatorServiceClient;
   close(): void;
 }
 
@@ -32,8 +35,11 @@ export function connectClients({ grpc }: Context): Clients {
   const fleet = new FleetServiceClient(targetOf(grpc.registry), insecure, options);
   const models = new ModelServiceClient(targetOf(grpc.registry), insecure, options);
   const telemetry = new TelemetryServiceClient(targetOf(grpc.telemetry), insecure, options);
-  const close = (): void => [jobs, fleet, models, telemetry].forEach((client) => client.close());
-  return { jobs, fleet, models, telemetry, close };
+  let made: AggregatorServiceClient | undefined;
+  const aggregator = (): AggregatorServiceClient =>
+    (made ??= new AggregatorServiceClient(targetOf(grpc.aggregator), insecure, options));
+  const close = (): void => [jobs, fleet, models, telemetry, made].forEach((client) => client?.close());
+  return { jobs, fleet, models, telemetry, aggregator, close };
 }
 
 type UnaryMethod<Request, Response> = (

@@ -9,7 +9,13 @@ const schema = z.object({
   /** Form of this file. */
   version: z.literal(1),
   /** gRPC addresses (host:port) of each service, one a replica. */
-  grpc: z.object({ registry: addresses, scheduler: addresses, telemetry: addresses }),
+  grpc: z.object({
+    registry: addresses,
+    scheduler: addresses,
+    telemetry: addresses,
+    /** Absent in files of versions whose aggregator answered no calls. */
+    aggregator: addresses.default([]),
+  }),
   /** Addresses (host:port) of the metrics and health pages of each service. */
   metrics: z.record(z.string(), addresses),
   natsUrl: z.string(),

@@ -9,6 +9,7 @@ import { eventCommands } from "./commands/events.js";
 import { generateCommands } from "./commands/generate.js";
 import { getCommands } from "./commands/get.js";
 import { keysCommands } from "./commands/keys.js";
+import { lineageCommands } from "./commands/lineage.js";
 import { modelCommands } from "./commands/model.js";
 import { steerCommands } from "./commands/steer.js";
 import { tokenCommands } from "./commands/token.js";
@@ -36,6 +37,7 @@ const GROUPS: readonly CommandGroup[] = [
   modelCommands,
   generateCommands,
   evalCommands,
+  lineageCommands,
   keysCommands,
   completionCommands,
   versionCommands,

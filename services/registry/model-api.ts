@@ -6,6 +6,7 @@ import { API_VERSION, isResourceName, nameViolations, newMeta } from "#common/do
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Kind, ResourceOf, ResourceStore } from "#common/ports/resource-store.js";
 import type { Log } from "#common/ports/log.js";
+import { Turns } from "#common/runtime/turns.js";
 import { viewBytes } from "#common/tensor/flat.js";
 import type { TokenizerSpec } from "#proto/shoal/v1/job.js";
 import type { Dataset, Model } from "#proto/shoal/v1/model.js";
@@ -27,7 +28,6 @@ import { modelOfAdapter } from "./adapter-import.js";
 import { encodeFolder } from "./folder-template.js";
 import { exportModel } from "./model-export.js";
 import { type ImportedModel, ImportReader } from "./model-import.js";
-import { Turns } from "./turns.js";
 
 export interface ModelPorts {
   readonly store: ResourceStore;

@@ -42,6 +42,10 @@ export interface WorldOptions {
   retainRounds?: number;
   /** Devices that only evaluate in a training round. */
   evaluators?: string[];
+  /** Weights of the first round; drawn unless given. */
+  base?: Float32Array;
+  /** What a later round starts from; the first one's base unless given. */
+  start?: Pick<RoundResult, "weights" | "outerState">;
 }
 
 /** What a test needs of any adapters. */
@@ -69,7 +73,7 @@ export async function seedFleet<T extends Pick<Fleet, "store" | "blobs" | "uplin
   options: WorldOptions,
 ): Promise<T & Fleet> {
   const { strategy = "diloco" } = options;
-  const base = draw(options.parameters ?? 600, 99, 1);
+  const base = options.base ?? draw(options.parameters ?? 600, 99, 1);
   const weights = await adapters.blobs.put(toBytes(base));
   await adapters.store.create(
     "TrainingJob",
@@ -86,6 +90,7 @@ export async function seedFleet<T extends Pick<Fleet, "store" | "blobs" | "uplin
           maxUpdateNorm: options.maxUpdateNorm ?? 0,
           normBound: options.normBound ?? 0,
         },
+        codec: { name: options.codec ?? "fp32" },
       },
       status: { phase: "Running", currentRound: 1 },
     }),
@@ -118,7 +123,8 @@ export async function createWorld(options: WorldOptions = {}): Promise<World> {
 
 /** Creates round `number` in phase Training; it starts from the world's base. */
 export async function openRound(world: Fleet, number: number, options: WorldOptions = {}): Promise<void> {
-  const weights = { digest: world.baseDigest, sizeBytes: 4 * world.base.length };
+  const weights = options.start?.weights ?? { digest: world.baseDigest, sizeBytes: 4 * world.base.length };
+  const job = await world.store.get("TrainingJob", JOB);
   await world.store.create(
     "Round",
     Round.fromPartial({
@@ -131,6 +137,7 @@ export async function openRound(world: Fleet, number: number, options: WorldOpti
         evaluationOnly: options.evaluationOnly ?? false,
         task: {
           job: JOB,
+          jobUid: job?.metadata?.uid ?? "",
           round: `${JOB}-${number}`,
           number,
           seqLen: SEQ_LEN,
@@ -139,7 +146,7 @@ export async function openRound(world: Fleet, number: number, options: WorldOpti
           codec: { name: world.codec.name },
           evaluate: true,
         },
-        outerState: { digest: "", sizeBytes: 0 },
+        outerState: options.start?.outerState ?? { digest: "", sizeBytes: 0 },
       },
       status: {
         phase: "Training",
@@ -196,9 +203,14 @@ export async function upload(
 let commitCount = 0;
 
 /** Appends a commit as the device named in the subject. */
-export async function commit(world: Fleet, manifest: UpdateManifest, device = manifest.device): Promise<number> {
+export async function commit(
+  world: Fleet,
+  manifest: UpdateManifest,
+  device = manifest.device,
+  number = 1,
+): Promise<number> {
   commitCount += 1;
-  const round = `${JOB}-1`;
+  const round = `${JOB}-${number}`;
   return (await world.uplink(device).appendCommit(round, `commit-${commitCount}`, manifest)).seq;
 }
 
@@ -211,9 +223,10 @@ export async function resultOf(world: Fleet, number = 1): Promise<RoundResult | 
 }
 
 /** What the scheduler does when a round has its quorum: freezes the accepted commits, in log order or as given. */
-export async function freeze(world: Fleet, foldDevices?: readonly string[]): Promise<void> {
-  const round = (await world.store.get("Round", `${JOB}-1`)) as Round;
-  const accepted = (await world.store.get("UpdateTally", `${JOB}-1`))?.verdicts.filter((each) => each.accepted) ?? [];
+export async function freeze(world: Fleet, foldDevices?: readonly string[], number = 1): Promise<void> {
+  const round = (await world.store.get("Round", `${JOB}-${number}`)) as Round;
+  const accepted =
+    (await world.store.get("UpdateTally", `${JOB}-${number}`))?.verdicts.filter((each) => each.accepted) ?? [];
   const entries = accepted.map((each) => ({ device: each.manifest?.device ?? "", commitSeq: each.commitSeq }));
   const foldSet = foldDevices?.flatMap((device) => entries.filter((entry) => entry.device === device)) ?? entries;
   await world.store.update(

@@ -42,7 +42,7 @@ test("the option goes before the variable, the variable before ./.shoal", (t) =>
 });
 
 test("contexts: what is wrong is named", (t) => {
-  const addresses = { registry: ["a:1"], scheduler: ["a:2"], telemetry: ["a:3"] };
+  const addresses = { registry: ["a:1"], scheduler: ["a:2"], telemetry: ["a:3"], aggregator: ["a:5"] };
   const good = {
     version: 1,
     grpc: addresses,
@@ -52,6 +52,10 @@ test("contexts: what is wrong is named", (t) => {
     pids: { up: 1 },
   };
   t.deepEqual(parseContext(JSON.stringify(good)), { ok: true, context: good } as ReturnType<typeof parseContext>);
+  const { aggregator, ...others } = addresses;
+  const earlier = parseContext(JSON.stringify({ ...good, grpc: others }));
+  t.deepEqual(earlier.ok && earlier.context.grpc, { ...others, aggregator: [] });
+  t.is(aggregator.length, 1);
   t.like(parseContext("{"), { ok: false, problem: "is not JSON" });
   const bad = parseContext(JSON.stringify({ ...good, grpc: { ...addresses, scheduler: "a:2" } }));
   t.true(!bad.ok && bad.problem.startsWith("grpc.scheduler:"));

@@ -7,7 +7,7 @@ import test from "ava";
 import { importCheckpoint } from "#common/graph/checkpoint.js";
 import { addressesJob, writeAddresses } from "../fleet/addresses.js";
 import { exportFiles } from "../fleet/export.js";
-import { Fleet, unary } from "../fleet/fleet.js";
+import { CLI, Fleet, unary } from "../fleet/fleet.js";
 import { leakedPieces, Recorder } from "../fleet/recorder.js";
 
 const DEVICES = 4;
@@ -44,6 +44,7 @@ function bufCurl(address: string, method: string, data: unknown, schema?: string
 }
 
 const scheduler = (): string => fleet.context().grpc.scheduler[0] ?? "";
+const aggregator = (): string => fleet.context().grpc.aggregator[0] ?? "";
 const registry = (): string => fleet.context().grpc.registry[0] ?? "";
 
 test.before(async () => {
@@ -102,6 +103,35 @@ test.serial(
     t.true((losses.at(-1) ?? Number.NaN) < (losses[0] ?? Number.NaN) - 0.3, `held-out losses ${losses.join(" ")}`);
   },
 );
+
+test.serial("a round replayed from its log prints the published digest, and the job's lineage holds", async (t) => {
+  const shoal = (...args: string[]): Promise<Ran> =>
+    run(process.execPath, [CLI, ...args, "--context", join(root, "shoal")]);
+  const { rounds } = await fleet.withJobs((jobs) =>
+    unary(jobs, jobs.listRounds.bind(jobs), { job: "main-job", pageSize: 100, pageToken: "" }),
+  );
+  const replayed = await shoal("replay", "main-job", "5");
+  t.is(replayed.code, 0, replayed.err);
+  t.regex(replayed.out, new RegExp(`^weights: +${rounds[4]?.result?.weights?.digest ?? "?"}\n`));
+  const retired = await shoal("replay", "main-job", "1");
+  t.is(retired.code, 1);
+  t.regex(retired.err, /does not hold round main-job-1 any more/);
+  const verified = await shoal("verify", "main-job", "--replay");
+  t.is(verified.code, 0, verified.out + verified.err);
+  t.regex(verified.out, /\nround 5 +ok .* replay\n/);
+  t.regex(verified.out, /\njob main-job +ok .* origin model\n/);
+  const foreign = await bufCurl(aggregator(), "shoal.v1.AggregatorService/ReplayRound", { job: "main-job", number: 5 });
+  t.regex(foreign.out, /"equal": ?true/, foreign.err);
+  const listed = await run("node_modules/.bin/buf", [
+    "curl",
+    "--protocol",
+    "grpc",
+    "--http2-prior-knowledge",
+    "--list-methods",
+    `http://${aggregator()}`,
+  ]);
+  t.true(listed.out.includes("shoal.v1.AggregatorService/VerifyJob"), listed.err);
+});
 
 test.serial("the trained model streams out as a checkpoint that reads back", async (t) => {
   const files = await fleet.withModels((models) => exportFiles(models, "main-job"));

@@ -46,10 +46,9 @@ async function endOrphans(records: readonly ProcessRecord[], say: (line: string)
 }
 
 function makeContext(facts: UnitFacts, pids: Readonly<Record<string, number>>): Context {
-  const { registry, scheduler, telemetry } = addresses(facts.ports, facts.replicas, "grpc");
   return {
     version: 1,
-    grpc: { registry, scheduler, telemetry },
+    grpc: addresses(facts.ports, facts.replicas, "grpc"),
     metrics: addresses(facts.ports, facts.replicas, "metrics"),
     natsUrl: natsUrl(facts.ports),
     redisUrl: redisUrl(facts.ports),

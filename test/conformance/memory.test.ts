@@ -11,7 +11,7 @@ import { blobStoreConformance } from "./blob-store.js";
 import { busConformance } from "./bus.js";
 import { eventLogConformance } from "./event-log.js";
 import { resourceStoreConformance } from "./resource-store.js";
-import { fillUntilRefused, updateLogConformance } from "./update-log.js";
+import { fillUntilRefused, logCollectionConformance, type OpenLog, updateLogConformance } from "./update-log.js";
 import { workQueueConformance } from "./work-queue.js";
 
 const store = new MemoryResourceStore();
@@ -21,13 +21,15 @@ const blobs = new MemoryBlobStore();
 blobStoreConformance(test, "memory blobs", () => blobs);
 
 const log = new MemoryUpdateLog();
-updateLogConformance(test, "memory update log", () => ({
+const openLog = (): OpenLog => ({
   log,
   uplink: (device) => log.uplink(device),
   publishRaw: async (device, round, data) => {
     await log.append(subjects.updateCommit(device, round), `raw/${round}`, data);
   },
-}));
+});
+updateLogConformance(test, "memory update log", openLog);
+logCollectionConformance(test, "memory update log", openLog);
 
 test("memory update log: a full log refuses and keeps what it has", async (t) => {
   const small = new MemoryUpdateLog(1_000_000);

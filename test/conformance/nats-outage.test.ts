@@ -120,6 +120,25 @@ test.serial("a full update log refuses, loses nothing, and takes more when a rou
   });
 });
 
+test.serial("the default limit gives way to the server's storage, one that was asked for does not", async (t) => {
+  const maxFileStoreBytes = 3 * 1024 ** 3;
+  const server = await startNats({ maxFileStoreBytes });
+  const link = await server.connect();
+  try {
+    await Promise.all([ensureStreams(link), ensureStreams(link)]);
+    t.is((await new NatsUpdateLog(link).usage()).maxBytes, 2 * 1024 ** 3);
+    await ensureStreams(link);
+    t.is((await new NatsUpdateLog(link).usage()).maxBytes, 2 * 1024 ** 3);
+    const error = await t.throwsAsync(ensureStreams(link, { updatesMaxBytes: 4 * 1024 ** 3 }), { code: "NO_STORAGE" });
+    t.regex(error.message, /lower SHOAL_UPDATES_MAX_BYTES/);
+    await ensureStreams(link, { updatesMaxBytes: 1024 ** 3 });
+    t.is((await new NatsUpdateLog(link).usage()).maxBytes, 1024 ** 3);
+  } finally {
+    await link.close();
+    await server.stop();
+  }
+});
+
 test.serial("without the server the uplink says so in its own words, and a read ends", async (t) => {
   await withServer(async (server, link) => {
     const uplink = new NatsUpdateUplink(link.nc, "dev-a", 300);

@@ -13,7 +13,7 @@ import { blobStoreConformance } from "./blob-store.js";
 import { busConformance } from "./bus.js";
 import { eventLogConformance } from "./event-log.js";
 import { resourceStoreConformance } from "./resource-store.js";
-import { updateLogConformance } from "./update-log.js";
+import { logCollectionConformance, type OpenLog, updateLogConformance } from "./update-log.js";
 
 let server: NatsTestServer;
 let link: NatsLink;
@@ -34,13 +34,15 @@ test.after.always(async () => {
 
 resourceStoreConformance(test, "NATS store", () => store);
 blobStoreConformance(test, "NATS blobs", () => new NatsBlobStore(link));
-updateLogConformance(test, "NATS update log", () => ({
+const openLog = (): OpenLog => ({
   log: new NatsUpdateLog(link),
   uplink: (device) => new NatsUpdateUplink(link.nc, device),
   publishRaw: async (device, round, data) => {
     await link.jetstream().publish(subjects.updateCommit(device, round), data);
   },
-}));
+});
+updateLogConformance(test, "NATS update log", openLog);
+logCollectionConformance(test, "NATS update log", openLog);
 busConformance(test, "NATS bus", () => ({
   bus: new NatsBus(link.nc, new MemoryLog()),
   flush: async () => {

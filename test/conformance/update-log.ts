@@ -1,9 +1,9 @@
 import type { TestFn } from "ava";
-import type { UpdateLog, UpdateUplink } from "#common/ports/update-log.js";
+import type { CollectableLog, UpdateUplink } from "#common/ports/update-log.js";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 
 export interface OpenLog {
-  log: UpdateLog;
+  log: CollectableLog;
   uplink: (device: string) => UpdateUplink;
   /** Publishes bytes that are no manifest as a device's commit. */
   publishRaw: (device: string, round: string, data: Uint8Array) => Promise<void>;
@@ -117,6 +117,85 @@ export function updateLogConformance(test: TestFn, label: string, open: () => Op
     t.deepEqual(await log.commits("purge-1"), []);
     t.is(await log.readChunk(seq), undefined);
     t.is((await log.commits("purge-2")).length, 1);
+  });
+}
+
+const ENDLESS = Number.MAX_SAFE_INTEGER;
+
+/** Appends chunks and a commit; the sequences of both. */
+async function fill(uplink: UpdateUplink, device: string, round: string, count: number, tag = "") {
+  const chunks: number[] = [];
+  for (let i = 0; i < count; i += 1)
+    chunks.push((await uplink.appendChunk(round, `${round}/${device}/${i}${tag}`, Uint8Array.of(i))).seq);
+  const { seq } = await uplink.appendCommit(round, `${round}/${device}/c${tag}`, manifest(device, round, chunks));
+  return { chunks, commit: seq };
+}
+
+/** What the collection of what nobody needs relies on. */
+export function logCollectionConformance(test: TestFn, label: string, open: () => OpenLog): void {
+  const title = (what: string): string => `${label}: ${what}`;
+
+  test(title("usage and parts say what lies in the log"), async (t) => {
+    const { log, uplink } = open();
+    const before = await log.usage();
+    await fill(uplink("dev-a"), "dev-a", "parts-1", 3);
+    await fill(uplink("dev-b"), "dev-b", "parts-1", 1);
+    const after = await log.usage();
+    t.true(after.messages >= before.messages + 6 && after.bytes > before.bytes && after.lastSeq >= before.lastSeq + 6);
+    const { parts, lastSeq } = await log.parts();
+    t.true(lastSeq >= after.lastSeq);
+    t.deepEqual(
+      parts.filter(({ round }) => round === "parts-1").sort((a, b) => (a.device < b.device ? -1 : 1)),
+      [
+        { device: "dev-a", round: "parts-1", chunks: 3, commits: 1 },
+        { device: "dev-b", round: "parts-1", chunks: 1, commits: 1 },
+      ],
+    );
+  });
+
+  test(title("a purge drops what is selected, up to its sequence, and says how much"), async (t) => {
+    const { log, uplink } = open();
+    const a = await fill(uplink("dev-a"), "dev-a", "pick-1", 3);
+    const b = await fill(uplink("dev-b"), "dev-b", "pick-1", 2);
+    const other = await fill(uplink("dev-a"), "dev-a", "pick-10", 1);
+    const last = a.chunks[1] ?? 0;
+    t.is(await log.purge({ round: "pick-1", device: "dev-a", part: "chunk", upToSeq: last }), 2);
+    t.is(await log.purge({ round: "pick-1", device: "dev-a", part: "chunk", upToSeq: last }), 0);
+    t.truthy(await log.readChunk(a.chunks[2] ?? 0));
+    t.is((await log.commits("pick-1")).length, 2);
+    t.is(await log.purge({ round: "pick-1", device: "dev-b", upToSeq: ENDLESS }), 3);
+    t.is(await log.readChunk(b.chunks[0] ?? 0), undefined);
+    t.is(await log.purge({ round: "pick-1", upToSeq: a.commit }), 2);
+    t.truthy(await log.readChunk(other.chunks[0] ?? 0));
+    t.is((await log.commits("pick-10")).length, 1);
+  });
+
+  test(title("a purge can keep single messages"), async (t) => {
+    const { log, uplink } = open();
+    const { chunks } = await fill(uplink("dev-a"), "dev-a", "keep-1", 5);
+    const keep = new Set([chunks[0] ?? 0, chunks[3] ?? 0]);
+    const selection = { round: "keep-1", device: "dev-a", part: "chunk", upToSeq: ENDLESS, keep } as const;
+    t.is(await log.purge(selection), 3);
+    t.is(await log.purge(selection), 0);
+    const left = await Promise.all(chunks.map(async (seq) => (await log.readChunk(seq)) !== undefined));
+    t.deepEqual(left, [true, false, false, true, false]);
+    t.is((await log.commits("keep-1")).length, 1);
+  });
+
+  test(title("names that mean everybody are strays: nobody's, and purged alone"), async (t) => {
+    const { log, uplink, publishRaw } = open();
+    const { chunks } = await fill(uplink("dev-a"), "dev-a", "stray-1", 1);
+    for (const round of ["*", ">", "Stray", "a_b"]) await publishRaw("dev-s", round, Uint8Array.of(1));
+    const { parts, strays, lastSeq } = await log.parts();
+    t.true(strays >= 4);
+    t.deepEqual(
+      parts.filter(({ device }) => device === "dev-s"),
+      [],
+    );
+    t.true((await log.purgeStrays(lastSeq)) >= 4);
+    t.is((await log.parts()).strays, 0);
+    t.truthy(await log.readChunk(chunks[0] ?? 0));
+    t.is((await log.commits("stray-1")).length, 1);
   });
 }
 

@@ -109,13 +109,20 @@ export class NatsTestServer extends TestServer {
 }
 
 /** Starts a real nats-server with JetStream in a temporary directory. */
-export async function startNats(options: { websocket?: boolean } = {}): Promise<NatsTestServer> {
+export async function startNats(
+  options: { websocket?: boolean; maxFileStoreBytes?: number } = {},
+): Promise<NatsTestServer> {
   const dir = await mkdtemp(join(tmpdir(), "shoal-nats-"));
   const root = await ensureKeys(join(dir, "keys"));
   const port = await freePort();
   const websocketPort = options.websocket === true ? { websocketPort: await freePort() } : {};
   const config = join(dir, "nats.conf");
-  await writeFile(config, natsServerConfig({ root, dataDir: dir, host: "127.0.0.1", port, ...websocketPort }));
+  const { maxFileStoreBytes } = options;
+  const storage = maxFileStoreBytes === undefined ? {} : { maxFileStoreBytes };
+  await writeFile(
+    config,
+    natsServerConfig({ root, dataDir: dir, host: "127.0.0.1", port, ...websocketPort, ...storage }),
+  );
   const server = new NatsTestServer(port, dir, config, root);
   await server.start();
   return server;

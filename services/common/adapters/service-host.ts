@@ -7,7 +7,7 @@ import type { EventLog } from "../ports/event-log.js";
 import type { Log } from "../ports/log.js";
 import type { Metrics } from "../ports/metrics.js";
 import type { ResourceStore } from "../ports/resource-store.js";
-import type { UpdateLog } from "../ports/update-log.js";
+import type { CollectableLog } from "../ports/update-log.js";
 import type { WorkQueue } from "../ports/work-queue.js";
 import { readServiceConfig, type Environment, type ServiceConfig } from "../runtime/config.js";
 import { Lifecycle } from "../runtime/lifecycle.js";
@@ -31,7 +31,7 @@ export interface ServiceHost {
   readonly config: ServiceConfig;
   readonly store: ResourceStore;
   readonly blobs: BlobStore;
-  readonly updateLog: UpdateLog;
+  readonly updateLog: CollectableLog;
   readonly eventLog: EventLog;
   readonly bus: Bus;
   readonly clock: Clock;

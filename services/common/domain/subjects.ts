@@ -26,6 +26,8 @@ export const subjects = {
   /** Everything of a round. */
   roundUpdates: (round: string) => `shoal.u.*.${round}.>`,
   allUpdates: "shoal.u.>",
+  /** What the log takes: a device may publish more, which nobody hears. */
+  loggedUpdates: ["shoal.u.*.*.chunk", "shoal.u.*.*.commit"],
 } as const;
 
 /** What a gateway passes on. */
@@ -57,3 +59,6 @@ export function deviceOf(subject: string): string | undefined {
 
 /** Largest piece of a blob or update in one message, bytes: fits NATS's default 1 MiB payload with room for headers. */
 export const MAX_PIECE_BYTES = 512 * 1024;
+
+/** Largest message of the update log, bytes: a piece with its headers, so that counting messages bounds bytes. */
+export const MAX_UPDATE_MESSAGE_BYTES = MAX_PIECE_BYTES + 16 * 1024;

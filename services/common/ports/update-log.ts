@@ -9,6 +9,36 @@ export interface CommitRecord {
   manifest: UpdateManifest | undefined;
 }
 
+/** How full the log is. */
+export interface LogUsage {
+  messages: number;
+  /** Bytes on disk. */
+  bytes: number;
+  /** Most bytes it takes; undefined without a limit. */
+  maxBytes: number | undefined;
+  /** Sequence of the last message ever appended. */
+  lastSeq: number;
+}
+
+/** How much of one device lies in the log for one round. */
+export interface LogPart {
+  device: string;
+  round: string;
+  chunks: number;
+  commits: number;
+}
+
+/** Messages of a round up to a sequence: of all devices or one, chunks and commits or one of them. */
+export interface LogSelection {
+  round: string;
+  device?: string;
+  part?: "chunk" | "commit";
+  /** What is appended later is not meant. */
+  upToSeq: number;
+  /** Sequences that stay; needs a device. */
+  keep?: ReadonlySet<number>;
+}
+
 /** The durable log of updates as the control plane reads it. */
 export interface UpdateLog {
   /** Commits of a round with a sequence after `afterSeq` (default 0), in log order. */
@@ -19,6 +49,17 @@ export interface UpdateLog {
   watchCommits(signal: AbortSignal): AsyncIterable<{ device: string; round: string; seq: number }>;
   /** Drops chunks and commits of a round. */
   purgeRound(round: string): Promise<void>;
+}
+
+/** The same log, as the one who collects what nobody needs any more sees it. */
+export interface CollectableLog extends UpdateLog {
+  usage(): Promise<LogUsage>;
+  /** What lies in the log, the number of messages whose subject names no round, and up to where this is all there is. */
+  parts(): Promise<{ parts: LogPart[]; strays: number; lastSeq: number }>;
+  /** Drops what is selected; how many messages that were. Repeating it does no harm. */
+  purge(selection: LogSelection): Promise<number>;
+  /** Drops the strays up to a sequence; how many. */
+  purgeStrays(upToSeq: number): Promise<number>;
 }
 
 /** The same log as one device writes it. Each call returns when the log has the message on disk. */

@@ -1,9 +1,16 @@
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { subjects } from "../../domain/subjects.js";
-import type { CommitRecord, UpdateLog, UpdateUplink } from "../../ports/update-log.js";
+import type {
+  CollectableLog,
+  CommitRecord,
+  LogPart,
+  LogSelection,
+  LogUsage,
+  UpdateUplink,
+} from "../../ports/update-log.js";
 import { CodedError } from "../coded-error.js";
 import { Mailbox } from "../mailbox.js";
-import { decodeManifest, parseUpdateSubject } from "../update-subject.js";
+import { countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 
 interface Message {
   seq: number;
@@ -12,7 +19,7 @@ interface Message {
 }
 
 /** The reference UpdateLog: one per test, shared by the control plane and, through `uplink`, by the devices. */
-export class MemoryUpdateLog implements UpdateLog {
+export class MemoryUpdateLog implements CollectableLog {
   private readonly messages = new Map<number, Message>();
   private readonly seqOfId = new Map<string, number>();
   private readonly listeners = new Set<(message: Message) => void>();
@@ -77,12 +84,42 @@ export class MemoryUpdateLog implements UpdateLog {
     }
   }
 
-  purgeRound(round: string): Promise<void> {
-    for (const [seq, { subject, data }] of this.messages) {
-      if (parseUpdateSubject(subject)?.round !== round) continue;
+  async purgeRound(round: string): Promise<void> {
+    await this.purge({ round, upToSeq: this.lastSeq });
+  }
+
+  usage(): Promise<LogUsage> {
+    return Promise.resolve({
+      messages: this.messages.size,
+      bytes: this.sizeBytes,
+      maxBytes: Number.isFinite(this.maxBytes) ? this.maxBytes : undefined,
+      lastSeq: this.lastSeq,
+    });
+  }
+
+  parts(): Promise<{ parts: LogPart[]; strays: number; lastSeq: number }> {
+    const subjects = [...this.messages.values()].map(({ subject }) => [subject, 1] as const);
+    return Promise.resolve({ ...countParts(subjects), lastSeq: this.lastSeq });
+  }
+
+  purge({ round, device, part, upToSeq, keep }: LogSelection): Promise<number> {
+    return this.drop(({ seq, subject }) => {
+      const parsed = parseUpdateSubject(subject);
+      if (parsed?.round !== round || seq > upToSeq || keep?.has(seq) === true) return false;
+      return parsed.device === (device ?? parsed.device) && parsed.part === (part ?? parsed.part);
+    });
+  }
+
+  purgeStrays(upToSeq: number): Promise<number> {
+    return this.drop(({ seq, subject }) => seq <= upToSeq && parseUpdateSubject(subject) === undefined);
+  }
+
+  private drop(isMeant: (message: Message) => boolean): Promise<number> {
+    const doomed = [...this.messages.values()].filter(isMeant);
+    for (const { seq, data } of doomed) {
       this.messages.delete(seq);
       this.sizeBytes -= data.length;
     }
-    return Promise.resolve();
+    return Promise.resolve(doomed.length);
   }
 }

@@ -20,6 +20,8 @@ interface Source {
   filter: string;
   /** Only messages with a greater sequence. */
   afterSeq: number;
+  /** Without what the messages hold. */
+  headersOnly?: boolean;
 }
 
 const RETRY_MS = 500;
@@ -83,6 +85,7 @@ async function* attempt(
       max_deliver: 1,
       mem_storage: true,
       num_replicas: 1,
+      headers_only: source.headersOnly ?? false,
       flow_control: true,
       idle_heartbeat: nanos(HEARTBEAT_MS),
     };

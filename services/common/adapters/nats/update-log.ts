@@ -1,17 +1,28 @@
-import { headers, type NatsConnection } from "nats";
+import { headers, NatsError, type NatsConnection } from "nats";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { subjects } from "../../domain/subjects.js";
-import type { CommitRecord, UpdateLog, UpdateUplink } from "../../ports/update-log.js";
+import type {
+  CollectableLog,
+  CommitRecord,
+  LogPart,
+  LogSelection,
+  LogUsage,
+  UpdateUplink,
+} from "../../ports/update-log.js";
 import { CodedError } from "../coded-error.js";
-import { decodeManifest, parseUpdateSubject } from "../update-subject.js";
+import { countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
 import { readStored } from "./direct.js";
 import { follow, readPast } from "./follow.js";
 import { STREAMS } from "./streams.js";
 
+const DELETES_AT_ONCE = 16;
+/** No message of that sequence, or it could not be deleted because it is gone. */
+const GONE = new Set([10037, 10043, 10057]);
+
 /** UpdateLog on the stream UPDATES, as the control plane reads it. */
-export class NatsUpdateLog implements UpdateLog {
+export class NatsUpdateLog implements CollectableLog {
   constructor(private readonly link: NatsLink) {}
 
   async commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
@@ -51,7 +62,66 @@ export class NatsUpdateLog implements UpdateLog {
     const { streams } = await this.link.manager();
     await this.link.call(() => streams.purge(STREAMS.updates, { filter: subjects.roundUpdates(round) }));
   }
+
+  async usage(): Promise<LogUsage> {
+    const { streams } = await this.link.manager();
+    const { state, config } = await this.link.call(() => streams.info(STREAMS.updates));
+    const maxBytes = config.max_bytes > 0 ? config.max_bytes : undefined;
+    return { messages: state.messages, bytes: state.bytes, maxBytes, lastSeq: state.last_seq };
+  }
+
+  async parts(): Promise<{ parts: LogPart[]; strays: number; lastSeq: number }> {
+    const { streams } = await this.link.manager();
+    // The head first: the subjects, which may come in several answers, then hold everything up to it.
+    const { lastSeq } = await this.usage();
+    const info = await this.link.call(() => streams.info(STREAMS.updates, { subjects_filter: subjects.allUpdates }));
+    return { ...countParts(Object.entries(info.state.subjects ?? {})), lastSeq };
+  }
+
+  async purge({ round, device = "*", part, upToSeq, keep }: LogSelection): Promise<number> {
+    const { streams } = await this.link.manager();
+    const filter = `shoal.u.${device}.${round}.${part ?? ">"}`;
+    if (keep === undefined) {
+      const purged = await this.link.call(() => streams.purge(STREAMS.updates, { filter, seq: upToSeq + 1 }));
+      return purged.purged;
+    }
+    const { messages } = await readPast(this.link, headersOf(filter));
+    return this.eraseAll(messages.flatMap(({ seq }) => (seq <= upToSeq && !keep.has(seq) ? [seq] : [])));
+  }
+
+  async purgeStrays(upToSeq: number): Promise<number> {
+    const { messages } = await readPast(this.link, headersOf(subjects.allUpdates));
+    const isStray = (subject: string): boolean => parseUpdateSubject(subject) === undefined;
+    return this.eraseAll(messages.flatMap(({ seq, subject }) => (seq <= upToSeq && isStray(subject) ? [seq] : [])));
+  }
+
+  private async eraseAll(doomed: readonly number[]): Promise<number> {
+    for (let first = 0; first < doomed.length; first += DELETES_AT_ONCE) {
+      const some = doomed.slice(first, first + DELETES_AT_ONCE);
+      await Promise.all(some.map((seq) => this.link.call(() => this.erase(seq))));
+    }
+    return doomed.length;
+  }
+
+  private async erase(seq: number): Promise<void> {
+    const { streams } = await this.link.manager();
+    try {
+      // Without overwriting it with random bytes: it is no secret, and devices may have appended many.
+      await streams.deleteMessage(STREAMS.updates, seq, false);
+    } catch (error) {
+      // Another replica was first.
+      if (!(error instanceof NatsError) || !GONE.has(error.api_error?.err_code ?? 0)) throw error;
+    }
+  }
 }
+
+/** The messages of a subject without what they hold. */
+const headersOf = (filter: string): Parameters<typeof readPast>[1] => ({
+  stream: STREAMS.updates,
+  filter,
+  afterSeq: 0,
+  headersOnly: true,
+});
 
 interface PubAck {
   seq?: number;

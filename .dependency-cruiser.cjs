@@ -3,6 +3,7 @@ const { include: pureFiles } = require("./.c8rc.json");
 
 const common = "^services/common/";
 const npm = "^node_modules/";
+const kernelModule = `${common}tensor/kernels/module\\.ts$`;
 const contracts = "^proto/gen/";
 
 /** Regular expression for a glob of .c8rc.json, in which "**" comes last: the pure rooms are those whose coverage is demanded. */
@@ -56,7 +57,14 @@ module.exports = {
       from: {},
       to: { path: "(^|/)(utils?|helpers?|misc)(/|\\.ts$)", pathNot: npm },
     },
-    only("tensor", "Flat vectors: pure, and under everything.", `${common}tensor/`, [`${common}tensor/`, "^crypto$"]),
+    only(
+      "tensor",
+      "Flat vectors: pure, and under everything.",
+      `${common}tensor/`,
+      [`${common}tensor/`, "^crypto$"],
+      [kernelModule],
+    ),
+    only("tensor-kernels", "One file loads the compiled kernels, which lie beside it.", kernelModule, ["^fs$"]),
     only("domain", "Rules of the house: pure, over tensor and the contracts.", `${common}domain/`, [
       `${common}(domain|tensor)/`,
       contracts,
@@ -126,6 +134,7 @@ module.exports = {
         "^(crypto|util)$",
         pureLibraries,
       ],
+      [kernelModule],
     ),
     never(
       "onnxruntime",

@@ -42,7 +42,7 @@ const randomImports = ["node:crypto", "crypto"].map((name) => ({
 }));
 
 export default defineConfig(
-  globalIgnores(["dist/", "proto/gen/", "coverage/", "charts/"]),
+  globalIgnores(["dist/", "proto/gen/", "coverage/", "charts/", "services/common/tensor/kernels/assembly/"]),
   js.configs.recommended,
   {
     files: ["**/*.ts"],

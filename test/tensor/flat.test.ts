@@ -2,7 +2,6 @@ import test from "ava";
 import fc from "fast-check";
 import {
   allFinite,
-  axpy,
   fromBytes,
   l2Norm,
   subtract,
@@ -44,6 +43,8 @@ test("bytes are copies both ways, of subarrays and unaligned views too", (t) => 
 test("norms accumulate in float64", (t) => {
   // In fp32 the sum would stick at 2^24.
   t.is(sumOfSquares(new Float32Array(20_000_000).fill(1)), 20_000_000);
+  // Beside 2^54 numbers are 4 apart: in index order every 1 is lost, the lanes 1, 3, 5 and 7 meet before they come to it.
+  t.is(sumOfSquares(Float32Array.of(2 ** 27, 1, 1, 1, 1, 1, 1, 1)), 2 ** 54 + 4);
   t.is(l2Norm(Float32Array.of(3, 4)), 5);
   t.is(l2Norm(Float32Array.of(2 ** 127, -(2 ** 127), 2 ** 127, 2 ** 127)), 2 ** 128);
   t.is(l2Norm(new Float32Array(0)), 0);
@@ -63,15 +64,8 @@ test("one NaN or infinity anywhere is seen", (t) => {
   t.false(allFinite(Float32Array.of(Infinity, -Infinity)));
 });
 
-test("axpy and subtract follow their definitions and refuse other lengths", (t) => {
-  const y = Float32Array.of(1, 2, 3);
-  axpy(2, Float32Array.of(10, 20, 30), y);
-  t.deepEqual(y, Float32Array.of(21, 42, 63));
-  const wide = Float64Array.of(0.1);
-  axpy(0.5, Float64Array.of(0.25), wide);
-  t.is(wide[0], 0.225);
+test("subtract follows its definition and refuses other lengths", (t) => {
   t.deepEqual(subtract(Float32Array.of(5, 1), Float32Array.of(2, 4)), Float32Array.of(3, -3));
-  t.throws(() => axpy(1, new Float32Array(2), new Float32Array(3)), { instanceOf: InvariantError });
   t.throws(() => subtract(new Float32Array(2), new Float32Array(3)), { instanceOf: InvariantError });
 });
 

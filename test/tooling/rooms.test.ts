@@ -9,6 +9,7 @@ import test from "ava";
 const violations: [rule: string, file: string, imports: string][] = [
   ["tensor", "services/common/tensor/bad.ts", "#common/domain/good.js"],
   ["tensor", "services/common/tensor/reads.ts", "node:fs"],
+  ["tensor-kernels", "services/common/tensor/kernels/module.ts", "#common/domain/good.js"],
   ["domain", "services/common/domain/bad.ts", "#common/ports/good.js"],
   ["domain", "services/common/domain/reads.ts", "node:fs"],
   ["graph", "services/common/graph/bad.ts", "#common/ports/good.js"],

@@ -1,6 +1,7 @@
 import type { Codec, Random } from "./codecs/codec.js";
-import { allFinite, axpy, subtract } from "./flat.js";
+import { requireSameLength } from "./flat.js";
 import { InvariantError } from "./invariant.js";
+import { decodeChunk, encodeChunk } from "./kernels/kernels.js";
 
 /** Half-open range of indices into a flat vector. */
 export interface ValueRange {
@@ -33,7 +34,8 @@ export function encodeUpdate(delta: Float32Array, codec: Codec, random?: Random)
   const chunks: Uint8Array[] = [];
   for (let i = 0; i < chunkCount(delta.length, codec); i++) {
     const { start, end } = chunkRange(delta.length, codec, i);
-    chunks.push(codec.encode(delta.subarray(start, end), random));
+    const values = delta.subarray(start, end);
+    chunks.push(random === undefined ? encodeChunk(codec, values) : codec.encode(values, random));
   }
   return chunks;
 }
@@ -46,11 +48,30 @@ export function decodeUpdate(chunks: readonly Uint8Array[], values: number, code
   const whole = new Float32Array(values);
   chunks.forEach((chunk, i) => {
     const { start, end } = chunkRange(values, codec, i);
-    const decoded = codec.decode(chunk, end - start);
+    const decoded = decodeChunk(codec, chunk, end - start);
     if (!decoded.ok) throw new InvariantError(`chunk ${i} does not decode: ${decoded.reason}`);
     whole.set(decoded.values, start);
   });
   return whole;
+}
+
+/** delta + decay x residual as a new vector; undefined if that is not finite. */
+function withResidual(
+  delta: Float32Array,
+  residual: Float32Array | undefined,
+  decay: number,
+): Float32Array | undefined {
+  if (residual === undefined) return delta.slice();
+  requireSameLength(delta, residual);
+  const sum = new Float32Array(delta.length);
+  // x - x is 0 for a finite x and NaN for any other; NaN sticks to the sum.
+  let wrong = 0;
+  for (let i = 0; i < sum.length; i++) {
+    const value = Math.fround((delta[i] as number) + decay * (residual[i] as number));
+    sum[i] = value;
+    wrong += value - value;
+  }
+  return wrong === 0 ? sum : undefined;
 }
 
 /**
@@ -68,9 +89,14 @@ export function encodeWithFeedback(
   decay = 1,
   random?: Random,
 ): { chunks: Uint8Array[]; residual: Float32Array } {
-  let target = delta.slice();
-  if (residual !== undefined) axpy(decay, residual, target);
-  if (!allFinite(target)) target = delta.slice();
+  const target = withResidual(delta, residual, decay) ?? delta.slice();
   const chunks = encodeUpdate(target, codec, random);
-  return { chunks, residual: subtract(target, decodeUpdate(chunks, target.length, codec)) };
+  if (codec.lossless) return { chunks, residual: target.fill(0) };
+  chunks.forEach((chunk, i) => {
+    const { start, end } = chunkRange(target.length, codec, i);
+    const sent = decodeUpdate([chunk], end - start, codec);
+    const lost = target.subarray(start, end);
+    for (let at = 0; at < lost.length; at++) lost[at] = (lost[at] as number) - (sent[at] as number);
+  });
+  return { chunks, residual: target };
 }

@@ -1,9 +1,9 @@
 import { bf16 } from "./codecs/bf16.js";
-import type { Codec } from "./codecs/codec.js";
+import type { Codec, TopKSizes } from "./codecs/codec.js";
 import { fp32 } from "./codecs/fp32.js";
 import { int4 } from "./codecs/int4.js";
 import { int8 } from "./codecs/int8.js";
-import { SPARSE_LOCO, topk, type TopKSizes } from "./codecs/topk.js";
+import { SPARSE_LOCO, topk } from "./codecs/topk.js";
 
 export { MAX_CHUNK_BYTES, type Codec } from "./codecs/codec.js";
 

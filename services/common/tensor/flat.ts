@@ -35,14 +35,20 @@ export function viewFloats(bytes: Uint8Array): Float32Array {
   return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
 }
 
-/** Sum of squares in float64, in index order. Infinite or NaN values make the result so. */
+/**
+ * Sum of squares in float64: value i is added to lane i mod 8, in index order, and the lanes are summed in pairs, so that two
+ * machines and the kernels agree on every bit. Infinite or NaN values make the result so.
+ */
 export function sumOfSquares(values: Float32Array | Float64Array): number {
-  let sum = 0;
+  const lanes = new Float64Array(8);
   for (let i = 0; i < values.length; i++) {
     const value = values[i] as number;
-    sum += value * value;
+    lanes[i & 7] = (lanes[i & 7] as number) + value * value;
   }
-  return sum;
+  for (let width = 4; width >= 1; width /= 2) {
+    for (let lane = 0; lane < width; lane++) lanes[lane] = (lanes[lane] as number) + (lanes[lane + width] as number);
+  }
+  return lanes[0] as number;
 }
 
 /** Euclidean norm, accumulated in float64. */
@@ -61,7 +67,8 @@ export function allFinite(values: Float32Array | Float64Array): boolean {
   return sum === 0;
 }
 
-function requireSameLength(a: { length: number }, b: { length: number }): void {
+/** Throws an InvariantError if the lengths differ. */
+export function requireSameLength(a: { length: number }, b: { length: number }): void {
   if (a.length !== b.length) throw new InvariantError(`vectors of ${a.length} and ${b.length} values do not match`);
 }
 
@@ -71,10 +78,4 @@ export function subtract(a: Float32Array, b: Float32Array): Float32Array {
   const difference = new Float32Array(a.length);
   for (let i = 0; i < a.length; i++) difference[i] = (a[i] as number) - (b[i] as number);
   return difference;
-}
-
-/** y += alpha * x in place. Throws an InvariantError if the lengths differ. */
-export function axpy(alpha: number, x: Float32Array | Float64Array, y: Float32Array | Float64Array): void {
-  requireSameLength(x, y);
-  for (let i = 0; i < x.length; i++) y[i] = (y[i] as number) + alpha * (x[i] as number);
 }

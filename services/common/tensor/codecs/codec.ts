@@ -5,10 +5,20 @@ export type Decoded = { ok: true; values: Float32Array } | { ok: false; reason: 
  * "WrongLength": not the bytes of that many values. "NotFinite": a NaN or infinity inside. "BadScale": not a scale.
  * "BadIndex": positions that are out of range, out of order or named twice.
  */
-type DecodeRefusal = "WrongLength" | "NotFinite" | "BadScale" | "BadIndex";
+export type DecodeRefusal = "WrongLength" | "NotFinite" | "BadScale" | "BadIndex";
 
 /** Numbers in [0, 1), for rounding by chance; the caller seeds it. */
 export type Random = () => number;
+
+/** Sizes of a top-k codec. */
+export interface TopKSizes {
+  /** Values sent of a block: 1 to `block`. */
+  readonly keep: number;
+  /** Values in a block: 1 to MAX_BLOCK. */
+  readonly block: number;
+  /** Bits of a value that is sent: 2, 4 or 8. */
+  readonly valueBits: number;
+}
 
 /** How a piece of a flat vector is written on the wire. Stateless: equal input gives equal bytes. */
 export interface Codec {
@@ -17,6 +27,8 @@ export interface Codec {
   readonly chunkValues: number;
   /** Whether decode(encode(x)) is x, bit for bit. */
   readonly lossless: boolean;
+  /** Of a top-k codec. */
+  readonly sizes?: TopKSizes;
   /** Exact size of an encoding of so many values. */
   encodedBytes(values: number): number;
   /**

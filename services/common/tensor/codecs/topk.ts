@@ -1,15 +1,5 @@
 import { absMax, readScale, writeScale } from "./blockwise.js";
-import { MAX_CHUNK_BYTES, type Codec, type Decoded, type Random } from "./codec.js";
-
-/** Sizes of a top-k codec. */
-export interface TopKSizes {
-  /** Values sent of a block: 1 to `block`. */
-  readonly keep: number;
-  /** Values in a block: 1 to MAX_BLOCK. */
-  readonly block: number;
-  /** Bits of a value that is sent: 2, 4 or 8. */
-  readonly valueBits: number;
-}
+import { MAX_CHUNK_BYTES, type Codec, type Decoded, type Random, type TopKSizes } from "./codec.js";
 
 /** SparseLoCo's sizes (Sarfi 2025). */
 export const SPARSE_LOCO: TopKSizes = { keep: 64, block: 4096, valueBits: 2 };
@@ -148,6 +138,7 @@ export function topk(sizes: TopKSizes): Codec | undefined {
     name: "topk",
     chunkValues: blocksPerChunk * block,
     lossless: false,
+    sizes,
     encodedBytes,
     encode: (values, random) => {
       const bytes = new Uint8Array(encodedBytes(values.length));

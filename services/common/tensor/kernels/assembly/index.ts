@@ -1,0 +1,6 @@
+export { squares } from "./lanes";
+export { addFp32, decodeFp32 } from "./fp32";
+export { addBf16, decodeBf16 } from "./bf16";
+export { addInt8, decodeInt8, encodeInt8 } from "./int8";
+export { addInt4, decodeInt4, encodeInt4 } from "./int4";
+export { addTopK, decodeTopK } from "./topk";

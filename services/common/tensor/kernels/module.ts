@@ -1,0 +1,40 @@
+import { readFileSync } from "node:fs";
+
+type Add = (src: number, count: number, sums: number, factor: number) => number;
+type Decode = (src: number, count: number, out: number) => number;
+type Encode = (src: number, count: number, out: number) => number;
+
+/** What `assembly/index.ts` exports. Arguments are places in memory, in bytes, and counts of values. */
+export interface KernelExports {
+  readonly memory: WebAssembly.Memory;
+  squares(src: number, count: number): number;
+  readonly addFp32: Add;
+  readonly addBf16: Add;
+  readonly addInt8: Add;
+  readonly addInt4: Add;
+  addTopK(...args: [...Parameters<Add>, keep: number, block: number, bits: number]): number;
+  readonly decodeFp32: Decode;
+  readonly decodeBf16: Decode;
+  readonly decodeInt8: Decode;
+  readonly decodeInt4: Decode;
+  decodeTopK(...args: [...Parameters<Decode>, keep: number, block: number, bits: number]): number;
+  readonly encodeInt8: Encode;
+  readonly encodeInt4: Encode;
+}
+
+/** Values that fit beside a chunk; no codec has more in one. */
+export const MAX_CHUNK_VALUES = 524_288;
+
+/** Where a chunk lies. After every region there is room for one step (assembly/lanes.ts). */
+export const CHUNK_AT = 0;
+const PAGE_BYTES = 65_536;
+/** Where fp32 values or float64 sums lie. */
+export const VALUES_AT = 9 * PAGE_BYTES;
+
+const module = new WebAssembly.Module(readFileSync(new URL("kernels.wasm", import.meta.url)));
+
+/** The kernels with a memory of their own, of about 5 MB. */
+export function instantiate(): KernelExports {
+  // The build makes the module out of assembly/index.ts, so it has these exports.
+  return new WebAssembly.Instance(module).exports as KernelExports;
+}

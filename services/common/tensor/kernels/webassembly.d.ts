@@ -1,0 +1,11 @@
+/** What of the JavaScript API of WebAssembly is used here; TypeScript ships it with the browser's names only. */
+declare namespace WebAssembly {
+  interface Module {
+    readonly [Symbol.toStringTag]: string;
+  }
+  const Module: new (bytes: Uint8Array) => Module;
+  const Instance: new (module: Module) => { readonly exports: unknown };
+  interface Memory {
+    readonly buffer: ArrayBuffer;
+  }
+}

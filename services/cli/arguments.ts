@@ -1,3 +1,4 @@
+import { isIPv4 } from "node:net";
 import { InvalidArgumentError } from "commander";
 
 /** A whole number in a range, for commander. */
@@ -7,6 +8,18 @@ export function wholeNumber(min: number, max: number): (text: string) => number 
     if (text.trim() !== "" && Number.isInteger(value) && value >= min && value <= max) return value;
     throw new InvalidArgumentError(`must be a whole number from ${min} to ${max}.`);
   };
+}
+
+/** One IPv4 address that others can be told, for commander. */
+export function ipAddress(text: string): string {
+  if (isIPv4(text) && text !== "0.0.0.0") return text;
+  throw new InvalidArgumentError("must be one IPv4 address of this machine, e.g. 192.168.1.10.");
+}
+
+/** A number of servers of which a majority outlives the loss of one, or a single one, for commander. */
+export function oddNodes(text: string): number {
+  if (["1", "3", "5"].includes(text.trim())) return Number(text);
+  throw new InvalidArgumentError("must be 1, 3 or 5.");
 }
 
 /** A number in a range, for commander. */

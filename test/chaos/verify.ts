@@ -16,13 +16,16 @@ export interface Verified {
   commits: number;
   folded: number;
   refused: Record<string, number>;
-  /** Commits without a verdict, or receipts on a device without a folded update. */
+  /** Commits without a verdict, or refused as unreadable, or receipts on a device without a counted update. */
   lost: string[];
   /** Updates of one device counted twice in a round. */
   doubled: string[];
   /** Rounds whose published weights are not those of the replay. */
   mismatched: string[];
 }
+
+/** Refusals that say nothing against an update: the round was over, or had planned without the device, or had it. */
+const HONEST = new Set(["Late", "Duplicate", "NotAssigned"]);
 
 async function verifyRound(
   ports: { store: NatsResourceStore; blobs: NatsBlobStore; log: NatsUpdateLog },
@@ -42,7 +45,11 @@ async function verifyRound(
   for (const verdict of [...inResult, ...later]) {
     counted.set(verdict.commitSeq, (counted.get(verdict.commitSeq) ?? 0) + 1);
   }
-  for (const { reason } of result.refused) verified.refused[reason] = (verified.refused[reason] ?? 0) + 1;
+  for (const { reason, manifest } of result.refused) {
+    // An honest device's update that was committed and then could not be read, or not be used.
+    if (!HONEST.has(reason)) verified.lost.push(`${name}/${manifest?.device ?? "?"} refused as ${reason}`);
+    verified.refused[reason] = (verified.refused[reason] ?? 0) + 1;
+  }
   for (const { seq, device } of commits) {
     const times = counted.get(seq) ?? 0;
     if (times === 0) verified.lost.push(`${name}/${device}@${seq}`);
@@ -83,14 +90,14 @@ function verifyReceipts(
  */
 export async function verify(
   dir: string,
-  natsUrl: string,
+  natsUrls: readonly string[],
   devices: readonly string[],
   jobs: readonly string[],
 ): Promise<Verified> {
   const clock = new SystemClock();
   const journal = new MemoryLog();
   const creds = readFileSync(credsPaths(join(dir, "keys")).service, "utf8");
-  const link = await NatsLink.connect({ servers: [natsUrl], creds, name: "chaos-verify", log: journal, clock });
+  const link = await NatsLink.connect({ servers: [...natsUrls], creds, name: "chaos-verify", log: journal, clock });
   const verified: Verified = { rounds: 0, commits: 0, folded: 0, refused: {}, lost: [], doubled: [], mismatched: [] };
   try {
     const store = await NatsResourceStore.open(link);

@@ -8,7 +8,7 @@ import fc from "fast-check";
 import { CliError, EXIT } from "#services/cli/exit.js";
 import { findProgram } from "#services/cli/supervisor/binaries.js";
 import { afterExit, choosePorts, livingOrphans } from "#services/cli/supervisor/decision.js";
-import { waitReady } from "#services/cli/supervisor/health.js";
+import { waitReady, type Health } from "#services/cli/supervisor/health.js";
 import { takeLock } from "#services/cli/supervisor/lock.js";
 import { drawPort, isPortFree } from "#services/cli/supervisor/ports.js";
 import { endProcess, parseStat, startTimeOf } from "#services/cli/supervisor/process-table.js";
@@ -157,7 +157,12 @@ test("a missing program is told with its Debian package", (t) => {
 const FACTS = {
   replicas: 2,
   ports: Object.fromEntries(portNames(2).map((name, i) => [name, 7000 + i])),
-  nats: { command: "nats-server", configFile: "/d/nats.conf", credsFile: "/d/service.creds" },
+  nats: {
+    command: "nats-server",
+    host: "127.0.0.1",
+    configFiles: ["/d/nats.conf"],
+    credsFile: "/d/service.creds",
+  },
   redis: { command: "redis-server" },
   keysDir: "/d/keys",
   node: "node",
@@ -189,7 +194,7 @@ function listener(name: string, port: number, file: string): Unit {
   const code = `require("fs").appendFileSync(${JSON.stringify(file)}, "${name} up\\n");
     require("net").createServer((s) => s.end("READY")).listen(${port}, "127.0.0.1");
     process.on("SIGTERM", () => { require("fs").appendFileSync(${JSON.stringify(file)}, "${name} down\\n"); process.exit(0); });`;
-  const health = { kind: "tcp", port, send: "", expect: "READY" } as const;
+  const health = { kind: "tcp", host: "127.0.0.1", port, send: "", expect: "READY" } as const;
   return { name, command: process.execPath, args: ["-e", code], env: {}, health };
 }
 
@@ -213,6 +218,33 @@ test("the supervisor starts in order, restarts what dies and drains in reverse",
   await supervisor.stop();
   t.is(readFileSync(file, "utf8"), "a up\nb up\nb up\nb down\na down\n");
   t.deepEqual(supervisor.pids(), {});
+});
+
+test("a unit that answered and stands still is killed and started again; one that never answered is left alone", async (t) => {
+  const directory = scratch(t);
+  const said: string[] = [];
+  const answering = listener("a", await drawPort(), join(directory, "order"));
+  const mute = listener("b", await drawPort(), join(directory, "order"));
+  const units = [
+    { ...answering, alive: answering.health },
+    { ...mute, alive: { ...mute.health, expect: "NEVER" } as Health },
+  ];
+  const events = { say: (line: string): void => void said.push(line), processes: () => undefined };
+  const supervisor = new Supervisor([units], directory, events, { everyMs: 50, mostSilent: 2 });
+  await supervisor.start();
+  const before = supervisor.pids();
+  await new Promise((r) => setTimeout(r, 400));
+  t.deepEqual(supervisor.pids(), before);
+  process.kill(before["a"] ?? 0, "SIGSTOP");
+  while (supervisor.pids()["a"] === before["a"] || supervisor.pids()["a"] === undefined)
+    await new Promise((r) => setTimeout(r, 20));
+  t.true(await waitReady(answering.health, 5000, new AbortController().signal));
+  t.is(supervisor.pids()["b"], before["b"]);
+  t.deepEqual(
+    said.filter((line) => line.includes("stands still")),
+    ["a stands still; killing it"],
+  );
+  await supervisor.stop();
 });
 
 test("a full disk under the state is told once, and what dies is still restarted", async (t) => {
@@ -261,7 +293,7 @@ const mayMount = process.getuid?.() === 0 && process.platform === "linux";
 
 test("a unit that never becomes ready can be given up on", async (t) => {
   const directory = scratch(t);
-  const health = { kind: "tcp", port: await drawPort(), send: "", expect: "X" } as const;
+  const health = { kind: "tcp", host: "127.0.0.1", port: await drawPort(), send: "", expect: "X" } as const;
   const unit: Unit = {
     name: "mute",
     command: process.execPath,

@@ -55,6 +55,9 @@ export interface FleetOptions {
   /** Directory of the control plane and of the devices' states. */
   dir: string;
   replicas?: number;
+  /** Address at which NATS listens, and how many servers there are. */
+  natsHost?: string;
+  natsNodes?: number;
   env?: Record<string, string>;
 }
 
@@ -93,7 +96,9 @@ export class Fleet {
 
   /** (Re)starts `shoal up` on the same directory. */
   async up(timeoutMs = 60_000): Promise<void> {
-    this.#up = this.#spawn("up", ["up", "--dir", this.options.dir, "--replicas", String(this.options.replicas ?? 1)]);
+    const { dir, replicas = 1, natsHost = "127.0.0.1", natsNodes = 1 } = this.options;
+    const nats = ["--nats-host", natsHost, "--nats-nodes", String(natsNodes)];
+    this.#up = this.#spawn("up", ["up", "--dir", dir, "--replicas", String(replicas), ...nats]);
     const until = Date.now() + timeoutMs;
     for (;;) {
       if (this.#up.exitCode !== null) {

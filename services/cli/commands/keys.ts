@@ -26,7 +26,7 @@ async function init({ io }: Shell, options: InitOptions): Promise<void> {
     dataDir: options.natsData,
     host: "0.0.0.0",
     port: options.natsPort,
-    ...(monitorPort === undefined ? {} : { monitorPort }),
+    ...(monitorPort === undefined ? {} : { monitor: { host: "0.0.0.0", port: monitorPort } }),
     ...(websocketPort === undefined ? {} : { websocketPort }),
   });
   const files = { keys: join(dir, "trust.json"), creds: credsPaths(dir).service, natsConfig: join(dir, "nats.conf") };

@@ -1,10 +1,12 @@
-import { wholeNumber } from "../arguments.js";
+import { ipAddress, oddNodes, wholeNumber } from "../arguments.js";
 import { writeJson } from "../io.js";
 import type { CommandGroup, Shell } from "../shell.js";
 
 interface UpOptions {
   readonly dir: string;
   readonly replicas: number;
+  readonly natsHost: string;
+  readonly natsNodes: number;
   readonly json?: boolean;
 }
 
@@ -39,6 +41,8 @@ async function up(shell: Shell, options: UpOptions): Promise<void> {
   const plane = await startControlPlane({
     dir: options.dir,
     replicas: options.replicas,
+    natsHost: options.natsHost,
+    natsNodes: options.natsNodes,
     path: io.env["PATH"] ?? "",
     settings: serviceSettings(io.env),
     signal: shell.signal,
@@ -64,6 +68,8 @@ export const upCommands: CommandGroup = (program, shell) => {
     .description("run a control plane on this machine: NATS, Redis and all services")
     .option("--dir <dir>", "data, keys, logs and context; a restart continues from it", ".shoal")
     .option("--replicas <n>", "processes of each service", wholeNumber(1, 8), 1)
+    .option("--nats-host <address>", "address of this machine at which devices reach NATS", ipAddress, "127.0.0.1")
+    .option("--nats-nodes <n>", "NATS servers: 1, or 3 or 5 as a cluster", oddNodes, 1)
     .option("--json", "write the context as JSON once everything is ready")
     .action((options: UpOptions) => up(shell, options));
 };

@@ -80,6 +80,8 @@ async function runFederated(stage: Stage): Promise<Federated> {
   const plane = await startControlPlane({
     dir: join(stage.root, "control-plane"),
     replicas: 1,
+    natsHost: "127.0.0.1",
+    natsNodes: 1,
     path: stage.shell.io.env["PATH"] ?? "",
     settings: { SHOAL_HEARTBEAT_MS: HEARTBEAT_MS, SHOAL_LOG_LEVEL: stage.shell.io.env["SHOAL_LOG_LEVEL"] ?? "info" },
     signal: stage.shell.signal,

@@ -11,13 +11,26 @@ import { drawPort, isPortFree } from "./ports.js";
 import { endProcess, startTimeOf } from "./process-table.js";
 import { readState, writeAtomically, writeState } from "./state.js";
 import { Supervisor } from "./supervisor.js";
-import { addresses, natsUrl, planUnits, portNames, redisUrl, type UnitFacts } from "./units.js";
+import {
+  addresses,
+  natsNames,
+  natsNodesOf,
+  natsUrls,
+  planUnits,
+  portNames,
+  redisUrl,
+  type UnitFacts,
+} from "./units.js";
 
 export interface ControlPlaneOptions {
   /** Where data, keys, logs and the context live; continued from if it exists. */
   readonly dir: string;
   /** Processes of each service. */
   readonly replicas: number;
+  /** Address of this machine at which NATS listens. */
+  readonly natsHost: string;
+  /** NATS servers; 1, or 3 and more as a cluster that keeps three copies of everything. */
+  readonly natsNodes: number;
   /** The PATH. */
   readonly path: string;
   /** Settings handed through to the services. */
@@ -50,7 +63,7 @@ function makeContext(facts: UnitFacts, pids: Readonly<Record<string, number>>): 
     version: 1,
     grpc: addresses(facts.ports, facts.replicas, "grpc"),
     metrics: addresses(facts.ports, facts.replicas, "metrics"),
-    natsUrl: natsUrl(facts.ports),
+    natsUrl: natsUrls(facts),
     redisUrl: redisUrl(facts.ports),
     pids: { up: process.pid, ...pids },
   };
@@ -61,19 +74,26 @@ async function prepareUnits(options: ControlPlaneOptions, dir: string): Promise<
   const redisCommand = findProgram("redis-server", "redis-server", options.path);
   const before = readState(dir);
   await endOrphans(before.processes, options.say);
-  const ports = await choosePorts(portNames(options.replicas), before.ports, isPortFree, drawPort);
-  if (before.ports["nats"] !== undefined && before.ports["nats"] !== ports["nats"]) {
-    options.say(
-      `port ${before.ports["nats"]} is taken: NATS moves to ${ports["nats"] ?? "?"}; devices must join again`,
-    );
+  const { natsHost, natsNodes } = options;
+  const nodesBefore = natsNodesOf(before.ports) ?? natsNodes;
+  if (nodesBefore !== natsNodes) {
+    const message = `${dir} was made with --nats-nodes ${nodesBefore}: start it so, or name another directory`;
+    throw new CliError(message, EXIT.usage);
+  }
+  const isFree = (port: number): Promise<boolean> => isPortFree(port, natsHost);
+  const ports = await choosePorts(portNames(options.replicas, natsNodes), before.ports, isFree, drawPort);
+  for (const name of natsNames(natsNodes)) {
+    if (before.ports[name] === undefined || before.ports[name] === ports[name]) continue;
+    const what = `port ${before.ports[name]} is taken: ${name} moves to ${ports[name] ?? "?"}`;
+    options.say(`${what}; devices that know no other server must join again`);
   }
   writeState(dir, { version: 1, ports: { ...before.ports, ...ports }, processes: [] });
   const keysDir = join(dir, "keys");
-  const files = await prepareNats({ dir, keysDir, port: ports["nats"] ?? 0 });
+  const files = await prepareNats({ dir, keysDir, host: natsHost, nodes: natsNodes, ports });
   return {
     replicas: options.replicas,
     ports,
-    nats: { command: natsCommand, ...files },
+    nats: { command: natsCommand, host: natsHost, ...files },
     redis: { command: redisCommand },
     keysDir,
     node: process.execPath,

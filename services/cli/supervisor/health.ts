@@ -5,7 +5,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 export type Health =
   | { readonly kind: "http"; readonly url: string }
   /** Sends `send` after connecting and expects a line that begins with `expect`. */
-  | { readonly kind: "tcp"; readonly port: number; readonly send: string; readonly expect: string };
+  | {
+      readonly kind: "tcp";
+      readonly host: string;
+      readonly port: number;
+      readonly send: string;
+      readonly expect: string;
+    };
 
 const TRY_MS = 1000;
 const PAUSE_MS = 50;
@@ -18,9 +24,9 @@ async function httpReady(url: string): Promise<boolean> {
   }
 }
 
-function tcpReady(port: number, send: string, expect: string): Promise<boolean> {
+function tcpReady(host: string, port: number, send: string, expect: string): Promise<boolean> {
   return new Promise((resolve) => {
-    const socket = connect({ host: "127.0.0.1", port, timeout: TRY_MS });
+    const socket = connect({ host, port, timeout: TRY_MS });
     let text = "";
     const end = (ready: boolean): void => {
       socket.destroy();
@@ -39,7 +45,9 @@ function tcpReady(port: number, send: string, expect: string): Promise<boolean> 
 
 /** Asks once. */
 export function isReady(health: Health): Promise<boolean> {
-  return health.kind === "http" ? httpReady(health.url) : tcpReady(health.port, health.send, health.expect);
+  return health.kind === "http"
+    ? httpReady(health.url)
+    : tcpReady(health.host, health.port, health.send, health.expect);
 }
 
 /** Waits until the unit is ready; false if the time is up or the signal aborts first. */

@@ -1,22 +1,21 @@
 import { createServer } from "node:net";
-
-const HOST = "127.0.0.1";
+import { HOST } from "./units.js";
 
 /** Listens for a moment; the port that was given, or undefined if it is taken. */
-function probe(port: number): Promise<number | undefined> {
+function probe(port: number, host = HOST): Promise<number | undefined> {
   return new Promise((resolve) => {
     const server = createServer();
     server.once("error", () => resolve(undefined));
-    server.listen({ host: HOST, port, exclusive: true }, () => {
+    server.listen({ host, port, exclusive: true }, () => {
       const address = server.address();
       server.close(() => resolve(typeof address === "object" && address !== null ? address.port : undefined));
     });
   });
 }
 
-/** Whether nobody listens on this port of the loopback address. */
-export async function isPortFree(port: number): Promise<boolean> {
-  return (await probe(port)) !== undefined;
+/** Whether nobody listens on this port of the loopback address and of `host`. */
+export async function isPortFree(port: number, host = HOST): Promise<boolean> {
+  return (await probe(port)) !== undefined && (host === HOST || (await probe(port, host)) !== undefined);
 }
 
 /** A free port of the loopback address, chosen by the system. */

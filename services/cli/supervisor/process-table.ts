@@ -33,7 +33,8 @@ export function startTimeOf(pid: number): string | undefined {
 
 const isAlive = (record: ProcessRecord): boolean => startTimeOf(record.pid) === record.startTime;
 
-function signalTo(record: ProcessRecord, signal: NodeJS.Signals): void {
+/** Signals a process unless it is gone. */
+export function signalTo(record: ProcessRecord, signal: NodeJS.Signals): void {
   if (!isAlive(record)) return;
   try {
     process.kill(record.pid, signal);

@@ -6,8 +6,8 @@ import { messageOf } from "#common/adapters/coded-error.js";
 import { track } from "../children.js";
 import { CliError, EXIT } from "../exit.js";
 import { afterExit, type ProcessRecord } from "./decision.js";
-import { waitReady } from "./health.js";
-import { endProcess, startTimeOf } from "./process-table.js";
+import { isReady, waitReady } from "./health.js";
+import { endProcess, signalTo, startTimeOf } from "./process-table.js";
 import type { Unit } from "./units.js";
 
 /** What the supervisor tells while it works. */
@@ -23,6 +23,8 @@ export interface SupervisorEvents {
 
 /** Longest wait for a unit to be ready at the first start. */
 const READY_MS = 60_000;
+/** How often a unit is asked whether it lives, and how often in a row it may leave that unanswered. */
+const PATIENCE = { everyMs: 2_000, mostSilent: 5 };
 /** Time a unit is given to drain before it is killed. */
 const DRAIN_MS = 10_000;
 /** Time after which the processes are noted again if it failed. */
@@ -53,6 +55,7 @@ export class Supervisor {
     stages: readonly (readonly Unit[])[],
     private readonly logsDir: string,
     private readonly events: SupervisorEvents,
+    private readonly patience = PATIENCE,
   ) {
     const idle = { child: undefined, record: undefined, failures: 0, startedAtMs: 0 };
     this.#stages = stages.map((units) => units.map((unit) => ({ ...idle, unit })));
@@ -67,7 +70,34 @@ export class Supervisor {
       if (this.#isStopping()) return;
       for (const running of stage) this.#spawn(running);
       await Promise.all(stage.map((running) => this.#ready(running)));
+      for (const running of stage) void this.#watch(running);
     }
+  }
+
+  /** Kills a unit that answered and does not any more: it stands still, and asking it to end might be in vain. */
+  async #watch(running: Running): Promise<void> {
+    const { name, alive } = running.unit;
+    if (alive === undefined) return;
+    let watched: string | undefined;
+    let silent = 0;
+    while (await this.#pause(this.patience.everyMs)) {
+      const { record } = running;
+      const answers = await isReady(alive);
+      if (record === undefined || record !== running.record) continue;
+      if (answers) {
+        watched = record.startTime;
+        silent = 0;
+      } else if (watched === record.startTime && ++silent >= this.patience.mostSilent) {
+        silent = 0;
+        this.events.say(`${name} stands still; killing it`);
+        signalTo(record, "SIGKILL");
+      }
+    }
+  }
+
+  /** Waits; false if stopping began. */
+  async #pause(ms: number): Promise<boolean> {
+    return sleep(ms, true, { signal: this.#stopping.signal }).catch(() => false);
   }
 
   async #ready({ unit }: Running): Promise<void> {
@@ -166,11 +196,6 @@ export class Supervisor {
     running.failures = failures;
     const how = signal === null ? `with code ${code ?? "?"}` : `by ${signal}`;
     this.events.say(`${running.unit.name} ended ${how}; starting it again in ${delayMs} ms`);
-    try {
-      await sleep(delayMs, undefined, { signal: this.#stopping.signal });
-    } catch {
-      return;
-    }
-    this.#spawn(running);
+    if (await this.#pause(delayMs)) this.#spawn(running);
   }
 }

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import type { TrustRoot } from "./credentials.js";
 
 export interface NatsServerOptions {
@@ -12,9 +13,38 @@ export interface NatsServerOptions {
   maxFileStoreBytes?: number;
   /** Plain WebSocket listener; TLS ends in front of it. */
   websocketPort?: number;
-  /** HTTP port for /varz and /healthz. */
-  monitorPort?: number;
+  /** HTTP listener for /varz, /jsz and /healthz. */
+  monitor?: { host: string; port: number };
   serverName?: string;
+  /** This server as one of several that keep copies of the same streams. */
+  cluster?: ClusterOptions;
+}
+
+export interface ClusterOptions {
+  host: string;
+  port: number;
+  /** Host and port of the other servers' cluster listeners. */
+  peers: readonly { host: string; port: number }[];
+}
+
+/** The word by which servers of one trust root know each other. */
+function routeSecret(root: TrustRoot): string {
+  return createHash("sha256").update(`routes ${root.operatorSeed}`).digest("hex");
+}
+
+function clusterLines({ host, port, peers }: ClusterOptions, root: TrustRoot): string[] {
+  const secret = routeSecret(root);
+  const routes = peers.map((peer) => `    "nats-route://shoal:${secret}@${peer.host}:${peer.port}"`);
+  return [
+    `cluster {`,
+    `  name: "shoal"`,
+    `  listen: "${host}:${port}"`,
+    `  authorization { user: "shoal", password: "${secret}", timeout: 5 }`,
+    `  routes: [`,
+    ...routes,
+    `  ]`,
+    `}`,
+  ];
 }
 
 /**
@@ -48,6 +78,7 @@ export function natsServerConfig(options: NatsServerOptions): string {
   ];
   if (options.websocketPort !== undefined)
     lines.push(`websocket {`, `  listen: ${quoted(`${options.host}:${options.websocketPort}`)}`, `  no_tls: true`, `}`);
-  if (options.monitorPort !== undefined) lines.push(`http: ${quoted(`${options.host}:${options.monitorPort}`)}`);
+  if (options.cluster !== undefined) lines.push(...clusterLines(options.cluster, root));
+  if (options.monitor !== undefined) lines.push(`http: ${quoted(`${options.monitor.host}:${options.monitor.port}`)}`);
   return `${lines.join("\n")}\n`;
 }

@@ -1,0 +1,22 @@
+import { addressesJob } from "../fleet/addresses.js";
+
+const STEPS = 12;
+const PRESSED_MS = 12_000;
+
+/** Ways of combining updates that go through different folds; a run's jobs take turns. */
+const VARIANTS = [
+  { strategy: { name: "diloco" }, codec: { name: "int8", errorFeedback: true } },
+  { strategy: { name: "median" }, codec: { name: "int8", errorFeedback: false } },
+  { strategy: { name: "sparseLoco" }, codec: { name: "topk", errorFeedback: true } },
+  { strategy: { name: "multiKrum" }, codec: { name: "fp32" } },
+  { strategy: { name: "fedadam" }, codec: { name: "bf16" } },
+] as const;
+
+/** Manifest of a run's job of this number. */
+export function chaosJob(name: string, number: number, options: { rounds: number; devices: number }): string {
+  // Every other job goes on without its slowest device, so that deadlines and late updates come up too.
+  const pressed = number % 2 === 0 ? { minCohort: options.devices - 1, deadlineMs: PRESSED_MS } : {};
+  const manifest = JSON.parse(addressesJob(name, { ...options, ...pressed, steps: STEPS })) as { spec: object };
+  const variant = VARIANTS[(number - 1) % VARIANTS.length];
+  return JSON.stringify({ ...manifest, spec: { ...manifest.spec, ...variant } });
+}

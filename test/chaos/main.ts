@@ -107,6 +107,8 @@ async function startFleet(ground: Ground, options: Options): Promise<Fleet> {
     env: {
       SHOAL_LOG_RETAIN_ROUNDS: "0",
       SHOAL_HEARTBEAT_MS: "1000",
+      // What fits on the small file systems, three times in a cluster's reckoning.
+      SHOAL_UPDATES_MAX_BYTES: String(NATS_DISK_BYTES / 4),
       SHOAL_CHAOS_CLOCKS: ground.clocks,
       NODE_OPTIONS: `--import=${pathToFileURL(CLOCK).href}`,
     },
@@ -171,6 +173,14 @@ async function perform(options: Options): Promise<Outcome> {
   for (const [kind, why] of left) console.error(`${kind} is left out: ${why}`);
   let fleet: Fleet | undefined;
   let cluster: Cluster | undefined;
+  const end = (): void => {
+    console.error("interrupted: ending what was started");
+    void Promise.resolve(fleet?.stop()).finally(() => {
+      ground.close(options.keep);
+      process.exit(1);
+    });
+  };
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, end);
   try {
     fleet = await startFleet(ground, options);
     const { natsUrl } = fleet.context();

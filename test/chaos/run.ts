@@ -36,11 +36,10 @@ export class Run {
   /** Strikes all faults; `untilMs` ends it early. */
   async strikeAll(faults: readonly Fault[], untilMs: number): Promise<void> {
     await this.#nextJob();
-    const watching = this.#restartUnasked();
+    const watching = Promise.all([this.#restartUnasked(), this.#followJobs()]);
     for (const [i, fault] of faults.entries()) {
       await sleep(fault.pauseMs);
       if (Date.now() > untilMs) break;
-      await this.#look();
       await this.#strike(fault, `${i + 1}/${faults.length}`);
     }
     await this.#healAll();
@@ -96,6 +95,14 @@ export class Run {
     await Promise.all(this.#lasting.keys());
   }
 
+  /** Beside the faults, since an answer may take long while one lasts. */
+  async #followJobs(): Promise<void> {
+    while (!this.#done.signal.aborted) {
+      await this.#look();
+      await sleep(WATCH_MS);
+    }
+  }
+
   async #look(): Promise<void> {
     const last = this.jobs.at(-1) ?? "";
     const job = await this.#fleet.job(last).catch(() => undefined);
@@ -108,17 +115,17 @@ export class Run {
   async #nextJob(): Promise<void> {
     const number = this.jobs.length + 1;
     const name = `chaos-${number}`;
-    for (let attempt = 1; ; attempt++) {
+    for (let attempt = 1; !this.#done.signal.aborted; attempt++) {
       try {
         await this.#fleet.apply(this.manifest(name, number));
-        break;
+        this.jobs.push(name);
+        this.#completed = 0;
+        return;
       } catch (error) {
         if (attempt === 60) throw error;
         await sleep(500);
       }
     }
-    this.jobs.push(name);
-    this.#completed = 0;
   }
 
   /** A service manager starts an agent again; that it ended by itself is in the report. */

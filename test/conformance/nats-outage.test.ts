@@ -1,9 +1,10 @@
 import test from "ava";
+import { headers } from "nats";
 import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
 import type { NatsLink } from "#common/adapters/nats/connection.js";
 import { NatsEventLog } from "#common/adapters/nats/event-log.js";
 import { NatsResourceStore } from "#common/adapters/nats/kv-store.js";
-import { ensureStreams } from "#common/adapters/nats/streams.js";
+import { ensureStreams, STREAMS } from "#common/adapters/nats/streams.js";
 import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
 import { newMeta } from "#common/domain/resources.js";
 import { Lease } from "#proto/shoal/v1/device.js";
@@ -147,5 +148,26 @@ test.serial("without the server the uplink says so in its own words, and a read 
     t.true("code" in error && ["TIMEOUT", "NO_RESPONDERS"].includes(String(error.code)));
     await server.start();
     t.true((await insist(() => uplink.appendChunk("r-1", "r-1/0", new Uint8Array(5)))).seq >= 1);
+  });
+});
+
+test.serial("what a copy of the stream that lags does not have yet is asked of the leader", async (t) => {
+  await withServer(async (_server, link) => {
+    const uplink = new NatsUpdateUplink(link.nc, "dev-a");
+    const log = new NatsUpdateLog(link);
+    const { seq } = await uplink.appendChunk("r-1", "r-1/0", new Uint8Array(50).fill(7));
+    const { streams } = await link.manager();
+    await streams.update(STREAMS.updates, { allow_direct: false });
+    let asked = 0;
+    const lagging = headers(404, "Message Not Found");
+    link.nc.subscribe(`$JS.API.DIRECT.GET.${STREAMS.updates}`, {
+      callback: (_error, message) => {
+        asked += 1;
+        message.respond(new Uint8Array(), { headers: lagging });
+      },
+    });
+    t.is((await log.readChunk(seq))?.bytes.length, 50);
+    t.is(await log.readChunk(seq + 1), undefined);
+    t.is(asked, 2);
   });
 });

@@ -1,3 +1,4 @@
+import { NatsError } from "nats";
 import { CodedError } from "../coded-error.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
@@ -10,7 +11,8 @@ export type StoredQuery = { seq: number } | { lastOf: string };
 
 /**
  * A stored message, or undefined if there is none. Uses JetStream's direct get (the stream has allow_direct), which
- * sends the bytes as they are; the client library has it in a private class only.
+ * sends the bytes as they are; the client library has it in a private class only. In a cluster any copy of the stream
+ * answers, and one that lags does not have yet what was acknowledged: absence is the leader's to say.
  */
 export async function readStored(
   link: NatsLink,
@@ -24,7 +26,7 @@ export async function readStored(
     throw requestError(error, subject, TIMEOUT_MS);
   });
   const code = message.headers?.code ?? 0;
-  if (code === NOT_FOUND) return undefined;
+  if (code === NOT_FOUND) return readFromLeader(link, stream, query);
   const stored = message.headers?.get("Nats-Subject") ?? "";
   if (code !== 0 || stored === "")
     throw new CodedError(
@@ -32,4 +34,19 @@ export async function readStored(
       `${stream} refused to be read: ${message.headers?.description ?? "no headers"}`,
     );
   return { subject: stored, data: message.data };
+}
+
+async function readFromLeader(
+  link: NatsLink,
+  stream: string,
+  query: StoredQuery,
+): Promise<{ subject: string; data: Uint8Array } | undefined> {
+  const { streams } = await link.manager();
+  try {
+    const wanted = "seq" in query ? query : { last_by_subj: query.lastOf };
+    return await link.call(() => streams.getMessage(stream, wanted));
+  } catch (error) {
+    if (error instanceof NatsError && error.api_error?.code === NOT_FOUND) return undefined;
+    throw requestError(error, `$JS.API.STREAM.MSG.GET.${stream}`, TIMEOUT_MS);
+  }
 }

@@ -1,4 +1,6 @@
 import { messageOf } from "#common/adapters/coded-error.js";
+import { createRng, type Rng } from "#common/domain/rng.js";
+import { deriveSeed } from "#common/domain/seed.js";
 import type { DatasetFacts } from "#proto/shoal/v1/device.js";
 import type { HeartbeatRequest, HeartbeatReply } from "#proto/shoal/v1/device_wire.js";
 import { assignmentStatuses, initialState, roundOf, type AgentEvent, type AgentState, type Effect } from "../state.js";
@@ -29,6 +31,7 @@ export class AgentLoop {
   #datasets: DatasetFacts[] = [];
   #counting: Promise<void> | undefined;
   #renewDue = false;
+  #random: Rng | undefined;
   #exit: (exit: Exit) => void = () => undefined;
 
   constructor(parts: AgentParts) {
@@ -75,7 +78,8 @@ export class AgentLoop {
         return;
       case "sleep":
         if (effect.timer === "heartbeat") this.#sleep("heartbeat", effect.ms, { type: "timer", timer: "heartbeat" });
-        else this.#sleep(effect.round, effect.ms, { type: "timer", timer: "retry", round: effect.round });
+        else
+          this.#sleep(effect.round, this.#scatter(effect.ms), { type: "timer", timer: "retry", round: effect.round });
         return;
       case "guard": {
         const guarded = this.#worker.guard(effect.task);
@@ -98,6 +102,12 @@ export class AgentLoop {
     const controller = new AbortController();
     this.#working = { id: effect.work, controller };
     this.#dispatch(await this.#worker.run(effect, controller.signal, (event) => this.#dispatch(event)));
+  }
+
+  /** A time drawn from the upper half: devices that failed together, as at a full log, must not return together. */
+  #scatter(ms: number): number {
+    this.#random ??= createRng(deriveSeed(0, "retry", this.#parts.nonce()));
+    return Math.round(ms * (0.5 + this.#random.uniform() / 2));
   }
 
   #sleep(key: string, ms: number, event: AgentEvent): void {

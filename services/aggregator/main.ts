@@ -7,7 +7,8 @@ import { AggregatorServiceService } from "#proto/shoal/v1/aggregator_service.js"
 import { AggregatorApi } from "./aggregator-api.js";
 import { reconcileRound, type AggregatorPorts } from "./controller.js";
 import { serveAggregator } from "./grpc.js";
-import { aggregatorMeters } from "./meters.js";
+import { keepCollecting } from "./log-collector.js";
+import { aggregatorMeters, logMeters } from "./meters.js";
 import { roundKeys } from "./watched-rounds.js";
 
 const DEFAULT_RETAINED_ROUNDS = 3;
@@ -51,6 +52,12 @@ function start(host: ServiceHost): Promise<void> {
     resyncMs: host.config.resyncMs,
   });
   host.grpc.addService(AggregatorServiceService, serveAggregator(new AggregatorApi(ports), host.handlers));
+  const { clock, config, log: journal, store, updateLog } = host;
+  const { retainRounds } = ports;
+  const collector = { clock, journal, store, log: updateLog, meters: logMeters(host.metrics), retainRounds };
+  host.background("collection of the update log", (signal) =>
+    keepCollecting({ ...collector, resyncMs: config.resyncMs }, signal),
+  );
   host.background("aggregator", (signal) => controller.run(signal));
   return Promise.resolve();
 }

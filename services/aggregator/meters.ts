@@ -8,6 +8,31 @@ export interface AggregatorMeters {
   folded(seconds: number, bytes: number): void;
 }
 
+/** What the keeping of the update log counts. */
+export interface LogMeters {
+  /** Messages purged, and why. */
+  purged(why: string, messages: number): void;
+  /** How full the log is now. */
+  holds(usage: { bytes: number; messages: number; maxBytes: number | undefined }): void;
+}
+
+/** Registers the metrics of the update log. */
+export function logMeters(metrics: Metrics): LogMeters {
+  const help = "Messages purged from the update log, by reason.";
+  const purged = metrics.counter("shoal_update_log_purged_messages_total", help, ["reason"]);
+  const bytes = metrics.gauge("shoal_update_log_bytes", "Bytes of the update log on disk.");
+  const messages = metrics.gauge("shoal_update_log_messages", "Chunks and commits in the update log.");
+  const limit = metrics.gauge("shoal_update_log_limit_bytes", "Most bytes the update log takes; 0 without a limit.");
+  return {
+    purged: (reason, count) => purged.add(count, { reason }),
+    holds: (usage) => {
+      bytes.set(usage.bytes);
+      messages.set(usage.messages);
+      limit.set(usage.maxBytes ?? 0);
+    },
+  };
+}
+
 const SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100];
 
 /** Registers the aggregator's metrics. */

@@ -42,8 +42,8 @@ export function countParts(subjects: Iterable<readonly [subject: string, message
   return { parts: [...parts.values()], strays };
 }
 
-/** No honest manifest is longer: it names some ten thousand chunks. */
-const MAX_MANIFEST_BYTES = 64 * 1024;
+/** No honest manifest is longer: it names some ten thousand chunks, or a gateway's site of a thousand devices. */
+const MAX_MANIFEST_BYTES = 256 * 1024;
 
 /** The manifest in a commit's payload; undefined if the bytes are none. What is too long is not looked into. */
 export function decodeManifest(data: Uint8Array): UpdateManifest | undefined {

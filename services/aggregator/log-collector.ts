@@ -1,0 +1,99 @@
+import type { Clock } from "#common/ports/clock.js";
+import type { Log } from "#common/ports/log.js";
+import type { ResourceStore } from "#common/ports/resource-store.js";
+import type { CollectableLog, LogPart } from "#common/ports/update-log.js";
+import type { LogMeters } from "./meters.js";
+import { dispensableRounds, needOf, planPurges, pressureOf, type Purge, type RoundNeed } from "./retention.js";
+
+/** The world of the log's collection. */
+export interface CollectorPorts {
+  store: ResourceStore;
+  log: CollectableLog;
+  journal: Log;
+  meters: LogMeters;
+  /** Rounds of a job whose updates stay in the log; 0 keeps all while there is space. */
+  retainRounds: number;
+}
+
+async function needsOf(store: ResourceStore, parts: readonly LogPart[]): Promise<Map<string, RoundNeed>> {
+  const names = new Set(parts.map(({ round }) => round));
+  const rounds = await store.list("Round");
+  const jobs = new Map((await store.list("TrainingJob")).items.map((job) => [job.metadata?.name ?? "", job]));
+  const needs = new Map<string, RoundNeed>();
+  for (const round of rounds.items) {
+    const name = round.metadata?.name ?? "";
+    if (!names.has(name)) continue;
+    needs.set(name, needOf(round, jobs.get(round.spec?.job ?? ""), await store.get("UpdateTally", name)));
+  }
+  return needs;
+}
+
+async function carryOut({ log, meters, journal }: CollectorPorts, { why, ...selection }: Purge): Promise<void> {
+  const purged = await log.purge(selection);
+  if (purged === 0) return;
+  meters.purged(why, purged);
+  const { round, device, part } = selection;
+  journal.info("the update log was relieved", { why, round, device, part, messages: purged });
+}
+
+/** Gives up retained rounds, the oldest first, until there is room again. */
+async function relieve(
+  ports: CollectorPorts,
+  parts: readonly LogPart[],
+  needs: ReadonlyMap<string, RoundNeed>,
+  lastSeq: number,
+): Promise<void> {
+  const { log, journal } = ports;
+  let usage = await log.usage();
+  if (pressureOf(usage) === "high") {
+    for (const round of dispensableRounds(parts, needs)) {
+      if (pressureOf(usage) === "none") break;
+      await carryOut(ports, { why: "Pressure", round, upToSeq: lastSeq });
+      usage = await log.usage();
+    }
+  }
+  ports.meters.holds(usage);
+  if (pressureOf(usage) !== "high") return;
+  const { bytes, maxBytes } = usage;
+  const remedy = "raise SHOAL_UPDATES_MAX_BYTES or run fewer devices and jobs at once";
+  journal.warn(`the update log is nearly full with rounds that are open; ${remedy}`, { bytes, maxBytes });
+}
+
+/**
+ * Drops from the update log what nobody needs any more, and more of it when space is short. Level-triggered and safe to
+ * run beside itself and to be killed anywhere: a purge names what it means by subject and sequence.
+ */
+export async function collectLog(ports: CollectorPorts): Promise<void> {
+  const { store, log } = ports;
+  // What lies there first, the rounds afterwards: whatever was appended for a round by then, that round is in the list.
+  const { parts, strays, lastSeq } = await log.parts();
+  const needs = await needsOf(store, parts);
+  for (const purge of planPurges(parts, lastSeq, needs, ports.retainRounds)) await carryOut(ports, purge);
+  if (strays > 0) ports.meters.purged("NoRound", await log.purgeStrays(lastSeq));
+  await relieve(ports, parts, needs, lastSeq);
+}
+
+const LOOK_MS = 5_000;
+
+/** Collects every `resyncMs`, and as soon as space is short, until the signal aborts. Failures are logged. */
+export async function keepCollecting(
+  ports: CollectorPorts & { clock: Clock; resyncMs: number },
+  signal: AbortSignal,
+): Promise<void> {
+  const { clock, log, journal, meters, resyncMs } = ports;
+  const isOver = (): boolean => signal.aborted;
+  let collectedAtMs = -Infinity;
+  while (!isOver()) {
+    try {
+      const usage = await log.usage();
+      meters.holds(usage);
+      if (clock.monotonicMs() - collectedAtMs >= resyncMs || pressureOf(usage) === "high") {
+        await collectLog(ports);
+        collectedAtMs = clock.monotonicMs();
+      }
+    } catch (error) {
+      if (!isOver()) journal.warn("the update log could not be collected; it is tried again", { error });
+    }
+    await clock.sleep(Math.min(LOOK_MS, resyncMs), signal);
+  }
+}

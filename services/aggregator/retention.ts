@@ -1,0 +1,143 @@
+import type { TrainingJob } from "#proto/shoal/v1/job.js";
+import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
+import { chunkCount } from "#common/tensor/chunk.js";
+import { codecByName } from "#common/tensor/codec.js";
+
+/** What lies in the log of one device for one round. */
+export interface Part {
+  device: string;
+  round: string;
+  chunks: number;
+  commits: number;
+}
+
+/** What a round still needs of the log. */
+export interface RoundNeed {
+  /** Nothing can happen to it any more, and what it came to is durable. */
+  closed: boolean;
+  /** Rounds that its job began since. */
+  age: number;
+  /** Unix milliseconds. */
+  plannedAtMs: number;
+  /** Chunks of one honest update. */
+  dueChunks: number;
+  /** Commits up to here have their verdict. */
+  judgedSeq: number;
+  /** Sequences of the commit and chunks of an accepted update, by device. */
+  accepted: ReadonlyMap<string, ReadonlySet<number>>;
+}
+
+/** Why messages are purged. */
+export type PurgeReason = "NoRound" | "Retired" | "NotFolded" | "Excess" | "Pressure";
+
+/** Messages to purge; the selection of `CollectableLog.purge`. */
+export interface Purge {
+  why: PurgeReason;
+  round: string;
+  device?: string;
+  part?: "chunk" | "commit";
+  upToSeq: number;
+  keep?: ReadonlySet<number>;
+}
+
+/** An honest device sends an update again after the log forgot its message ids, and that not often. */
+const MOST_UPDATES = 4;
+const SPARE_CHUNKS = 64;
+/** Commits of a device that stay, judged or not. */
+const MOST_COMMITS = 64;
+/** The log is short of space above this share of its limit; below the other it is not any more. */
+const PRESSURE_SHARE = 0.8;
+const RELIEF_SHARE = 0.6;
+
+const CLOSED: ReadonlySet<string> = new Set(["Completed", "Failed"]);
+
+function acceptedSeqs(tally: UpdateTally | undefined): Map<string, Set<number>> {
+  const accepted = new Map<string, Set<number>>();
+  for (const { accepted: counts, commitSeq, manifest } of tally?.verdicts ?? []) {
+    if (counts && manifest) accepted.set(manifest.device, new Set([commitSeq, ...manifest.chunkSeqs]));
+  }
+  return accepted;
+}
+
+/** What a round still needs, from its resource, its job's and its tally. */
+export function needOf(round: Round, job: TrainingJob | undefined, tally: UpdateTally | undefined): RoundNeed {
+  const { number = 0, task } = round.spec ?? {};
+  const codec = codecByName(task?.codec?.name ?? "", task?.codec?.topk);
+  return {
+    closed: CLOSED.has(round.status?.phase ?? ""),
+    age: Math.max(0, (job?.status?.currentRound ?? number) - number),
+    plannedAtMs: round.status?.plannedAtMs ?? 0,
+    dueChunks: codec === undefined ? Infinity : chunkCount(task?.parameters ?? 0, codec),
+    judgedSeq: tally?.lastSeq ?? 0,
+    accepted: acceptedSeqs(tally),
+  };
+}
+
+/** Purges of what one device appended beyond what an honest one may. */
+function purgeExcess({ device, round, chunks, commits }: Part, need: RoundNeed, lastSeq: number): Purge[] {
+  const keep = need.accepted.get(device);
+  const kept = keep === undefined ? {} : { keep };
+  const purges: Purge[] = [];
+  if (chunks > MOST_UPDATES * need.dueChunks + SPARE_CHUNKS)
+    purges.push({ why: "Excess", round, device, part: "chunk", upToSeq: lastSeq, ...kept });
+  // A commit without a verdict stays: a durable commit is never dropped before it was judged.
+  if (commits > MOST_COMMITS)
+    purges.push({ why: "Excess", round, device, part: "commit", upToSeq: Math.min(lastSeq, need.judgedSeq), ...kept });
+  return purges;
+}
+
+/**
+ * What nobody needs of the log: all of rounds that do not exist or that retention leaves behind; chunks that the fold of
+ * a closed round did not take; and of any device what is beyond the few updates an honest one sends. Pure: what lies
+ * behind `lastSeq` is never touched, so a round that begins meanwhile loses nothing.
+ * @param needs by name of the round, read after `parts`
+ * @param retainRounds rounds of a job that stay; 0 keeps all
+ */
+export function planPurges(
+  parts: readonly Part[],
+  lastSeq: number,
+  needs: ReadonlyMap<string, RoundNeed>,
+  retainRounds: number,
+): Purge[] {
+  const purges: Purge[] = [];
+  const whole = new Set<string>();
+  for (const part of parts) {
+    const { device, round } = part;
+    if (whole.has(round)) continue;
+    const need = needs.get(round);
+    const isRetired = need?.closed === true && retainRounds > 0 && need.age > retainRounds;
+    if (need === undefined || isRetired) {
+      whole.add(round);
+      purges.push({ why: need === undefined ? "NoRound" : "Retired", round, upToSeq: lastSeq });
+    } else if (need.closed && !need.accepted.has(device)) {
+      if (part.chunks > 0) purges.push({ why: "NotFolded", round, device, part: "chunk", upToSeq: lastSeq });
+      purges.push(...purgeExcess({ ...part, chunks: 0 }, need, lastSeq));
+    } else purges.push(...purgeExcess(part, need, lastSeq));
+  }
+  return purges;
+}
+
+/** Closed rounds that can leave the log when it is short of space, the oldest first. An open one never does. */
+export function dispensableRounds(parts: readonly Part[], needs: ReadonlyMap<string, RoundNeed>): string[] {
+  const names = [...new Set(parts.map(({ round }) => round))];
+  const closed = names.flatMap((name) => {
+    const need = needs.get(name);
+    return need?.closed === true ? [{ name, need }] : [];
+  });
+  closed.sort(
+    (a, b) => b.need.age - a.need.age || a.need.plannedAtMs - b.need.plannedAtMs || (a.name < b.name ? -1 : 1),
+  );
+  return closed.map(({ name }) => name);
+}
+
+/** How much room the log has. */
+export function pressureOf({
+  bytes,
+  maxBytes,
+}: {
+  bytes: number;
+  maxBytes: number | undefined;
+}): "none" | "some" | "high" {
+  if (maxBytes === undefined || bytes <= RELIEF_SHARE * maxBytes) return "none";
+  return bytes > PRESSURE_SHARE * maxBytes ? "high" : "some";
+}

@@ -1,0 +1,98 @@
+import test from "ava";
+import fc from "fast-check";
+import { TrainingJob } from "#proto/shoal/v1/job.js";
+import { Round, UpdateTally } from "#proto/shoal/v1/round.js";
+import { dispensableRounds, needOf, planPurges, pressureOf, type RoundNeed } from "#services/aggregator/retention.js";
+
+const open: RoundNeed = {
+  closed: false,
+  age: 0,
+  plannedAtMs: 0,
+  dueChunks: 3,
+  judgedSeq: 50,
+  accepted: new Map([["ann", new Set([4, 5, 6, 7])]]),
+};
+const closed = { ...open, closed: true };
+const part = (device: string, chunks = 3, commits = 1, round = "job-1") => ({ device, round, chunks, commits });
+const plan = (need: RoundNeed | undefined, parts = [part("ann"), part("bob")], retainRounds = 3) =>
+  planPurges(parts, 99, new Map(need === undefined ? [] : [["job-1", need]]), retainRounds);
+
+test("a round that does not exist, or that retention leaves behind, goes as a whole, once", (t) => {
+  t.deepEqual(plan(undefined), [{ why: "NoRound", round: "job-1", upToSeq: 99 }]);
+  t.deepEqual(plan({ ...closed, age: 4 }), [{ why: "Retired", round: "job-1", upToSeq: 99 }]);
+  t.deepEqual(plan({ ...open, age: 4 }), [], "an open round stays, however old");
+  t.deepEqual(plan({ ...closed, age: 3 }, [part("ann")]), []);
+  t.deepEqual(plan({ ...closed, age: 400 }, [part("ann")], 0), [], "0 keeps all");
+});
+
+test("of a closed round the chunks go that no accepted update names", (t) => {
+  t.deepEqual(plan(closed), [{ why: "NotFolded", round: "job-1", device: "bob", part: "chunk", upToSeq: 99 }]);
+  t.deepEqual(plan(closed, [part("bob", 0)]), []);
+});
+
+test("an open round loses nothing of a device that sends what an honest one may", (t) => {
+  t.deepEqual(plan(open), []);
+  t.deepEqual(plan(open, [part("bob", 4 * 3 + 64, 64)]), []);
+  t.deepEqual(plan({ ...open, dueChunks: Infinity }, [part("bob", 1e6)]), []);
+});
+
+test("what a device appends beyond that goes, but for its accepted update and what is not judged yet", (t) => {
+  const keep = new Set([4, 5, 6, 7]);
+  const excess = { why: "Excess", round: "job-1" } as const;
+  t.deepEqual(plan(open, [part("ann", 77, 65), part("bob", 77, 65)]), [
+    { ...excess, device: "ann", part: "chunk", upToSeq: 99, keep },
+    { ...excess, device: "ann", part: "commit", upToSeq: 50, keep },
+    { ...excess, device: "bob", part: "chunk", upToSeq: 99 },
+    { ...excess, device: "bob", part: "commit", upToSeq: 50 },
+  ]);
+  t.deepEqual(plan(closed, [part("bob", 0, 65)]), [{ ...excess, device: "bob", part: "commit", upToSeq: 50 }]);
+});
+
+test("whatever lies in the log: nothing an accepted update names goes before its round is past", (t) => {
+  const device = fc.constantFrom("ann", "bob");
+  const somePart = fc.record({ device, round: fc.constant("job-1"), chunks: fc.nat(200), commits: fc.nat(200) });
+  fc.assert(
+    fc.property(fc.array(somePart), fc.boolean(), fc.nat(3), (parts, isClosed, age) => {
+      const need = { ...open, closed: isClosed, age };
+      for (const { device: of, keep } of planPurges(parts, 99, new Map([["job-1", need]]), 3)) {
+        t.not(of, undefined);
+        if (of === "ann") t.is(keep, need.accepted.get("ann"));
+      }
+    }),
+  );
+});
+
+test("short of space, closed rounds go oldest first, and open ones never", (t) => {
+  const needs = new Map([
+    ["a-1", { ...closed, age: 2, plannedAtMs: 9 }],
+    ["a-2", { ...closed, age: 1, plannedAtMs: 8 }],
+    ["b-1", { ...closed, age: 1, plannedAtMs: 1 }],
+    ["b-2", open],
+  ]);
+  const parts = [...needs.keys()].flatMap((round) => [part("ann", 1, 1, round), part("bob", 1, 1, round)]);
+  t.deepEqual(dispensableRounds(parts, needs), ["a-1", "b-1", "a-2"]);
+  t.is(pressureOf({ bytes: 81, maxBytes: 100 }), "high");
+  t.is(pressureOf({ bytes: 80, maxBytes: 100 }), "some");
+  t.is(pressureOf({ bytes: 60, maxBytes: 100 }), "none");
+  t.is(pressureOf({ bytes: 1e12, maxBytes: undefined }), "none");
+});
+
+test("a round's need comes from its task, its phase, its job and its tally", (t) => {
+  const round = Round.fromPartial({
+    spec: { number: 2, task: { parameters: 131072 * 2 + 1, codec: { name: "fp32" } } },
+    status: { phase: "Completed", plannedAtMs: 7 },
+  });
+  const verdict = { accepted: true, commitSeq: 9, manifest: { device: "ann", chunkSeqs: [7, 8] } };
+  const refused = { accepted: false, commitSeq: 8, manifest: { device: "bob", chunkSeqs: [1] } };
+  const tally = UpdateTally.fromPartial({ lastSeq: 9, verdicts: [refused, verdict] });
+  t.deepEqual(needOf(round, TrainingJob.fromPartial({ status: { currentRound: 5 } }), tally), {
+    closed: true,
+    age: 3,
+    plannedAtMs: 7,
+    dueChunks: 3,
+    judgedSeq: 9,
+    accepted: new Map([["ann", new Set([9, 7, 8])]]),
+  });
+  t.is(needOf(round, undefined, undefined).age, 0);
+  t.is(needOf(Round.fromPartial({ status: { phase: "Training" } }), undefined, undefined).dueChunks, Infinity);
+});

@@ -21,6 +21,8 @@ export interface InnerState {
   readonly residual: Float32Array | undefined;
   /** Undefined unless the job's rounds synchronise fragments. */
   readonly local?: LocalWeights | undefined;
+  /** SCAFFOLD: the device's own control variate [parameters]; undefined unless the job keeps them. */
+  readonly control?: Float32Array | undefined;
 }
 
 interface Header {
@@ -31,6 +33,8 @@ interface Header {
   residual: number | null;
   /** Absent in states of jobs that keep none. */
   local?: { bytes: number; round: number; base: string } | undefined;
+  /** Bytes; absent in states of jobs without control variates. */
+  control?: number | undefined;
   digest: string;
 }
 
@@ -39,15 +43,15 @@ const MAGIC = "shoal-inner-2\n";
 
 /** Bytes of a state: magic, one line of JSON, then the vectors as little-endian fp32. */
 export function encodeInnerState(state: InnerState): Uint8Array[] {
-  const vectors = [state.moments?.m, state.moments?.v, state.residual, state.local?.weights].filter(
-    (vector) => vector !== undefined,
-  );
+  const { moments, residual, local, control } = state;
+  const vectors = [moments?.m, moments?.v, residual, local?.weights, control].filter((vector) => vector !== undefined);
   const parts = vectors.map(toBytes);
   const header: Header = {
     steps: state.steps,
-    moments: state.moments === undefined ? null : [state.moments.m.byteLength, state.moments.v.byteLength],
-    residual: state.residual?.byteLength ?? null,
-    local: state.local && { bytes: state.local.weights.byteLength, round: state.local.round, base: state.local.base },
+    moments: moments === undefined ? null : [moments.m.byteLength, moments.v.byteLength],
+    residual: residual?.byteLength ?? null,
+    local: local && { bytes: local.weights.byteLength, round: local.round, base: local.base },
+    control: control?.byteLength,
     digest: sha256Digest(...parts),
   };
   return [new TextEncoder().encode(`${MAGIC}${JSON.stringify(header)}\n`), ...parts];
@@ -64,13 +68,14 @@ function isLocal(value: unknown): boolean {
 
 function isHeader(value: unknown): value is Header {
   if (typeof value !== "object" || value === null) return false;
-  const { steps, moments, residual, local, digest } = value as Partial<Record<keyof Header, unknown>>;
+  const { steps, moments, residual, local, control, digest } = value as Partial<Record<keyof Header, unknown>>;
   const pair = Array.isArray(moments) && moments.length === 2 && moments.every(isSize);
   return (
     typeof steps === "number" &&
     (moments === null || pair) &&
     (residual === null || isSize(residual)) &&
     isLocal(local) &&
+    (control === undefined || isSize(control)) &&
     typeof digest === "string"
   );
 }
@@ -93,8 +98,8 @@ export function decodeInnerState(bytes: Uint8Array): InnerState | undefined {
   const { header, body } = parsed;
   if (sha256Digest(body) !== header.digest) return undefined;
   const [m = 0, v = 0] = header.moments ?? [];
-  const { residual, local } = header;
-  const sizes = [m, v, residual ?? 0, local?.bytes ?? 0];
+  const { residual, local, control } = header;
+  const sizes = [m, v, residual ?? 0, local?.bytes ?? 0, control ?? 0];
   if (sizes.reduce((sum, size) => sum + size, 0) !== body.length) return undefined;
   if (sizes.some((size) => size % FLOAT_BYTES !== 0)) return undefined;
   const vector = (offset: number, bytes: number): Float32Array => fromBytes(body.subarray(offset, offset + bytes));
@@ -104,5 +109,6 @@ export function decodeInnerState(bytes: Uint8Array): InnerState | undefined {
     moments: header.moments === null ? undefined : { m: vector(0, m), v: vector(m, v) },
     residual: residual === null ? undefined : vector(m + v, residual),
     ...(local === undefined ? {} : { local: { weights: own, round: local.round, base: local.base } }),
+    ...(control === undefined ? {} : { control: vector(body.length - control, control) }),
   };
 }

@@ -25,6 +25,7 @@ export type WorkEffect = Extract<Effect, { type: "fetch" | "read" | "train" | "u
 interface Material {
   round: string;
   weights?: Float32Array;
+  control?: Float32Array | undefined;
   trainGraph?: Uint8Array | undefined;
   evalGraph?: Uint8Array | undefined;
   tokenizer?: Uint8Array | undefined;
@@ -140,6 +141,8 @@ export class Worker {
       if (weights === undefined) throw new CodedError("BAD_DIGEST", "the task names no weights");
       material.weights = fromBytes(weights);
       await this.#fetchFrozen(task.frozen, get);
+      const control = assignment.localSteps > 0 ? await get(task.control) : undefined;
+      material.control = control && fromBytes(control);
       material.trainGraph = assignment.localSteps > 0 ? await get(assignment.trainGraph) : undefined;
       material.evalGraph = task.evaluate ? await get(task.evalGraph) : undefined;
       material.tokenizer = task.tokenizer?.kind === "huggingface" ? await get(task.tokenizer.blob) : undefined;
@@ -206,10 +209,10 @@ export class Worker {
   async #train(work: number, assigned: AssignedTask, signal: AbortSignal, emit: Emit): Promise<AgentEvent> {
     const { task, assignment } = complete(assigned);
     const { clock, sessions, outbox, throttle } = this.#parts;
-    const { weights, shard, trainGraph, evalGraph, inner, bytesDown, fetchMs } = this.#material;
+    const { weights, control, shard, trainGraph, evalGraph, inner, bytesDown, fetchMs } = this.#material;
     if (weights === undefined || shard === undefined) throw new Error("training began before its material was fetched");
     const result = await runLocalRound(
-      { task, assignment, weights, shard, trainGraph, evalGraph, inner, frozen: this.#frozen?.tensors },
+      { task, assignment, weights, control, shard, trainGraph, evalGraph, inner, frozen: this.#frozen?.tensors },
       {
         sessions,
         clock,

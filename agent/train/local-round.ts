@@ -9,6 +9,7 @@ import { sampleBatch, samplePackedBatch, type TokenBatch, tokensNeeded } from ".
 import type { FrozenTensors } from "../backend/backend.js";
 import type { Shard } from "../data/split.js";
 import type { InnerState } from "../outbox/inner-state.js";
+import { correctionOf, nextControl } from "./control-variates.js";
 import { evaluateHeldOut, type Evaluation } from "./evaluation.js";
 import type { Sessions } from "./sessions.js";
 import { startingWeights } from "./streaming.js";
@@ -29,6 +30,8 @@ export interface RoundInput {
   readonly shard: Shard;
   /** What the job's last round left here. */
   readonly inner: InnerState | undefined;
+  /** SCAFFOLD: the common control variate [parameters]; undefined for zeros. */
+  readonly control?: Float32Array | undefined;
 }
 
 export interface RoundTools {
@@ -50,7 +53,7 @@ export interface LocalOutcome {
   readonly trainMs: number;
   readonly evaluation: Evaluation;
   /** Steps and moments to keep; undefined for an evaluation. */
-  readonly next: Pick<InnerState, "steps" | "moments" | "local"> | undefined;
+  readonly next: Pick<InnerState, "steps" | "moments" | "local" | "control"> | undefined;
 }
 
 export type LocalResult =
@@ -83,6 +86,14 @@ interface Trained {
   v: Float32Array;
   weights: Float32Array;
   lossSum: number;
+  /** Sum of the steps' learning rates. */
+  rateSum: number;
+}
+
+/** SCAFFOLD's correction; a variate of another model is none. */
+function driftOf({ control, inner, weights }: RoundInput): Float32Array {
+  const own = inner?.control?.length === weights.length ? inner.control : undefined;
+  return correctionOf(control, own, weights.length);
 }
 
 async function trainSteps(input: RoundInput, graph: Uint8Array, tools: RoundTools): Promise<Trained | LocalResult> {
@@ -94,9 +105,10 @@ async function trainSteps(input: RoundInput, graph: Uint8Array, tools: RoundTool
   session.load({ weights: startingWeights(task, input.weights, input.inner?.local), m, v });
   // FedProx (Li et al. 2020) pulls towards the global weights.
   if (task.proximalMu > 0) session.setTerms({ anchor: input.weights, mu: task.proximalMu });
+  if (task.controlVariates) session.setTerms({ correction: driftOf(input) });
   const rng = createRng(assignment.seed);
   const stride = task.referenceSteps / assignment.localSteps;
-  let lossSum = 0;
+  let [lossSum, rateSum] = [0, 0];
   for (let i = 0; i < assignment.localSteps; i++) {
     if (tools.signal.aborted) return { status: "aborted" };
     const batch = nextBatch(input, rng);
@@ -104,9 +116,10 @@ async function trainSteps(input: RoundInput, graph: Uint8Array, tools: RoundTool
     const { loss } = await tools.throttle.run(() => session.step(batch, lr, before + i + 1));
     if (!Number.isFinite(loss)) return diverged("loss", i + 1);
     lossSum += loss;
+    rateSum += lr;
     tools.onStep(i + 1, loss);
   }
-  return { steps: before + assignment.localSteps, lossSum, ...session.state() };
+  return { steps: before + assignment.localSteps, lossSum, rateSum, ...session.state() };
 }
 
 function diverged(what: "loss" | "update", step: number): LocalResult {
@@ -130,6 +143,22 @@ function updateOf(task: RoundTask, local: Float32Array, global: Float32Array): F
 /** What the next round goes on with, if rounds synchronise fragments. */
 function keptWeights({ fragments, number, weights }: RoundTask, local: Float32Array): Pick<InnerState, "local"> {
   return fragments.length === 0 ? {} : { local: { weights: local, round: number, base: weights?.digest ?? "" } };
+}
+
+/** With control variates the update tells, after what became of the weights, what became of the device's variate. */
+function withControl(
+  input: RoundInput,
+  delta: Float32Array,
+  rateSum: number,
+): { delta: Float32Array; control?: Float32Array } {
+  if (!input.task.controlVariates) return { delta };
+  const { length } = input.weights;
+  const own = input.inner?.control?.length === length ? input.inner.control : new Float32Array(length);
+  const control = nextControl(driftOf(input), delta, rateSum);
+  const both = new Float32Array(2 * length);
+  both.set(delta);
+  both.set(subtract(control, own), length);
+  return { delta: both, control };
 }
 
 /**
@@ -159,7 +188,7 @@ export async function runLocalRound(input: RoundInput, tools: RoundTools): Promi
   const startMs = tools.clock.monotonicMs();
   const trained = await trainSteps(input, input.trainGraph, tools);
   if ("status" in trained) return trained;
-  const delta = updateOf(task, trained.weights, weights);
+  const { delta, ...variate } = withControl(input, updateOf(task, trained.weights, weights), trained.rateSum);
   if (!allFinite(delta) || !allFinite(trained.weights)) return diverged("update", assignment.localSteps);
   const moments = task.optimizer?.keepState === true ? { m: trained.m, v: trained.v } : undefined;
   return {
@@ -170,7 +199,7 @@ export async function runLocalRound(input: RoundInput, tools: RoundTools): Promi
       trainLoss: trained.lossSum / assignment.localSteps,
       trainMs: tools.clock.monotonicMs() - startMs,
       evaluation,
-      next: { steps: trained.steps, moments, ...keptWeights(task, trained.weights) },
+      next: { steps: trained.steps, moments, ...keptWeights(task, trained.weights), ...variate },
     },
   };
 }

@@ -1,8 +1,8 @@
 import { createRng } from "#common/domain/rng.js";
 import { deriveSeed } from "#common/domain/seed.js";
 import { codecByName, codecNames } from "#common/tensor/codec.js";
-import { encodeWithFeedback, encodeUpdate } from "#common/tensor/chunk.js";
-import { synchronisedRanges } from "#common/domain/fragment.js";
+import { encodeWithFeedback, encodeUpdate, forVectors } from "#common/tensor/chunk.js";
+import { synchronisedRanges, updateVectors } from "#common/domain/fragment.js";
 import { gather, scatter } from "#common/tensor/stretches.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { UpdateManifest, type Assignment, type RoundTask } from "#proto/shoal/v1/round.js";
@@ -36,14 +36,15 @@ export function encodeOutcome(
   cost: FetchCost,
 ): Encoded {
   const { delta, evaluation, next } = outcome;
-  const codec = codecByName(task.codec?.name ?? "", task.codec?.topk);
-  if (codec === undefined) {
+  const plain = codecByName(task.codec?.name ?? "", task.codec?.topk);
+  if (plain === undefined) {
     const known = codecNames.join(", ");
     return {
       ok: false,
       message: `codec "${task.codec?.name ?? ""}" is not known to this agent, or not with these sizes; it knows ${known}`,
     };
   }
+  const codec = forVectors(plain, updateVectors(task));
   // Its own stream, so that it does not depend on how much randomness training took.
   const random = task.codec?.stochasticRounding === true ? codecRandom(assignment) : undefined;
   // Zero is what jobs say that know of no decay.
@@ -53,7 +54,8 @@ export function encodeOutcome(
   let chunks: Uint8Array[] = [];
   let residual: Float32Array | undefined;
   if (delta !== undefined && feedback) {
-    const old = kept?.residual?.length === task.parameters ? kept.residual : undefined;
+    const whole = updateVectors(task) * task.parameters;
+    const old = kept?.residual?.length === whole ? kept.residual : undefined;
     const ranges = synchronisedRanges(task);
     const sent = encodeWithFeedback(delta, old && ranges ? gather(old, ranges) : old, codec, decay, random);
     ({ chunks, residual } = sent);

@@ -6,7 +6,7 @@ import { InvariantError } from "#common/tensor/invariant.js";
 import type { Folded } from "./combine.js";
 import type { Strategy, StrategyOptions } from "./strategies/strategy.js";
 
-/** Weights and state after a round, and the L2 norm of the direction taken. */
+/** Weights and state after a round, and the L2 norm of the direction that the weights took. */
 export interface Finalized {
   weights: Float32Array;
   state: Float32Array | undefined;
@@ -26,15 +26,16 @@ export function finalize(
   const { weights, state } = base;
   const { direction } = folded;
   const due = strategy.stateLength(weights.length, options);
-  if (direction.length !== weights.length || (state !== undefined && state.length !== due)) {
+  const size = weights.length;
+  if (direction.length !== (strategy.vectors ?? 1) * size || (state !== undefined && state.length !== due)) {
     throw new InvariantError(`${weights.length} weights, ${direction.length} folded, ${state?.length ?? 0} of state`);
   }
   if (folded.updates === 0) return { weights: weights.slice(), state: state?.slice(), updateNorm: 0 };
-  const stepped = strategy.step(weights, direction, state, options);
+  const stepped = strategy.step(weights, direction, state, options, folded.updates);
   if (!allFinite(stepped.weights) || (stepped.state !== undefined && !allFinite(stepped.state))) {
     throw new InvariantError("the outer step leads to weights or state that are not finite");
   }
-  return { ...stepped, updateNorm: l2Norm(direction) };
+  return { ...stepped, updateNorm: l2Norm(direction.subarray(0, size)) };
 }
 
 /** The round's figures over the folded updates. Losses are nats per token; eval loss = sum of sums / sum of tokens. */

@@ -1,9 +1,10 @@
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { RoundSpec, RoundTask, UpdateManifest } from "#proto/shoal/v1/round.js";
-import { synchronisedRanges, updateLength } from "#common/domain/fragment.js";
+import { synchronisedRanges, updateLength, updateVectors } from "#common/domain/fragment.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
+import { forVectors } from "#common/tensor/chunk.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { fromBytes, toBytes } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
@@ -30,12 +31,12 @@ export interface FoldedRound {
   bytesFolded: number;
 }
 
-/** The codec of the round's updates. Throws code "UNSUPPORTED" if there is none of that name and sizes. */
+/** The codec of the round's updates, which cuts each of their vectors by itself. Throws code "UNSUPPORTED" if there is none of that name and sizes. */
 export function codecOf(task: RoundTask): Codec {
   const name = task.codec?.name ?? "";
   const codec = codecByName(name, task.codec?.topk);
   if (codec === undefined) throw new AggregationError("UNSUPPORTED", `there is no codec "${name}" of these sizes`);
-  return codec;
+  return forVectors(codec, updateVectors(task));
 }
 
 /** The task of a round. A round is never stored without one. */

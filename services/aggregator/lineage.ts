@@ -1,6 +1,7 @@
 import type { LineageCheck } from "#proto/shoal/v1/aggregator_service.js";
 import { CodecSpec, type TrainingJob } from "#proto/shoal/v1/job.js";
 import { UpdateManifest, type Round, type RoundResult, type UpdateTally, type Verdict } from "#proto/shoal/v1/round.js";
+import { countedDevices } from "#common/domain/site.js";
 import { summarise } from "./finalize.js";
 import { strategyByName } from "./strategies/table.js";
 
@@ -97,11 +98,17 @@ function checkFoldSet({ round, result }: RoundRecord): Finding {
       faults.push(`entry ${i} is commit ${commitSeq} of ${device}, and commit ${folded?.commitSeq ?? 0} was folded`);
     }
     if (commitSeq <= (foldSet[i - 1]?.commitSeq ?? 0)) faults.push(`commit ${commitSeq} is out of the log's order`);
-    if (devices.has(device)) faults.push(`${device} counts twice`);
-    if (!assigned.has(device)) faults.push(`${device} had no assignment`);
-    devices.add(device);
+    for (const counted of folded?.manifest === undefined ? [device] : countedDevices(folded.manifest)) {
+      if (devices.has(counted)) faults.push(`${counted} counts twice`);
+      if (!assigned.has(counted)) faults.push(`${counted} had no assignment`);
+      devices.add(counted);
+    }
   }
-  return judged("foldSet", faults, `${foldSet.length} commits in log order, each of another invited device`);
+  return judged(
+    "foldSet",
+    faults,
+    `${foldSet.length} commits in log order, for ${devices.size} invited devices, each of them once`,
+  );
 }
 
 /** Whether two manifests say the same, to the byte. */

@@ -82,6 +82,7 @@ export function devicesToNudge(before: Round | undefined, after: Round | undefin
 export function readableBlobs(tasks: readonly AssignedTask[]): Map<string, BlobRef> {
   const refs = tasks.flatMap(({ task, assignment }) => [
     task?.weights,
+    task?.control,
     task?.evalGraph,
     task?.tokenizer?.blob,
     task?.frozen?.blob,

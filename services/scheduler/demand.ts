@@ -1,5 +1,6 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { ModelConfig } from "#common/graph/config.js";
+import { strategyFacts } from "#common/domain/strategy-table.js";
 import { estimateCost } from "#common/graph/cost.js";
 import { laneCount } from "#common/graph/lanes.js";
 import { variantOf } from "#common/graph/training.js";
@@ -35,7 +36,7 @@ export function stepDemand(job: TrainingJob, config: ModelConfig, recompute: boo
 }
 
 function computeDemand(job: TrainingJob, config: ModelConfig, recompute: boolean, threads: number): StepDemand {
-  const { data, local, training } = job.spec ?? {};
+  const { data, local, training, strategy } = job.spec ?? {};
   const { batchSize = 1, accumulate = 1, packing = false, proximalMu = 0, optimizer } = local ?? {};
   const { flopsPerStep, trainable, peakBytes } = estimateCost(config, {
     batch: batchSize,
@@ -46,6 +47,7 @@ function computeDemand(job: TrainingJob, config: ModelConfig, recompute: boolean
     recompute,
     threads,
     proximal: proximalMu > 0,
+    corrected: strategyFacts(strategy?.name ?? "")?.controlled === true,
     optimizer: optimizer?.name === "sgd" ? "sgd" : "adamw",
     momentum: optimizer?.momentum ?? 0,
   });

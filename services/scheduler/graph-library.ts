@@ -1,5 +1,6 @@
 import type { OptimizerSpec, TrainingJobSpec, TrainingSpec } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
+import { strategyFacts } from "#common/domain/strategy-table.js";
 import type { ModelConfig } from "#common/graph/config.js";
 import { buildEvalGraph } from "#common/graph/eval.js";
 import type { OptimizerOptions } from "#common/graph/optimizers/table.js";
@@ -31,7 +32,11 @@ export class GraphLibrary {
   constructor(private readonly blobs: BlobStore) {}
 
   /** The graph of one training step as the job wants it. */
-  train(config: ModelConfig, { data, local, training }: TrainingJobSpec, recompute: boolean): Promise<BlobRef> {
+  train(
+    config: ModelConfig,
+    { data, local, training, strategy }: TrainingJobSpec,
+    recompute: boolean,
+  ): Promise<BlobRef> {
     const { batchSize = 1, optimizer, accumulate = 1, packing = false, proximalMu = 0 } = local ?? {};
     if (optimizer === undefined) throw new RangeError("a job without an optimizer has no training graph");
     const options: TrainGraphOptions = {
@@ -42,6 +47,7 @@ export class GraphLibrary {
       accumulate: Math.max(1, accumulate),
       recompute,
       proximal: proximalMu > 0,
+      ...(strategyFacts(strategy?.name ?? "")?.controlled === true ? { corrected: true } : {}),
       ...optimizerOptions(optimizer),
     };
     return this.stored(JSON.stringify(["train", config, options]), () => buildTrainGraph(config, options));

@@ -1,4 +1,5 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
+import { strategyFacts } from "#common/domain/strategy-table.js";
 import { codecByName } from "#common/tensor/codec.js";
 import { stepDemand } from "./demand.js";
 import type { Candidate, Snapshot } from "./eligibility.js";
@@ -60,8 +61,11 @@ export function predict(
   const steps = work.localSteps + evalBatches / 3;
   // Of a model in fragments one travels a round; a device that was not in the last rounds fetches more.
   const sent = Math.ceil(values / Math.max(1, job.spec?.strategy?.fragments ?? 1));
-  const fetched = isMeasured ? sent : values;
-  const upBytes = work.localSteps > 0 ? (codecByName(codec?.name ?? "", codec?.topk)?.encodedBytes(sent) ?? 0) : 0;
+  // With control variates twice as much travels either way.
+  const vectors = strategyFacts(job.spec?.strategy?.name ?? "")?.controlled === true ? 2 : 1;
+  const fetched = vectors * (isMeasured ? sent : values);
+  const encoded = codecByName(codec?.name ?? "", codec?.topk)?.encodedBytes(vectors * sent) ?? 0;
+  const upBytes = work.localSteps > 0 ? encoded : 0;
   // The frozen part comes once, before a device's first step.
   const frozenBytes = isMeasured ? 0 : (job.status?.frozen?.blob?.sizeBytes ?? 0);
   const wireMs =

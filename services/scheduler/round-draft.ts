@@ -7,6 +7,7 @@ import { newRoundStatus } from "#common/domain/round.js";
 import { API_VERSION, newMeta, roundName } from "#common/domain/resources.js";
 import { deriveSeed } from "#common/domain/seed.js";
 import { siteWeighting } from "#common/domain/site.js";
+import { strategyFacts } from "#common/domain/strategy-table.js";
 
 /** What comes after the rounds that are durable: a training round, the evaluation-only round at the end, or nothing. */
 export function nextRound(job: TrainingJob): { number: number; evaluationOnly: boolean } | undefined {
@@ -20,6 +21,12 @@ export function nextRound(job: TrainingJob): { number: number; evaluationOnly: b
 export function isEvaluated(job: TrainingJob, number: number, evaluationOnly: boolean): boolean {
   const every = job.spec?.evaluation?.everyRounds ?? 0;
   return evaluationOnly || (every > 0 && (number - 1) % every === 0);
+}
+
+/** A job's outer state is its common control variate, if devices keep variates. */
+function controlOf({ spec, status }: TrainingJob): Pick<RoundTask, "controlVariates" | "control"> {
+  const controlVariates = strategyFacts(spec?.strategy?.name ?? "")?.controlled === true;
+  return { controlVariates, control: controlVariates ? status?.outerState : undefined };
 }
 
 /**
@@ -68,6 +75,7 @@ export function draftRound(
     fragments,
     fragment: fragmentOfRound(number, fragments.length),
     mixing: spec?.strategy?.mixing ?? 0,
+    ...controlOf(job),
   };
   return {
     apiVersion: API_VERSION,

@@ -1,17 +1,15 @@
 import test from "ava";
 import fc from "fast-check";
 import { applyBuffer, stalenessShare, type StaleUpdate } from "#services/aggregator/strategies/fedbuff.js";
-import { nextControl, scaffoldStep } from "#services/aggregator/strategies/scaffold.js";
 import { strategyNames } from "#services/aggregator/strategies/table.js";
 import { draw } from "./world.js";
 
 const SIZE = 12;
-type State = ReturnType<typeof scaffoldStep>;
 const near = (a: Float32Array, b: ArrayLike<number>, most = 1e-6): boolean =>
   a.length === b.length && a.every((value, i) => Math.abs(value - (b[i] as number)) <= most);
 
-test("jobs cannot name what devices and rounds do not carry yet", (t) => {
-  t.false(strategyNames.includes("fedbuff") || strategyNames.includes("scaffold"));
+test("jobs cannot name what rounds do not carry yet", (t) => {
+  t.false(strategyNames.includes("fedbuff"));
 });
 
 test("FedBuff waits for K updates, weighs stale ones less and drops those too stale", (t) => {
@@ -43,50 +41,4 @@ test("FedBuff of fresh updates is FedAvg with equal weights, in any order", (t) 
     }),
   );
   t.pass();
-});
-
-test("SCAFFOLD: the common control is the mean of all devices' own, as they take part by turns", (t) => {
-  const devices = 5;
-  const own: Float32Array[] = Array.from({ length: devices }, () => new Float32Array(SIZE));
-  let state: State = { weights: draw(SIZE, 1), common: new Float32Array(SIZE) };
-  for (let round = 0; round < 6; round++) {
-    const present = [round % devices, (round + 2) % devices];
-    const updates = present.map((k) => {
-      const delta = draw(SIZE, 100 * round + k);
-      const before = own[k] as Float32Array;
-      const next = nextControl(before, state.common, delta, 10, 0.1);
-      own[k] = next;
-      return { delta, control: next.map((value, i) => value - (before[i] as number)) };
-    });
-    const before = state.weights;
-    state = scaffoldStep(state.weights, state.common, updates, devices, 1);
-    const mean = before.map((w, i) => w + updates.reduce((sum, { delta }) => sum + (delta[i] as number), 0) / 2);
-    t.true(near(state.weights, mean));
-    const common = state.common.map((_, i) => own.reduce((sum, each) => sum + (each[i] as number), 0) / devices);
-    t.true(near(state.common, common, 1e-5));
-  }
-  t.deepEqual(scaffoldStep(state.weights, state.common, [], devices, 1), state);
-});
-
-test("SCAFFOLD's controls cancel what makes devices drift: they find the common optimum", (t) => {
-  // Losses (w - o_k)^2 / 2 with gradients w - o_k; local steps y -= lr (g + c - c_k).
-  const optima = [3, -1, 4];
-  const own: Float32Array[] = optima.map(() => Float32Array.of(0));
-  let state: State = { weights: Float32Array.of(10), common: Float32Array.of(0) };
-  for (let round = 0; round < 30; round++) {
-    const updates = optima.map((optimum, k) => {
-      let y = state.weights[0] as number;
-      const mine = own[k] as Float32Array;
-      for (let step = 0; step < 5; step++) y -= 0.1 * (y - optimum + (state.common[0] as number) - (mine[0] as number));
-      const delta = Float32Array.of(y - (state.weights[0] as number));
-      const next = nextControl(mine, state.common, delta, 5, 0.1);
-      own[k] = next;
-      return { delta, control: Float32Array.of((next[0] as number) - (mine[0] as number)) };
-    });
-    state = scaffoldStep(state.weights, state.common, updates, 3, 1);
-  }
-  t.true(Math.abs((state.weights[0] as number) - 2) < 1e-4);
-  own.forEach((control, k) => {
-    t.true(Math.abs((control[0] as number) - (2 - (optima[k] as number))) < 1e-3, "each control is its gradient there");
-  });
 });

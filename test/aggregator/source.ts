@@ -52,6 +52,7 @@ export async function foldRoundOf(
   spec: StrategySpec,
   base: { weights: Float32Array; state: Float32Array | undefined },
 ): Promise<Finalized & Folded> {
-  const folded = await combine(source, spec, base.weights.length, base.state);
+  const vectors = strategyByName(spec.name)?.vectors ?? 1;
+  const folded = await combine(source, spec, vectors * base.weights.length, base.state);
   return { ...folded, ...finalize(base, folded, strategyByName(spec.name) as Strategy, spec) };
 }

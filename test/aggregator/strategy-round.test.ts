@@ -4,7 +4,7 @@ import { decodeUpdate, encodeUpdate } from "#common/tensor/chunk.js";
 import { fromBytes, l2Norm, toBytes } from "#common/tensor/flat.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { replayRound } from "#services/aggregator/replay.js";
-import { strategyNames } from "#services/aggregator/strategies/table.js";
+import { strategyByName, strategyNames } from "#services/aggregator/strategies/table.js";
 import { foldRoundOf, memorySource, specOf } from "./source.js";
 import { commit, createWorld, DEVICES, draw, freeze, reconcile, resultOf, upload, type WorldOptions } from "./world.js";
 
@@ -23,8 +23,9 @@ for (const [n, strategy] of strategyNames.entries()) {
   const codec = strategy === "sparseLoco" ? "topk" : (["fp32", "bf16", "int8", "int4"][n % 4] as string);
   const normBound = n % 3 === 0 ? 5 : 0;
   test(`a job with strategy ${strategy} and codec ${codec}${normBound > 0 ? ", bounded," : ""} is folded from the log`, async (t) => {
-    const parameters = PARAMETERS[codec] as number;
-    const deltas = drawn.map((delta) => delta.subarray(0, parameters));
+    const values = PARAMETERS[codec] as number;
+    const deltas = drawn.map((delta) => delta.subarray(0, values));
+    const parameters = values / (strategyByName(strategy)?.vectors ?? 1);
     const options: WorldOptions = { parameters, strategy, codec, normBound };
     const world = await createWorld(options);
     for (const [i, device] of DEVICES.entries()) {
@@ -35,7 +36,7 @@ for (const [n, strategy] of strategyNames.entries()) {
     await reconcile(world);
     const result = await resultOf(world);
 
-    const received = deltas.map((delta) => decodeUpdate(encodeUpdate(delta, world.codec), parameters, world.codec));
+    const received = deltas.map((delta) => decodeUpdate(encodeUpdate(delta, world.codec), values, world.codec));
     const source = memorySource(received, STEPS, world.codec.chunkValues);
     const spec: StrategySpec = specOf(strategy, { normBound });
     const expected = await foldRoundOf(source, spec, { weights: world.base, state: undefined });

@@ -12,7 +12,7 @@ import type { UpdateUplink } from "#common/ports/update-log.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { createRng } from "#common/domain/rng.js";
 import { strategyFacts } from "#common/domain/strategy-table.js";
-import { encodeUpdate } from "#common/tensor/chunk.js";
+import { encodeUpdate, forVectors } from "#common/tensor/chunk.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { toBytes } from "#common/tensor/flat.js";
@@ -38,6 +38,7 @@ export interface WorldOptions {
   weighting?: string;
   maxUpdateNorm?: number;
   normBound?: number;
+  population?: number;
   evaluationOnly?: boolean;
   retainRounds?: number;
   /** Devices that only evaluate in a training round. */
@@ -67,6 +68,8 @@ export interface World extends Fleet {
   metrics: MemoryMetrics;
 }
 
+const isControlled = ({ strategy = "" }: WorldOptions): boolean => strategyFacts(strategy)?.controlled === true;
+
 /** Puts a job and its first round in phase Training into the stores. */
 export async function seedFleet<T extends Pick<Fleet, "store" | "blobs" | "uplink">>(
   adapters: T,
@@ -89,13 +92,14 @@ export async function seedFleet<T extends Pick<Fleet, "store" | "blobs" | "uplin
           weighting: options.weighting ?? "tokens",
           maxUpdateNorm: options.maxUpdateNorm ?? 0,
           normBound: options.normBound ?? 0,
+          population: options.population ?? 0,
         },
         codec: { name: options.codec ?? "fp32" },
       },
       status: { phase: "Running", currentRound: 1 },
     }),
   );
-  const codec = codecByName(options.codec ?? "fp32") as Codec;
+  const codec = forVectors(codecByName(options.codec ?? "fp32") as Codec, isControlled(options) ? 2 : 1);
   const fleet = { ...adapters, codec, base, baseDigest: weights.digest };
   await openRound(fleet, 1, options);
   return fleet;
@@ -144,6 +148,7 @@ export async function openRound(world: Fleet, number: number, options: WorldOpti
           parameters: world.base.length,
           weights,
           codec: { name: world.codec.name },
+          controlVariates: isControlled(options),
           evaluate: true,
         },
         outerState: options.start?.outerState ?? { digest: "", sizeBytes: 0 },

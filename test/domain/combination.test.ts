@@ -17,6 +17,7 @@ const needs = (name: string): Plain => ({
   cohort: { min: 3 },
   ...(name === "sparseLoco" ? { codec: { name: "topk" } } : {}),
   ...(name === "streamingDiloco" ? { rounds: 4, model: { config: { ...TINY, n_layer: 4 } } } : {}),
+  ...(name === "scaffold" ? { local: { steps: 10, optimizer: { name: "sgd" } } } : {}),
   ...(name === "fedprox" ? { local: { steps: 10, proximalMu: 0.01 } } : {}),
 });
 
@@ -24,6 +25,13 @@ const needs = (name: string): Plain => ({
 const streaming = (strategy: Plain): Plain => ({
   ...needs("streamingDiloco"),
   strategy: { name: "streamingDiloco", ...strategy },
+});
+
+/** A job with control variates. */
+const controlled = (strategy: Plain, over: Plain = {}): Plain => ({
+  ...needs("scaffold"),
+  ...over,
+  strategy: { name: "scaffold", ...strategy },
 });
 
 /** What is put into spec, and the field, a piece of the value and a piece of the remedy that must come back. */
@@ -100,6 +108,26 @@ const clashes: [string, Plain, string, string, RegExp][] = [
   ["sparse fragments", { ...streaming({}), codec: { name: "topk" } }, "codec.name", "topk", /carry .* twice/],
   ["fragments of DiLoCo", { strategy: { fragments: 2 } }, "strategy.fragments", "2", /but to streamingDiloco/],
   ["nothing global", streaming({ mixing: 1 }), "strategy.mixing", "1", /0 to 0.99/],
+  ["SCAFFOLD over AdamW", { strategy: { name: "scaffold" } }, "local.optimizer.name", "adamw", /use "sgd"/],
+  [
+    "SCAFFOLD with momentum",
+    controlled({}, { local: { optimizer: { name: "sgd", momentum: 0.9 } } }),
+    "local.optimizer.momentum",
+    "0.9",
+    /in place of gradients/,
+  ],
+  [
+    "SCAFFOLD with FedProx's term",
+    controlled({}, { local: { proximalMu: 0.1, optimizer: { name: "sgd" } } }),
+    "local.proximalMu",
+    "0.1",
+    /leave it out/,
+  ],
+  ["SCAFFOLD by tokens", controlled({ weighting: "tokens" }), "strategy.weighting", "tokens", /use "equal"/],
+  ["SCAFFOLD, sparse", controlled({}, { codec: { name: "topk" } }), "codec.name", "topk", /use "int8" or "int4"/],
+  ["SCAFFOLD with a norm bound", controlled({ normBound: 1 }), "strategy.normBound", "1", /maxUpdateNorm/],
+  ["a population below the cohort", controlled({ population: 2 }), "strategy.population", "2", /cohort \(3\)/],
+  ["a population of FedAvg", { strategy: { population: 9 } }, "strategy.population", "9", /but to scaffold/],
   [
     "a bound that is never met",
     { strategy: { normBound: 5, maxUpdateNorm: 5 } },
@@ -128,7 +156,9 @@ for (const name of names) {
     for (const key of STRATEGY_PARAMETERS) {
       t.is(strategy?.[key], own[key] ?? (key === "biasCorrection" ? false : 0), key);
     }
-    t.is(strategy?.weighting, strategyFacts(name)?.robust === undefined ? "tokens" : "equal");
+    const isEqual = strategyFacts(name)?.robust !== undefined || name === "scaffold";
+    t.is(strategy?.weighting, isEqual ? "equal" : "tokens");
+    if (name === "scaffold") t.is(stored.spec?.local?.optimizer?.momentum, 0, "not SGD's own default");
     // What is stored is also what is understood when it comes back in the typed form.
     t.deepEqual(completeTrainingJob(stored, readModel, stored.spec), { ok: true, value: stored });
   });
@@ -149,6 +179,7 @@ test("every strategy with every codec is either accepted or refused for a field 
     "krum topk",
     "median topk",
     "multiKrum topk",
+    "scaffold topk",
     "sparseLoco bf16",
     "sparseLoco fp32",
     "sparseLoco int4",

@@ -48,8 +48,8 @@ export const centeredClipping: Strategy = {
     weigh: (gram, { clipRadius, clipIterations }) => clipped(gram, clipRadius, clipIterations),
   },
   stateLength: (parameters) => parameters,
-  step: (weights, direction, state, options) => ({
-    weights: scaledStep.step(weights, direction, state, options).weights,
+  step: (weights, direction, state, options, updates) => ({
+    weights: scaledStep.step(weights, direction, state, options, updates).weights,
     state: Float32Array.from(direction),
   }),
 };

@@ -1,47 +1,26 @@
-/** What a device brings home: both w.r.t. what it started with. */
-export interface ScaffoldUpdate {
-  /** y - w. */
-  readonly delta: Float32Array;
-  /** c_k' - c_k. */
-  readonly control: Float32Array;
-}
-
-/**
- * A device's next control variate, option II: c_k' = c_k - c + (w - y) / (K lr), after K local steps
- * y -= lr (g + c - c_k).
- */
-export function nextControl(
-  own: Float32Array,
-  common: Float32Array,
-  delta: Float32Array,
-  steps: number,
-  rate: number,
-): Float32Array {
-  return own.map((value, i) => value - (common[i] as number) - (delta[i] as number) / (steps * rate));
-}
+import type { Strategy } from "./strategy.js";
 
 /**
  * SCAFFOLD (Karimireddy 2020), the server's part: w += eta_g mean(y_k - w), c += (|S| / N) mean(c_k' - c_k), over the |S|
- * devices of the round of N that there are. Every device counts the same.
- * @returns both new; unchanged copies if there are no updates.
+ * updates of the round, of N devices that there are; every device counts the same. Each update holds y_k - w and then
+ * c_k' - c_k (option II, which devices compute). Without a population everyone takes part in every round: |S| / N = 1.
+ *
+ * The state is c in fp32. With the population given and each device's change counted once, it is the mean of all c_k.
  */
-export function scaffoldStep(
-  weights: Float32Array,
-  common: Float32Array,
-  updates: readonly ScaffoldUpdate[],
-  devices: number,
-  rate: number,
-): { weights: Float32Array; common: Float32Array } {
-  const sums = { delta: new Float64Array(weights.length), control: new Float64Array(weights.length) };
-  for (const update of updates) {
-    for (const part of ["delta", "control"] as const) {
-      const sum = sums[part];
-      for (let i = 0; i < sum.length; i++) sum[i] = (sum[i] as number) + (update[part][i] as number);
+export const scaffold: Strategy = {
+  name: "scaffold",
+  vectors: 2,
+  rule: { kind: "mean" },
+  stateLength: (parameters) => parameters,
+  step(weights, direction, state, { outerLearningRate: rate, population }, updates) {
+    const size = weights.length;
+    const share = population > 0 ? Math.min(1, updates / population) : 1;
+    const next = new Float32Array(size);
+    const common = new Float32Array(size);
+    for (let i = 0; i < size; i++) {
+      next[i] = (weights[i] as number) + rate * (direction[i] as number);
+      common[i] = (state?.[i] ?? 0) + share * (direction[size + i] as number);
     }
-  }
-  const share = rate / Math.max(1, updates.length);
-  return {
-    weights: weights.map((value, i) => value + share * (sums.delta[i] as number)),
-    common: common.map((value, i) => value + (sums.control[i] as number) / devices),
-  };
-}
+    return { weights: next, state: common };
+  },
+};

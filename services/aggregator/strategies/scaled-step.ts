@@ -14,6 +14,6 @@ export const scaledStep: Pick<Strategy, "stateLength" | "step"> = {
 /** The same, but with DiLoCo's Nesterov momentum if the job has any: what robust directions are taken with. */
 export const outerStep: Pick<Strategy, "stateLength" | "step"> = {
   stateLength: (parameters, { outerMomentum }) => (outerMomentum > 0 ? parameters : 0),
-  step: (weights, direction, state, options) =>
-    (options.outerMomentum > 0 ? diloco : scaledStep).step(weights, direction, state, options),
+  step: (weights, direction, state, options, updates) =>
+    (options.outerMomentum > 0 ? diloco : scaledStep).step(weights, direction, state, options, updates),
 };

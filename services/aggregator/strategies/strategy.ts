@@ -42,18 +42,22 @@ export type Rule =
 /** How updates become the next weights. Pure; deterministic to the bit. */
 export interface Strategy {
   readonly name: string;
+  /** Vectors as long as the weights in each update, and so in the direction, one after the other; 1 unless it says otherwise. */
+  readonly vectors?: number;
   readonly rule: Rule;
   /** Values of its state, for so many parameters; 0 if it has none. */
   stateLength(parameters: number, options: StrategyOptions): number;
   /**
    * @param weights flat weights the round started from.
-   * @param direction what the rule made of the updates (w_local - w_start), as long as `weights`.
+   * @param direction what the rule made of the updates (w_local - w_start): `vectors` times as long as `weights`.
    * @param state what the last round returned; undefined at the start.
+   * @param updates number of them behind the direction, at least 1.
    */
   step(
     weights: Float32Array,
     direction: Float64Array,
     state: Float32Array | undefined,
     options: StrategyOptions,
+    updates: number,
   ): Stepped;
 }

@@ -5,6 +5,7 @@ import { fedavg } from "./fedavg.js";
 import { fedprox } from "./fedprox.js";
 import { krum, multiKrum } from "./krum.js";
 import { median } from "./median.js";
+import { scaffold } from "./scaffold.js";
 import { sparseLoco } from "./sparse-loco.js";
 import type { Strategy } from "./strategy.js";
 import { streamingDiloco } from "./streaming-diloco.js";
@@ -25,6 +26,7 @@ const STRATEGIES: readonly Strategy[] = [
   krum,
   multiKrum,
   centeredClipping,
+  scaffold,
 ];
 
 /** Names of all strategies. */

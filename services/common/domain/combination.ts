@@ -16,8 +16,9 @@ const given = <T extends object>(map: T): Given<T> =>
 
 /** A strategy with its own parameters filled in; those of others are zero. */
 export function completedStrategy({ strategy }: Spec): StrategySpec {
-  const { parameters, robust }: StrategyFacts = STRATEGIES[strategy.name];
-  const weighting = strategy.weighting ?? (robust === undefined ? JOB_DEFAULTS.strategy.weighting : "equal");
+  const { parameters, robust, controlled }: StrategyFacts = STRATEGIES[strategy.name];
+  const isEqual = robust !== undefined || controlled === true;
+  const weighting = strategy.weighting ?? (isEqual ? "equal" : JOB_DEFAULTS.strategy.weighting);
   return StrategySpec.fromPartial({ ...parameters, ...given(strategy), weighting });
 }
 
@@ -152,6 +153,59 @@ const CLASHES: readonly Clash[] = [
     when: ({ strategy: { normBound, maxUpdateNorm } }) => maxUpdateNorm > 0 && normBound >= maxUpdateNorm,
     description: ({ strategy }) =>
       `is not below maxUpdateNorm (${strategy.maxUpdateNorm}), which refuses such updates first; lower it or leave one out`,
+  },
+  {
+    field: "spec.strategy.weighting",
+    value: ({ strategy }) => strategy.weighting,
+    when: ({ strategy }, { controlled }) => controlled === true && strategy.weighting === "tokens",
+    description: ({ strategy }) =>
+      `is not for "${strategy.name}", whose common control variate is the plain mean of the devices'; use "equal"`,
+  },
+  {
+    field: "spec.local.optimizer.name",
+    value: ({ local }) => local.optimizer.name,
+    when: ({ local }, { controlled }) => controlled === true && local.optimizer.name !== "sgd",
+    description: ({ strategy }) =>
+      `is not for "${strategy.name}": its control variates are means of the gradients that local steps took, which only ` +
+      'plain steps tell; use "sgd", or the strategy "diloco"',
+  },
+  {
+    field: "spec.local.optimizer.momentum",
+    value: ({ local }) => local.optimizer.momentum,
+    when: ({ local }, { controlled }) => controlled === true && (local.optimizer.momentum ?? 0) > 0,
+    description: ({ strategy }) =>
+      `would enter the control variates of "${strategy.name}" in place of gradients; leave it out`,
+  },
+  {
+    field: "spec.local.proximalMu",
+    value: ({ local }) => local.proximalMu,
+    when: ({ local }, { controlled }) => controlled === true && local.proximalMu > 0,
+    description: ({ strategy }) =>
+      `pulls against the same drift that "${strategy.name}" corrects, and would enter its control variates; leave it out`,
+  },
+  {
+    field: "spec.codec.name",
+    value: ({ codec }) => codec.name,
+    when: ({ codec }, { controlled }) => controlled === true && codec.name === "topk",
+    description: ({ strategy }) =>
+      `leaves nearly every value out, and "${strategy.name}" corrects every step by control variates that would be rounds ` +
+      'behind; use "int8" or "int4"',
+  },
+  {
+    field: "spec.strategy.normBound",
+    value: ({ strategy }) => strategy.normBound,
+    when: ({ strategy }, { controlled }) => controlled === true && strategy.normBound > 0,
+    description: ({ strategy }) =>
+      `would scale down what devices already added to their own control variates, and "${strategy.name}" would drift; ` +
+      "leave it out, or use maxUpdateNorm",
+  },
+  {
+    field: "spec.strategy.population",
+    value: ({ strategy }) => strategy.population,
+    when: ({ strategy, cohort }) =>
+      (strategy.population ?? 0) > 0 && (strategy.population ?? 0) < Math.max(cohort.min, cohort.target),
+    description: ({ cohort }) =>
+      `is smaller than a round's cohort (${Math.max(cohort.min, cohort.target)}); give the number of devices that take part in the job`,
   },
 ];
 

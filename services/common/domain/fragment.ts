@@ -1,6 +1,7 @@
 import type { Fragment, RoundTask, ValueRange } from "#proto/shoal/v1/round.js";
 import { stretchedLength } from "../tensor/stretches.js";
 
+type Controlled = Partial<Pick<RoundTask, "controlVariates">>;
 type Fragmented = Pick<RoundTask, "fragments" | "fragment">;
 
 /** The values of which a round's updates consist, as ranges of the flat vector; undefined if of all. */
@@ -8,10 +9,15 @@ export function synchronisedRanges({ fragments, fragment }: Fragmented): readonl
   return fragments.length === 0 ? undefined : (fragments[fragment]?.ranges ?? []);
 }
 
-/** Number of values in an update of a round. */
-export function updateLength(task: Fragmented & Pick<RoundTask, "parameters">): number {
+/** Vectors of equal length in an update of a round: with control variates what became of the weights, and of the variate. */
+export function updateVectors({ controlVariates }: Controlled): number {
+  return controlVariates === true ? 2 : 1;
+}
+
+/** Number of values in an update of a round, all its vectors together. */
+export function updateLength(task: Fragmented & Controlled & Pick<RoundTask, "parameters">): number {
   const ranges = synchronisedRanges(task);
-  return ranges === undefined ? task.parameters : stretchedLength(ranges);
+  return updateVectors(task) * (ranges === undefined ? task.parameters : stretchedLength(ranges));
 }
 
 /** Index of the fragment that a round synchronises, by the round's number, from 1. */

@@ -203,10 +203,12 @@ function completedTraining({ training }: JobManifest["spec"]): TrainingSpec {
   return { mode, lora: { rank, alpha, targets, rankStabilized }, base, trained, recompute };
 }
 
-function completedOptimizer({ local }: JobManifest["spec"]): OptimizerSpec {
+function completedOptimizer({ local, strategy }: JobManifest["spec"]): OptimizerSpec {
   const { optimizer, steps } = local;
   const { schedule } = optimizer;
   const adamw = optimizer.name === "adamw";
+  // Control variates are means of plain gradients.
+  const isControlled = strategyFacts(strategy.name)?.controlled === true;
   const { beta1, beta2, eps } = adamw ? JOB_DEFAULTS.adamw : { beta1: 0, beta2: 0, eps: 0 };
   // Not tied to the number of rounds, which may be raised later without changing anything else.
   const warmupSteps = schedule.warmupSteps ?? Math.min(JOB_DEFAULTS.schedule.warmupSteps, steps);
@@ -215,7 +217,7 @@ function completedOptimizer({ local }: JobManifest["spec"]): OptimizerSpec {
     beta1: optimizer.beta1 ?? beta1,
     beta2: optimizer.beta2 ?? beta2,
     eps: optimizer.eps ?? eps,
-    momentum: optimizer.momentum ?? (adamw ? 0 : JOB_DEFAULTS.sgd.momentum),
+    momentum: optimizer.momentum ?? (adamw || isControlled ? 0 : JOB_DEFAULTS.sgd.momentum),
     schedule: { ...schedule, warmupSteps },
   };
 }

@@ -13,6 +13,7 @@ export interface StrategyParameters {
   clipIterations: number;
   fragments: number;
   mixing: number;
+  population: number;
 }
 
 /** What a submission must know of a strategy. */
@@ -30,6 +31,8 @@ export interface StrategyFacts {
   readonly mean?: boolean;
   /** Whether devices keep weights of their own from round to round, and send a fragment of the model a round. */
   readonly streaming?: boolean;
+  /** Whether devices keep control variates, whose changes travel with the updates. */
+  readonly controlled?: boolean;
 }
 
 const outer = { outerLearningRate: 1, outerMomentum: 0 };
@@ -57,6 +60,7 @@ export const STRATEGIES = {
     parameters: { outerLearningRate: 1, clipRadius: 0, clipIterations: 5 },
     robust: { least: 3 },
   },
+  scaffold: { parameters: { outerLearningRate: 1, population: 0 }, controlled: true },
 } as const satisfies Readonly<Record<string, StrategyFacts>>;
 
 /** The facts of this strategy, if there is one of the name. */

@@ -14,6 +14,8 @@ export interface CostOptions extends BatchShape {
   readonly accumulate?: number;
   readonly recompute?: boolean;
   readonly proximal?: boolean;
+  /** SCAFFOLD: a correction beside the weights. */
+  readonly corrected?: boolean;
   /** AdamW by default. */
   readonly optimizer?: "adamw" | "sgd";
   /** Of SGD. */
@@ -61,7 +63,8 @@ function laneMemory(
   lanes: number,
 ): MemoryDemand {
   const { inputBytes, workingBytes, constantBytes, nodes } = memoryOf(laneModel(config, options, lanes));
-  const vectors = optimizerOf(options).slots.length + (options.proximal === true ? 1 : 0) + lanes;
+  const terms = [options.proximal, options.corrected].filter((has) => has === true).length;
+  const vectors = optimizerOf(options).slots.length + terms + lanes;
   return {
     inputBytes: inputBytes + FLOAT_BYTES * layout.total * vectors,
     workingBytes: lanes * workingBytes,

@@ -9,14 +9,25 @@ export interface ValueRange {
   end: number;
 }
 
+/** The same codec for updates of so many vectors of equal length, one after the other: each is cut into chunks by itself. */
+export function forVectors(codec: Codec, vectors: number): Codec {
+  return vectors === 1 ? codec : { ...codec, vectors };
+}
+
 /** Chunks in an update of so many values. */
 export function chunkCount(values: number, codec: Codec): number {
-  return Math.ceil(values / codec.chunkValues);
+  const { vectors = 1, chunkValues } = codec;
+  return vectors * Math.ceil(values / vectors / chunkValues);
 }
 
 /** The values in chunk `index` of an update of so many values. `index` is below chunkCount. */
 export function chunkRange(values: number, codec: Codec, index: number): ValueRange {
-  return { start: index * codec.chunkValues, end: Math.min((index + 1) * codec.chunkValues, values) };
+  const { vectors = 1, chunkValues } = codec;
+  const length = values / vectors;
+  const perVector = Math.max(1, Math.ceil(length / chunkValues));
+  const offset = Math.floor(index / perVector) * length;
+  const start = (index % perVector) * chunkValues;
+  return { start: offset + start, end: offset + Math.min(start + chunkValues, length) };
 }
 
 /** Exact size in bytes of all chunks of an update of so many values. */

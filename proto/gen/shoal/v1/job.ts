@@ -218,10 +218,10 @@ export interface ScheduleSpec {
 export interface StrategySpec {
   /**
    * "fedavg", "fedprox", "diloco", "streamingDiloco", "fedadam", "fedyogi", "fedadagrad", "sparseLoco", "median",
-   * "trimmedMean", "krum", "multiKrum" or "centeredClipping".
+   * "trimmedMean", "krum", "multiKrum", "centeredClipping" or "scaffold".
    */
   name: string;
-  /** Outer learning rate. */
+  /** Outer learning rate (all but fedavg and fedprox). */
   outerLearningRate: number;
   /** Outer momentum (diloco, streamingDiloco). */
   outerMomentum: number;
@@ -253,6 +253,8 @@ export interface StrategySpec {
   fragments: number;
   /** Share of a device's own weights that it keeps when a part arrives (streamingDiloco). */
   mixing: number;
+  /** Devices of which the cohorts of all rounds are drawn (scaffold); 0: every one takes part in every round. */
+  population: number;
 }
 
 /** How updates are written on the wire. */
@@ -2206,6 +2208,7 @@ function createBaseStrategySpec(): StrategySpec {
     clipIterations: 0,
     fragments: 0,
     mixing: 0,
+    population: 0,
   };
 }
 
@@ -2261,6 +2264,9 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     }
     if (message.mixing !== 0) {
       writer.uint32(137).double(message.mixing);
+    }
+    if (message.population !== 0) {
+      writer.uint32(160).int32(message.population);
     }
     return writer;
   },
@@ -2414,6 +2420,14 @@ export const StrategySpec: MessageFns<StrategySpec> = {
             message.mixing = reader.double();
             continue;
           }
+          case 20: {
+            if (tag !== 160) {
+              break;
+            }
+
+            message.population = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2473,6 +2487,7 @@ export const StrategySpec: MessageFns<StrategySpec> = {
         : 0,
       fragments: isSet(object.fragments) ? globalThis.Number(object.fragments) : 0,
       mixing: isSet(object.mixing) ? globalThis.Number(object.mixing) : 0,
+      population: isSet(object.population) ? globalThis.Number(object.population) : 0,
     };
   },
 
@@ -2529,6 +2544,9 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     if (message.mixing !== 0) {
       obj.mixing = floatToJson(message.mixing);
     }
+    if (message.population !== 0) {
+      obj.population = Math.round(message.population);
+    }
     return obj;
   },
 
@@ -2554,6 +2572,7 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     message.clipIterations = object.clipIterations ?? 0;
     message.fragments = object.fragments ?? 0;
     message.mixing = object.mixing ?? 0;
+    message.population = object.population ?? 0;
     return message;
   },
 };

@@ -123,6 +123,15 @@ export interface RoundTask {
   fragment: number;
   /** Share of a device's own weights that it keeps when a synchronised fragment arrives. */
   mixing: number;
+  /**
+   * SCAFFOLD: devices keep a control variate, the training graph takes a correction, and an update holds two vectors as long
+   * as the weights: what became of them, then what became of the variate.
+   */
+  controlVariates: boolean;
+  /** SCAFFOLD: the common control variate, as long as the weights; unset or an empty digest: zeros. */
+  control:
+    | BlobRef
+    | undefined;
   /** How a site's gateway weighs the updates it folds into one, "tokens" or "equal"; empty if it must hand on each by itself. */
   siteWeighting: string;
   /** Updates with a greater L2 norm are refused; 0 is off. For gateways, which judge what the aggregator does not see. */
@@ -686,6 +695,8 @@ function createBaseRoundTask(): RoundTask {
     fragments: [],
     fragment: 0,
     mixing: 0,
+    controlVariates: false,
+    control: undefined,
     siteWeighting: "",
     maxUpdateNorm: 0,
   };
@@ -773,6 +784,12 @@ export const RoundTask: MessageFns<RoundTask> = {
     }
     if (message.mixing !== 0) {
       writer.uint32(217).double(message.mixing);
+    }
+    if (message.controlVariates !== false) {
+      writer.uint32(232).bool(message.controlVariates);
+    }
+    if (message.control !== undefined) {
+      BlobRef.encode(message.control, writer.uint32(242).fork()).join();
     }
     if (message.siteWeighting !== "") {
       writer.uint32(266).string(message.siteWeighting);
@@ -1012,6 +1029,22 @@ export const RoundTask: MessageFns<RoundTask> = {
             message.mixing = reader.double();
             continue;
           }
+          case 29: {
+            if (tag !== 232) {
+              break;
+            }
+
+            message.controlVariates = reader.bool();
+            continue;
+          }
+          case 30: {
+            if (tag !== 242) {
+              break;
+            }
+
+            message.control = BlobRef.decode(reader, reader.uint32());
+            continue;
+          }
           case 33: {
             if (tag !== 266) {
               break;
@@ -1115,6 +1148,12 @@ export const RoundTask: MessageFns<RoundTask> = {
         : [],
       fragment: isSet(object.fragment) ? globalThis.Number(object.fragment) : 0,
       mixing: isSet(object.mixing) ? globalThis.Number(object.mixing) : 0,
+      controlVariates: isSet(object.controlVariates)
+        ? globalThis.Boolean(object.controlVariates)
+        : isSet(object.control_variates)
+        ? globalThis.Boolean(object.control_variates)
+        : false,
+      control: isSet(object.control) ? BlobRef.fromJSON(object.control) : undefined,
       siteWeighting: isSet(object.siteWeighting)
         ? globalThis.String(object.siteWeighting)
         : isSet(object.site_weighting)
@@ -1211,6 +1250,12 @@ export const RoundTask: MessageFns<RoundTask> = {
     if (message.mixing !== 0) {
       obj.mixing = floatToJson(message.mixing);
     }
+    if (message.controlVariates !== false) {
+      obj.controlVariates = message.controlVariates;
+    }
+    if (message.control !== undefined) {
+      obj.control = BlobRef.toJSON(message.control);
+    }
     if (message.siteWeighting !== "") {
       obj.siteWeighting = message.siteWeighting;
     }
@@ -1264,6 +1309,10 @@ export const RoundTask: MessageFns<RoundTask> = {
     message.fragments = object.fragments?.map((e) => Fragment.fromPartial(e)) || [];
     message.fragment = object.fragment ?? 0;
     message.mixing = object.mixing ?? 0;
+    message.controlVariates = object.controlVariates ?? false;
+    message.control = (object.control !== undefined && object.control !== null)
+      ? BlobRef.fromPartial(object.control)
+      : undefined;
     message.siteWeighting = object.siteWeighting ?? "";
     message.maxUpdateNorm = object.maxUpdateNorm ?? 0;
     return message;

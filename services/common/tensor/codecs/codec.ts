@@ -25,6 +25,8 @@ export interface Codec {
   readonly name: string;
   /** Values in every chunk but the last; its encoding is at most MAX_CHUNK_BYTES. */
   readonly chunkValues: number;
+  /** Vectors of equal length in an update, none of whose chunks holds parts of two; 1 unless it says otherwise. */
+  readonly vectors?: number;
   /** Whether decode(encode(x)) is x, bit for bit. */
   readonly lossless: boolean;
   /** Of a top-k codec. */

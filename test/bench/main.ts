@@ -1,4 +1,5 @@
 import { parseArgs } from "node:util";
+import { aggregate } from "./aggregate.js";
 import { backend } from "./backend.js";
 import { calibrate } from "./calibrate.js";
 import { shakespeare } from "./shakespeare.js";
@@ -14,7 +15,7 @@ interface BenchOptions {
 /** A benchmark: reads its options, prints progress, returns nothing; writes its report to `json`. */
 type Bench = (options: BenchOptions) => Promise<void>;
 
-const benches: Record<string, Bench> = { backend, calibrate, shakespeare };
+const benches: Record<string, Bench> = { aggregate, backend, calibrate, shakespeare };
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

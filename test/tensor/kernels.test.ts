@@ -10,6 +10,7 @@ import {
   inspectChunk,
   openChunkFold,
   type ChunkFold,
+  type WeightedChunk,
 } from "#common/tensor/kernels/kernels.js";
 
 const codec = (name: string, sizes?: { keep: number; block: number; valueBits: number }): Codec =>
@@ -64,6 +65,7 @@ test("decode, inspect and add give the bits of the definition on whatever a code
       (of, n, all) => {
         const fold = FOLDS.get(of) as ChunkFold;
         const sums = new Float64Array(n);
+        const chunks: WeightedChunk[] = [];
         fold.begin(n);
         for (const [seed, factor] of all) {
           const bytes = of.encode(draw(n, seed));
@@ -73,9 +75,18 @@ test("decode, inspect and add give the bits of the definition on whatever a code
           t.true(byKernel.ok && same(byKernel.values, decoded.values));
           t.deepEqual(inspectChunk(of, bytes, n), { ok: true, squares: sumOfSquares(decoded.values) });
           addPlainly(sums, decoded.values, factor);
-          t.is(fold.add(bytes, factor), undefined);
+          chunks.push({ bytes, factor });
         }
-        t.true(same(fold.sums(), sums));
+        // All at once, or the last one by itself.
+        const cut = chunks.length - (n % 2);
+        t.is(fold.add(chunks.slice(0, cut)), undefined);
+        t.is(fold.add(chunks.slice(cut)), undefined);
+        t.true(
+          same(
+            fold.mean(3),
+            sums.map((sum) => sum / 3),
+          ),
+        );
       },
     ),
     { numRuns: 200 },
@@ -96,9 +107,9 @@ test("any bytes: the same refusals as the definition, or the same bits", (t) => 
       seen.set(outcome, (seen.get(outcome) ?? 0) + 1);
       const fold = FOLDS.get(of) as ChunkFold;
       fold.begin(n);
-      const refusal = fold.add(bytes, 0.7);
+      const refusal = fold.add([{ bytes, factor: 0.7 }]);
       if (!decoded.ok) {
-        t.is(refusal, decoded.reason);
+        t.deepEqual(refusal, { index: 0, reason: decoded.reason });
         t.deepEqual(decodeChunk(of, bytes, n), decoded);
         t.deepEqual(inspectChunk(of, bytes, n), decoded);
         return;
@@ -106,7 +117,12 @@ test("any bytes: the same refusals as the definition, or the same bits", (t) => 
       const sums = new Float64Array(n);
       addPlainly(sums, decoded.values, 0.7);
       t.is(refusal, undefined);
-      t.true(same(fold.sums(), sums));
+      t.true(
+        same(
+          fold.mean(3),
+          sums.map((sum) => sum / 3),
+        ),
+      );
       const byKernel = decodeChunk(of, bytes, n);
       t.true(byKernel.ok && same(byKernel.values, decoded.values));
       t.deepEqual(inspectChunk(of, bytes, n), { ok: true, squares: sumOfSquares(decoded.values) });
@@ -131,7 +147,11 @@ test("a NaN or infinity is refused wherever it is", (t) => {
       ] as const) {
         const fold = openChunkFold(of);
         fold.begin(99);
-        t.is(fold.add(bytes, 1), "NotFinite", `${of.name} ${bad} at ${at}`);
+        const chunks = [
+          { bytes: of.encode(new Float32Array(99)), factor: 1 },
+          { bytes, factor: 1 },
+        ];
+        t.deepEqual(fold.add(chunks), { index: 1, reason: "NotFinite" }, `${of.name} ${bad} at ${at}`);
         t.deepEqual(inspectChunk(of, bytes, 99), { ok: false, reason: "NotFinite" });
       }
     }
@@ -169,14 +189,14 @@ test("what an earlier chunk left behind does not reach a later, shorter one", (t
   for (const of of CODECS) {
     const fold = openChunkFold(of);
     fold.begin(1000);
-    fold.add(of.encode(new Float32Array(1000).fill(1e30)), 1e200);
+    fold.add([{ bytes: of.encode(new Float32Array(1000).fill(1e30)), factor: 1e200 }]);
     const values = draw(33, 5);
     fold.begin(33);
-    t.is(fold.add(of.encode(values), 2), undefined);
+    t.is(fold.add([{ bytes: of.encode(values), factor: 2 }]), undefined);
     const decoded = of.decode(of.encode(values), 33);
     const sums = new Float64Array(33);
     if (decoded.ok) addPlainly(sums, decoded.values, 2);
-    t.true(same(fold.sums(), sums), of.name);
+    t.true(same(fold.mean(1), sums), of.name);
   }
 });
 
@@ -187,13 +207,14 @@ test("whole chunks fit, two folds do not share sums, and more than a chunk is a 
     const [one, two] = [openChunkFold(of), openChunkFold(of)];
     one.begin(of.chunkValues);
     two.begin(of.chunkValues);
-    one.add(bytes, 3);
-    two.add(bytes, 1);
-    one.add(bytes, 1 / 3);
+    one.add([{ bytes, factor: 3 }]);
+    two.add([{ bytes, factor: 1 }]);
+    one.add([{ bytes, factor: 1 / 3 }]);
+    t.deepEqual(one.add([{ bytes: bytes.subarray(1), factor: 1 }]), { index: 0, reason: "WrongLength" });
     const decoded = of.decode(bytes, of.chunkValues);
     const sums = new Float64Array(of.chunkValues);
     if (decoded.ok) for (const factor of [3, 1 / 3]) addPlainly(sums, decoded.values, factor);
-    t.true(same(one.sums(), sums), of.name);
+    t.true(same(one.mean(1), sums), of.name);
     t.is(Buffer.compare(encodeChunk(of, values), bytes), 0);
   }
   t.throws(() => openChunkFold(codec("fp32")).begin(524_289), { instanceOf: InvariantError });

@@ -2,27 +2,43 @@ import { MAX_CHUNK_BYTES, type Codec, type Decoded, type DecodeRefusal } from ".
 import { InvariantError } from "../invariant.js";
 import { CHUNK_AT, instantiate, MAX_CHUNK_VALUES, VALUES_AT, type KernelExports } from "./module.js";
 
-/** The kernels of one codec, on a chunk at CHUNK_AT and values or sums at VALUES_AT. Each returns an index into REFUSALS. */
-interface ChunkKernels {
-  add(exports: KernelExports, count: number, factor: number): number;
-  decode(exports: KernelExports, count: number): number;
+/** A chunk that is the scales of its blocks, if any, and then so many bits a value: it can be cut into strips of whole blocks. */
+interface PlainLayout {
+  readonly scaleBytes: number;
+  readonly valueBits: number;
 }
+
+/** The kernels of one codec, on a chunk at CHUNK_AT and values at VALUES_AT. Each returns an index into REFUSALS. */
+interface ChunkKernels {
+  /** Undefined: chunks are not cut. */
+  readonly layout?: PlainLayout;
+  /** @param sums where they lie. */
+  readonly add: (exports: KernelExports, count: number, sums: number, factor: number) => number;
+  readonly decode: (exports: KernelExports, count: number) => number;
+}
+
+/** Values that share a scale. */
+const BLOCK = 256;
+/** Values of a strip: its sums and its part of a chunk fit the second cache of a small core. */
+const STRIP = 128 * BLOCK;
 
 const REFUSALS: readonly (DecodeRefusal | undefined)[] = [undefined, "NotFinite", "BadScale", "BadIndex"];
 
 const plain = (
   add: "addFp32" | "addBf16" | "addInt8" | "addInt4",
   decode: "decodeFp32" | "decodeBf16" | "decodeInt8" | "decodeInt4",
+  layout: PlainLayout,
 ): ChunkKernels => ({
-  add: (exports, count, factor) => exports[add](CHUNK_AT, count, VALUES_AT, factor),
+  layout,
+  add: (exports, count, sums, factor) => exports[add](CHUNK_AT, count, sums, factor),
   decode: (exports, count) => exports[decode](CHUNK_AT, count, VALUES_AT),
 });
 
 const KERNELS: Readonly<Record<string, ChunkKernels>> = {
-  fp32: plain("addFp32", "decodeFp32"),
-  bf16: plain("addBf16", "decodeBf16"),
-  int8: plain("addInt8", "decodeInt8"),
-  int4: plain("addInt4", "decodeInt4"),
+  fp32: plain("addFp32", "decodeFp32", { scaleBytes: 0, valueBits: 32 }),
+  bf16: plain("addBf16", "decodeBf16", { scaleBytes: 0, valueBits: 16 }),
+  int8: plain("addInt8", "decodeInt8", { scaleBytes: 2, valueBits: 8 }),
+  int4: plain("addInt4", "decodeInt4", { scaleBytes: 2, valueBits: 4 }),
 };
 
 /** Throws an InvariantError if there are no kernels for the codec. */
@@ -30,7 +46,7 @@ function kernelsOf({ name, sizes }: Codec): ChunkKernels {
   if (sizes !== undefined) {
     const { keep, block, valueBits } = sizes;
     return {
-      add: (exports, count, factor) => exports.addTopK(CHUNK_AT, count, VALUES_AT, factor, keep, block, valueBits),
+      add: (exports, count, sums, factor) => exports.addTopK(CHUNK_AT, count, sums, factor, keep, block, valueBits),
       decode: (exports, count) => exports.decodeTopK(CHUNK_AT, count, VALUES_AT, keep, block, valueBits),
     };
   }
@@ -43,12 +59,24 @@ function requireRoom(count: number): void {
   if (count > MAX_CHUNK_VALUES) throw new InvariantError(`${count} values in a chunk, above ${MAX_CHUNK_VALUES}`);
 }
 
-/** Puts a chunk of so many values to where kernels find it, if it is as long as it must be. */
-function stage(heap: Uint8Array, codec: Codec, bytes: Uint8Array, count: number): boolean {
-  requireRoom(count);
-  if (bytes.byteLength !== codec.encodedBytes(count) || bytes.byteLength > MAX_CHUNK_BYTES) return false;
-  heap.set(bytes, CHUNK_AT);
-  return true;
+/** Whether so many bytes can be a chunk of so many values. */
+const isLength = (codec: Codec, bytes: Uint8Array, count: number): boolean =>
+  bytes.byteLength === codec.encodedBytes(count) && bytes.byteLength <= MAX_CHUNK_BYTES;
+
+/** Puts the values [from, to) of a chunk of `count` to where kernels find them: a chunk of its own. `from` starts a block. */
+function stageStrip(
+  heap: Uint8Array,
+  { scaleBytes, valueBits }: PlainLayout,
+  bytes: Uint8Array,
+  count: number,
+  from: number,
+  to: number,
+): void {
+  const scaleOf = (value: number): number => scaleBytes * Math.ceil(value / BLOCK);
+  const first = scaleOf(count);
+  if (scaleBytes > 0) heap.set(bytes.subarray(scaleOf(from), scaleOf(to)), CHUNK_AT);
+  const values = bytes.subarray(first + (from * valueBits) / 8, first + Math.ceil((to * valueBits) / 8));
+  heap.set(values, CHUNK_AT + scaleOf(to) - scaleOf(from));
 }
 
 /** Nothing in it outlives a call, so all callers share it. */
@@ -57,7 +85,9 @@ const sharedHeap = new Uint8Array(shared.memory.buffer);
 const sharedValues = new Float32Array(shared.memory.buffer, VALUES_AT, MAX_CHUNK_VALUES);
 
 function decodeShared(codec: Codec, bytes: Uint8Array, count: number): DecodeRefusal | undefined {
-  if (!stage(sharedHeap, codec, bytes, count)) return "WrongLength";
+  requireRoom(count);
+  if (!isLength(codec, bytes, count)) return "WrongLength";
+  sharedHeap.set(bytes, CHUNK_AT);
   return REFUSALS[kernelsOf(codec).decode(shared, count)];
 }
 
@@ -91,36 +121,56 @@ export function encodeChunk(codec: Codec, values: Float32Array): Uint8Array {
   return sharedHeap.slice(CHUNK_AT, CHUNK_AT + codec.encodedBytes(values.length));
 }
 
-/** Weighted sums over one chunk of many updates, which stay in the cache while update after update is added. */
+/** An encoded chunk and what its values are multiplied by. */
+export interface WeightedChunk {
+  readonly bytes: Uint8Array;
+  readonly factor: number;
+}
+
+/** Weighted sums over the same chunk of many updates. */
 export interface ChunkFold {
   /** Starts a chunk of so many values, at most MAX_CHUNK_VALUES, with all sums zero. */
   begin(count: number): void;
   /**
-   * sums[i] += factor * value i of the encoded chunk: a product and a sum in float64, each rounded by itself, in the order of
-   * the calls; the bits of a plain loop over `codec.decode`.
-   * @returns why the bytes are not a chunk of this codec; the sums are then spoilt until the next `begin`.
+   * sums[i] += factor * value i of every chunk, in their order: a product and a sum in float64, each rounded by itself; the bits of
+   * plain loops over `codec.decode`. Goes strip by strip, so that sums stay in the cache while several updates pass by.
+   * @returns the first that is not a chunk of this codec, and why; the sums are then spoilt until the next `begin`.
    */
-  add(bytes: Uint8Array, factor: number): DecodeRefusal | undefined;
-  /** The sums: a view that the next `begin` or `add` changes. */
-  sums(): Float64Array;
+  add(chunks: readonly WeightedChunk[]): { index: number; reason: DecodeRefusal } | undefined;
+  /** Divides every sum by `total`. @returns them: a view that the next call changes. */
+  mean(total: number): Float64Array;
 }
 
 /** Starts folding chunks of a codec. Holds about 5 MB of its own. Throws an InvariantError if the codec has no kernels. */
 export function openChunkFold(codec: Codec): ChunkFold {
-  const kernels = kernelsOf(codec);
+  const { layout, add } = kernelsOf(codec);
   const exports = instantiate();
   const heap = new Uint8Array(exports.memory.buffer);
-  let sums = new Float64Array(exports.memory.buffer, VALUES_AT, 0);
+  let count = 0;
   return {
-    begin(count) {
-      requireRoom(count);
-      sums = new Float64Array(exports.memory.buffer, VALUES_AT, count);
-      sums.fill(0);
+    begin(values) {
+      requireRoom(values);
+      count = values;
+      heap.fill(0, VALUES_AT, VALUES_AT + 8 * count);
     },
-    add(bytes, factor) {
-      if (!stage(heap, codec, bytes, sums.length)) return "WrongLength";
-      return REFUSALS[kernels.add(exports, sums.length, factor)];
+    add(chunks) {
+      const wrong = chunks.findIndex(({ bytes }) => !isLength(codec, bytes, count));
+      if (wrong >= 0) return { index: wrong, reason: "WrongLength" };
+      const strip = layout === undefined ? count : STRIP;
+      for (let from = 0; from < count; from += strip) {
+        const to = Math.min(from + strip, count);
+        for (const [index, { bytes, factor }] of chunks.entries()) {
+          if (layout === undefined) heap.set(bytes, CHUNK_AT);
+          else stageStrip(heap, layout, bytes, count, from, to);
+          const reason = REFUSALS[add(exports, to - from, VALUES_AT + 8 * from, factor)];
+          if (reason !== undefined) return { index, reason };
+        }
+      }
+      return undefined;
     },
-    sums: () => sums,
+    mean(total) {
+      exports.divide(VALUES_AT, count, total);
+      return new Float64Array(exports.memory.buffer, VALUES_AT, count);
+    },
   };
 }

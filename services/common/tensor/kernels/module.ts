@@ -8,6 +8,7 @@ type Encode = (src: number, count: number, out: number) => number;
 export interface KernelExports {
   readonly memory: WebAssembly.Memory;
   squares(src: number, count: number): number;
+  divide(sums: number, count: number, by: number): void;
   readonly addFp32: Add;
   readonly addBf16: Add;
   readonly addInt8: Add;

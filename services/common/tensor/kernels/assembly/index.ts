@@ -1,4 +1,4 @@
-export { squares } from "./lanes";
+export { divide, squares } from "./lanes";
 export { addFp32, decodeFp32 } from "./fp32";
 export { addBf16, decodeBf16 } from "./bf16";
 export { addInt8, decodeInt8, encodeInt8 } from "./int8";

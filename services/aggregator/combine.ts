@@ -1,20 +1,22 @@
 import { openFold } from "./fold.js";
 import { openGram } from "./gram.js";
-import type { Strategy, StrategyOptions } from "./strategies/strategy.js";
+import type { Gram, Strategy, StrategyOptions } from "./strategies/strategy.js";
 
-/** The updates of a round, wherever they lie. They can be read as often as needed and are the same each time. */
+/** A range of the updates of a round, wherever they lie. They can be read as often as needed and are the same each time. */
 export interface UpdateSource {
   /** Weight of each update, in the order of the fold set; above 0. */
   readonly weights: readonly number[];
-  /** Hands on update `index` in pieces, in order and without gaps. Resolves to its L2 norm. */
-  stream(index: number, onPiece: (start: number, values: Float32Array) => void): Promise<number>;
+  /** L2 norm of each whole update. */
+  readonly norms: readonly number[];
+  /** Hands on update `index` in pieces, in order and without gaps; `start` counts from the range's start. */
+  stream(index: number, onPiece: (start: number, values: Float32Array) => void): Promise<void>;
   /** Hands on pieces of all updates side by side, in order and without gaps; the receiver may overwrite them. */
   columns(onPieces: (start: number, columns: readonly Float32Array[]) => void): Promise<void>;
 }
 
-/** What the updates of a round come to. */
+/** What a range of the updates comes to. */
 export interface Folded {
-  /** As long as the weights; zeros if there were no updates. */
+  /** As long as the range; zeros if there were no updates. */
   direction: Float64Array;
   /** Updates that went in. */
   updates: number;
@@ -22,16 +24,10 @@ export interface Folded {
 
 /**
  * Norm bound (Sun 2019, "Can You Really Backdoor Federated Learning?"), before any rule: the factor min(1, bound / ||x||) of
- * each update. Takes a pass of its own if there is a bound.
+ * each update. A bound of 0 is none.
  */
-async function boundFactors(source: UpdateSource, bound: number): Promise<Float64Array> {
-  const factors = new Float64Array(source.weights.length).fill(1);
-  if (bound === 0) return factors;
-  for (const k of factors.keys()) {
-    const norm = await source.stream(k, () => undefined);
-    if (norm > bound) factors[k] = bound / norm;
-  }
-  return factors;
+function boundFactors(norms: readonly number[], bound: number): Float64Array {
+  return Float64Array.from(norms, (norm) => (bound > 0 && norm > bound ? bound / norm : 1));
 }
 
 /** The same source with every update scaled in columns; streams are scaled where they are summed. */
@@ -52,11 +48,11 @@ async function scaledColumns(
 /** sum weight_k x_k over those with a weight above 0, as their mean and the sum of the weights. */
 async function weightedMean(
   source: UpdateSource,
-  parameters: number,
+  size: number,
   weights: ArrayLike<number>,
   factors: Float64Array,
 ): Promise<{ mean: Float64Array; total: number }> {
-  const fold = openFold(parameters);
+  const fold = openFold(size);
   for (const k of factors.keys()) {
     const weight = weights[k] as number;
     if (weight === 0) continue;
@@ -68,40 +64,66 @@ async function weightedMean(
   return fold.finish();
 }
 
+/** Whether the rule must know the inner products of whole updates before any range of them can be combined. */
+export function needsGram({ rule }: Strategy): boolean {
+  return rule.kind === "coefficients";
+}
+
+/** What the rule subtracts from every update of a range before it compares them. */
+const centreOf = ({ rule }: Strategy, state: Float32Array | undefined): Float32Array | undefined =>
+  rule.kind === "coefficients" && rule.centred ? state : undefined;
+
 /**
- * What the strategy's rule makes of the updates, in as many passes over them as it takes. The same updates in the same order
- * and pieces give the same bits.
- * @param state the state of the outer optimizer, from which some rules start.
+ * What a range contributes to the inner products of the updates: those of whole updates are the sums over the ranges.
+ * @param state this range of the outer optimizer's state.
  */
-export async function combineUpdates(
+export async function rangeGram(
   source: UpdateSource,
-  parameters: number,
-  { rule }: Strategy,
+  strategy: Strategy,
   options: StrategyOptions,
   state: Float32Array | undefined,
+): Promise<Gram> {
+  const centre = centreOf(strategy, state);
+  const gram = openGram(source.weights.length);
+  await scaledColumns(source, boundFactors(source.norms, options.normBound), (start, columns) => {
+    gram.add(columns, centre?.subarray(start, start + (columns[0]?.length ?? 0)));
+  });
+  return gram.finish();
+}
+
+/**
+ * What the strategy's rule makes of a range of the updates, in one pass. The same updates in the same order and pieces give
+ * the same bits.
+ * @param state this range of the outer optimizer's state, from which some rules start.
+ * @param gram inner products of the whole updates, for a rule that needs them.
+ */
+export async function combineRange(
+  source: UpdateSource,
+  size: number,
+  strategy: Strategy,
+  options: StrategyOptions,
+  state: Float32Array | undefined,
+  gram: Gram | undefined,
 ): Promise<Folded> {
+  const { rule } = strategy;
   const updates = source.weights.length;
-  if (updates === 0) return { direction: new Float64Array(parameters), updates };
-  const factors = await boundFactors(source, options.normBound);
+  if (updates === 0) return { direction: new Float64Array(size), updates };
+  const factors = boundFactors(source.norms, options.normBound);
   if (rule.kind === "mean") {
-    const { mean } = await weightedMean(source, parameters, source.weights, factors);
+    const { mean } = await weightedMean(source, size, source.weights, factors);
     return { direction: mean, updates };
   }
   if (rule.kind === "columns") {
-    const direction = new Float64Array(parameters);
+    const direction = new Float64Array(size);
     await scaledColumns(source, factors, (start, columns) => {
       const end = start + (columns[0]?.length ?? 0);
       rule.combine(columns, direction.subarray(start, end), options);
     });
     return { direction, updates };
   }
-  const centre = rule.centred ? state : undefined;
-  const gram = openGram(updates);
-  await scaledColumns(source, factors, (start, columns) => {
-    gram.add(columns, centre?.subarray(start, start + (columns[0]?.length ?? 0)));
-  });
-  const { mean, total } = await weightedMean(source, parameters, rule.weigh(gram.finish(), options), factors);
+  const centre = centreOf(strategy, state);
+  const { mean, total } = await weightedMean(source, size, rule.weigh(gram ?? [], options), factors);
   // c + sum a_k (x_k - c)
-  const direction = mean.map((value, i) => total * value + (1 - total) * (centre?.[i] ?? 0));
-  return { direction, updates };
+  for (let i = 0; i < size; i++) mean[i] = total * (mean[i] as number) + (1 - total) * (centre?.[i] ?? 0);
+  return { direction: mean, updates };
 }

@@ -1,26 +1,24 @@
 import type { StrategySpec, TrainingJob } from "#proto/shoal/v1/job.js";
-import type { Round, RoundResult, RoundSpec, UpdateTally } from "#proto/shoal/v1/round.js";
+import type { Round, RoundSpec, UpdateTally } from "#proto/shoal/v1/round.js";
 import { roundName } from "#common/domain/resources.js";
-import type { BlobStore } from "#common/ports/blob-store.js";
-import type { Clock } from "#common/ports/clock.js";
-import type { Log } from "#common/ports/log.js";
-import type { ResourceStore } from "#common/ports/resource-store.js";
-import type { UpdateLog } from "#common/ports/update-log.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { composeResult, partVerdicts } from "./finalize.js";
-import { foldRound, taskOf } from "./fold-round.js";
+import { bytesOf, planFold, shardsOf, taskOf, type FoldPlan } from "./fold-round.js";
+import { againstSums } from "./log-source.js";
 import { judgeCommits } from "./judge.js";
-import type { AggregatorMeters } from "./meters.js";
+import {
+  advanceFold,
+  clearFold,
+  foldAtOnce,
+  parseShardKey,
+  workOnShard,
+  type FoldOutcome,
+  type SharedFoldPorts,
+} from "./shared-fold.js";
 import { watchedRounds } from "./watched-rounds.js";
 
 /** The world of the aggregator's controller. */
-export interface AggregatorPorts {
-  store: ResourceStore;
-  blobs: BlobStore;
-  log: UpdateLog;
-  clock: Clock;
-  journal: Log;
-  meters: AggregatorMeters;
+export interface AggregatorPorts extends SharedFoldPorts {
   /** Rounds of a job whose updates stay in the log; 0 keeps all. */
   retainRounds: number;
 }
@@ -38,27 +36,34 @@ function strategyOf(job: TrainingJob): StrategySpec {
   return strategy;
 }
 
-async function computeOutcome(
-  ports: AggregatorPorts,
-  spec: RoundSpec,
-  job: TrainingJob,
-  folded: RoundResult["folded"],
-): Promise<Pick<RoundResult, "weights" | "outerState" | "updateNorm"> & { bytesFolded: number }> {
-  const task = taskOf(spec);
-  if (spec.evaluationOnly) {
-    return { weights: task.weights, outerState: spec.outerState ?? NO_BLOB, updateNorm: 0, bytesFolded: 0 };
-  }
-  const updates = folded.flatMap(({ manifest }) => (manifest === undefined ? [] : [manifest]));
-  const { weights, outerState, updateNorm, bytesFolded } = await foldRound(ports, spec, strategyOf(job), updates);
-  return {
-    weights: await ports.blobs.put(weights),
-    outerState: outerState === undefined ? NO_BLOB : await ports.blobs.put(outerState),
-    updateNorm,
-    bytesFolded,
-  };
+/** The plan of a round's fold; undefined for a round that only evaluates. */
+function planOf(round: Round, spec: RoundSpec, job: TrainingJob, tally: UpdateTally | undefined): FoldPlan | undefined {
+  if (spec.evaluationOnly) return undefined;
+  const { folded } = partVerdicts(tally, round.status?.foldSet ?? []);
+  const updates = folded.flatMap(({ manifest, norm, shardSums }) =>
+    manifest === undefined ? [] : [{ manifest, norm, check: againstSums(shardSums) }],
+  );
+  return planFold(spec, strategyOf(job), updates);
 }
 
-/** Folds the frozen set and writes the round's result, once: blobs first, so that a result never names what is absent. */
+/** What the round comes to; undefined while shards of its fold are under way. */
+async function computeOutcome(
+  ports: AggregatorPorts,
+  round: Round,
+  spec: RoundSpec,
+  plan: FoldPlan | undefined,
+): Promise<FoldOutcome | undefined> {
+  if (plan === undefined) {
+    const { weights = NO_BLOB } = taskOf(spec);
+    return { weights, outerState: spec.outerState ?? NO_BLOB, updateNorm: 0, elapsedMs: 0 };
+  }
+  return plan.shards.length > 1 ? advanceFold(ports, round, plan) : foldAtOnce(ports, plan);
+}
+
+/**
+ * Folds the frozen set and writes the round's result, once: blobs first, so that a result never names what is absent.
+ * @returns whether the result is there; false while shards are under way.
+ */
 async function aggregate(
   ports: AggregatorPorts,
   name: string,
@@ -66,22 +71,20 @@ async function aggregate(
   spec: RoundSpec,
   job: TrainingJob,
   tally: UpdateTally | undefined,
-): Promise<void> {
-  const startedMs = ports.clock.monotonicMs();
+): Promise<boolean> {
   const verdicts = partVerdicts(tally, round.status?.foldSet ?? []);
-  const {
-    bytesFolded,
-    weights = NO_BLOB,
-    outerState = NO_BLOB,
-    updateNorm,
-  } = await computeOutcome(ports, spec, job, verdicts.folded);
-  const foldMs = Math.round(ports.clock.monotonicMs() - startedMs);
+  const plan = planOf(round, spec, job, tally);
+  const outcome = await computeOutcome(ports, round, spec, plan);
+  if (outcome === undefined) return false;
+  const { weights, outerState, updateNorm } = outcome;
+  const foldMs = Math.round(outcome.elapsedMs);
   const result = composeResult(name, spec, verdicts, { weights, outerState, updateNorm, foldMs });
   const written = await ports.store.create("RoundResult", result);
   // The other replica was first; it folded the same set and wrote the same bits.
-  if (!written.ok) return;
-  ports.meters.folded(foldMs / 1000, bytesFolded);
+  if (!written.ok) return true;
+  ports.meters.folded(foldMs / 1000, plan === undefined ? 0 : bytesOf(plan));
   ports.journal.info("round folded", { round: name, updates: verdicts.folded.length, foldMs, updateNorm });
+  return true;
 }
 
 /** Drops the updates of the round that now leaves the retained ones. Repeating it does no harm. */
@@ -117,7 +120,28 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
       ports.journal.warn("a round cannot be folded without its job", { round: name, job: spec.job });
       return;
     }
-    await aggregate(ports, name, round, spec, job, tally);
+    if (!(await aggregate(ports, name, round, spec, job, tally))) return;
   }
+  if (!spec.evaluationOnly && shardsOf(spec).length > 1) await clearFold(ports, round);
   await retire(ports, spec);
+}
+
+/** Does one shard of a round's fold, unless it is done or the round has its result. Throws on IO failures. */
+async function reconcileShard(ports: AggregatorPorts, name: string, index: number): Promise<void> {
+  const round = await ports.store.get("Round", name);
+  if (round?.spec === undefined || round.status?.phase !== "Aggregating") return;
+  const [job, tally, result] = await Promise.all([
+    ports.store.get("TrainingJob", round.spec.job),
+    ports.store.get("UpdateTally", name),
+    ports.store.get("RoundResult", name),
+  ]);
+  if (job === undefined || result !== undefined) return;
+  const plan = planOf(round, round.spec, job, tally);
+  if (plan !== undefined) await workOnShard(ports, round, plan, index);
+}
+
+/** Brings a key of the aggregator's queue forward: a round, or a shard of a round's fold. Throws on IO failures. */
+export async function reconcileKey(ports: AggregatorPorts, key: string): Promise<void> {
+  const shard = parseShardKey(key);
+  await (shard === undefined ? reconcileRound(ports, key) : reconcileShard(ports, shard.round, shard.index));
 }

@@ -1,20 +1,20 @@
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { FoldEntry, RoundResult, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
-import { allFinite, l2Norm } from "#common/tensor/flat.js";
+import { allFinite, sumOfSquares } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import type { Folded } from "./combine.js";
-import type { Strategy, StrategyOptions } from "./strategies/strategy.js";
+import { stateLength, type Strategy, type StrategyOptions } from "./strategies/strategy.js";
 
-/** Weights and state after a round, and the L2 norm of the direction that the weights took. */
+/** A range of weights and state after a round, and the sum of squares of the direction that the weights took in it. */
 export interface Finalized {
   weights: Float32Array;
   state: Float32Array | undefined;
-  updateNorm: number;
+  squares: number;
 }
 
 /**
- * Takes the outer step. Without any update weights and state stay as they are.
+ * Takes the outer step on a range of the parameters. Without any update weights and state stay as they are.
  * Throws an InvariantError if sizes do not match or the weights would not be finite: such weights are never published.
  */
 export function finalize(
@@ -25,17 +25,22 @@ export function finalize(
 ): Finalized {
   const { weights, state } = base;
   const { direction } = folded;
-  const due = strategy.stateLength(weights.length, options);
+  const due = stateLength(strategy.stateShape(options), weights.length);
   const size = weights.length;
   if (direction.length !== (strategy.vectors ?? 1) * size || (state !== undefined && state.length !== due)) {
     throw new InvariantError(`${weights.length} weights, ${direction.length} folded, ${state?.length ?? 0} of state`);
   }
-  if (folded.updates === 0) return { weights: weights.slice(), state: state?.slice(), updateNorm: 0 };
+  if (folded.updates === 0) return { weights: weights.slice(), state: state?.slice(), squares: 0 };
   const stepped = strategy.step(weights, direction, state, options, folded.updates);
   if (!allFinite(stepped.weights) || (stepped.state !== undefined && !allFinite(stepped.state))) {
     throw new InvariantError("the outer step leads to weights or state that are not finite");
   }
-  return { ...stepped, updateNorm: l2Norm(direction.subarray(0, size)) };
+  return { ...stepped, squares: sumOfSquares(direction.subarray(0, size)) };
+}
+
+/** L2 norm of the whole direction: the shards' sums of squares are added in order, so that every path gives the same bits. */
+export function updateNorm(squares: readonly number[]): number {
+  return Math.sqrt(squares.reduce((sum, each) => sum + each, 0));
 }
 
 /** The round's figures over the folded updates. Losses are nats per token; eval loss = sum of sums / sum of tokens. */

@@ -1,18 +1,21 @@
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
-import type { RoundSpec, RoundTask, UpdateManifest } from "#proto/shoal/v1/round.js";
+import type { RoundSpec, RoundTask } from "#proto/shoal/v1/round.js";
+import type { ValueRange } from "#common/tensor/chunk.js";
 import { synchronisedRanges, updateLength, updateVectors } from "#common/domain/fragment.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { forVectors } from "#common/tensor/chunk.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
-import { fromBytes, toBytes } from "#common/tensor/flat.js";
+import { viewBytes, viewFloats } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
-import { combineUpdates } from "./combine.js";
+import { combineRange, needsGram, rangeGram, type UpdateSource } from "./combine.js";
 import { AggregationError } from "./failure.js";
 import { finalize } from "./finalize.js";
-import { viewFragment } from "./fragment-view.js";
-import { openLogSource } from "./log-source.js";
+import { viewFragment, type FragmentView } from "./fragment-view.js";
+import { openLogSource, type AcceptedUpdate } from "./log-source.js";
+import { cutShards, stateRanges, type Shard } from "./shards.js";
+import { stateLength, type Gram, type StateShape, type Strategy } from "./strategies/strategy.js";
 import { strategyByName } from "./strategies/table.js";
 
 /** What a fold reads. */
@@ -21,14 +24,29 @@ export interface FoldPorts {
   log: UpdateLog;
 }
 
-/** The blobs a round comes to: flat little-endian fp32. */
-export interface FoldedRound {
+/** All that decides what a round comes to. */
+export interface FoldPlan {
+  readonly spec: RoundSpec;
+  readonly task: RoundTask;
+  readonly codec: Codec;
+  readonly strategy: Strategy;
+  readonly options: StrategySpec;
+  /** Of the outer state that the round leaves; NO_STATE-like if it leaves none. */
+  readonly shape: StateShape;
+  readonly shards: readonly Shard[];
+  /** Updates with values, in the order of the fold set: a device that only evaluated brings none. */
+  readonly updates: readonly AcceptedUpdate[];
+  /** Whether a first pass must find the inner products of the updates. */
+  readonly needsGram: boolean;
+}
+
+/** What a shard comes to: flat little-endian fp32. */
+export interface FoldedShard {
   weights: Uint8Array;
-  /** Undefined for a strategy without state. */
-  outerState: Uint8Array | undefined;
-  updateNorm: number;
-  /** Encoded bytes of the updates. */
-  bytesFolded: number;
+  /** Its range of every vector of the state, then the scalars; empty for none. */
+  state: Uint8Array[];
+  /** Sum of squares of the direction. */
+  squares: number;
 }
 
 /** The codec of the round's updates, which cuts each of their vectors by itself. Throws code "UNSUPPORTED" if there is none of that name and sizes. */
@@ -45,46 +63,129 @@ export function taskOf(spec: RoundSpec): RoundTask {
   return spec.task;
 }
 
-async function readVector(blobs: BlobStore, ref: BlobRef | undefined): Promise<Float32Array | undefined> {
-  if (ref === undefined || ref.digest === "") return undefined;
-  const bytes = await blobs.get(ref.digest);
-  if (bytes === undefined) throw new AggregationError("BLOB_MISSING", `there is no blob ${ref.digest}`);
-  return fromBytes(bytes);
+/**
+ * The shards into which a round's fold is cut. A round that synchronises a fragment has one, since the rest of the weights is
+ * published with it, and so has one whose updates have several vectors.
+ */
+export function shardsOf(spec: RoundSpec): Shard[] {
+  const task = taskOf(spec);
+  const values = updateLength(task);
+  const isWhole = synchronisedRanges(task) !== undefined || updateVectors(task) > 1;
+  return cutShards(values, codecOf(task), isWhole ? Number.MAX_SAFE_INTEGER : spec.foldShardValues);
 }
 
 /**
- * Folds these updates in this order into the round's weights and takes the outer step. The only code that does so: the
- * aggregator and the replay share it, and equal input gives equal bits. Writes nothing.
- * @param updates manifests of accepted commits in the order of the fold set.
+ * Plans the fold of these updates in this order. Throws code "UNSUPPORTED" for a codec or strategy that nobody knows here.
+ * @param updates accepted updates in the order of the fold set.
  */
-export async function foldRound(
-  ports: FoldPorts,
-  spec: RoundSpec,
-  strategySpec: StrategySpec,
-  updates: readonly UpdateManifest[],
-): Promise<FoldedRound> {
+export function planFold(spec: RoundSpec, options: StrategySpec, updates: readonly AcceptedUpdate[]): FoldPlan {
   const task = taskOf(spec);
-  const codec = codecOf(task);
-  const strategy = strategyByName(strategySpec.name);
-  if (strategy === undefined) throw new AggregationError("UNSUPPORTED", `there is no strategy "${strategySpec.name}"`);
-  const weights = await readVector(ports.blobs, task.weights);
-  if (weights?.length !== task.parameters) {
-    throw new InvariantError(`${weights?.length ?? 0} weights where the task says ${task.parameters}`);
-  }
-  const state = await readVector(ports.blobs, spec.outerState);
-  const view = viewFragment({ weights, state }, synchronisedRanges(task));
-  const values = updateLength(task);
-
-  // A device that only evaluated brings no values.
-  const trained = updates.filter((manifest) => manifest.values > 0);
-  const source = openLogSource(ports.log, codec, values, strategySpec.weighting, trained);
-  const folded = await combineUpdates(source, values, strategy, strategySpec, view.state);
-  const stepped = finalize(view, folded, strategy, strategySpec);
-  const next = view.merge(stepped);
+  const strategy = strategyByName(options.name);
+  if (strategy === undefined) throw new AggregationError("UNSUPPORTED", `there is no strategy "${options.name}"`);
+  const trained = updates.filter(({ manifest }) => manifest.values > 0);
+  const leavesState = trained.length > 0 || (spec.outerState?.digest ?? "") !== "";
   return {
-    weights: toBytes(next.weights),
-    outerState: next.state === undefined ? undefined : toBytes(next.state),
-    updateNorm: stepped.updateNorm,
-    bytesFolded: trained.reduce((sum, manifest) => sum + manifest.sizeBytes, 0),
+    spec,
+    task,
+    codec: codecOf(task),
+    strategy,
+    options,
+    shape: leavesState ? strategy.stateShape(options) : { vectors: 0, scalars: 0 },
+    shards: shardsOf(spec),
+    updates: trained,
+    needsGram: trained.length > 0 && needsGram(strategy),
+  };
+}
+
+/** Encoded bytes of the updates of a fold. */
+export function bytesOf({ updates }: FoldPlan): number {
+  return updates.reduce((sum, { manifest }) => sum + manifest.sizeBytes, 0);
+}
+
+/**
+ * These ranges of a blob of `values` fp32 values, one after the other; undefined for no blob. One that is read whole is held
+ * against its digest.
+ */
+async function readRanges(
+  blobs: BlobStore,
+  ref: BlobRef | undefined,
+  values: number,
+  ranges: readonly ValueRange[],
+): Promise<Float32Array | undefined> {
+  if (ref === undefined || ref.digest === "") return undefined;
+  if (ref.sizeBytes !== 4 * values) throw new InvariantError(`${ref.sizeBytes} bytes where ${values} values are due`);
+  const size = ranges.reduce((sum, { start, end }) => sum + end - start, 0);
+  const missing = (): AggregationError => new AggregationError("BLOB_MISSING", `there is no blob ${ref.digest}`);
+  if (size === values) {
+    const bytes = await blobs.get(ref.digest);
+    if (bytes === undefined) throw missing();
+    if (bytes.length !== ref.sizeBytes) throw new InvariantError(`blob ${ref.digest} is not of its size`);
+    return viewFloats(bytes);
+  }
+  const parts = await Promise.all(
+    ranges.map(async ({ start, end }) => {
+      const bytes = await blobs.getRange(ref.digest, 4 * start, 4 * (end - start));
+      if (bytes === undefined) throw missing();
+      if (bytes.length !== 4 * (end - start)) throw new InvariantError(`blob ${ref.digest} is not of its size`);
+      return bytes;
+    }),
+  );
+  const [first = new Uint8Array(), ...rest] = parts;
+  return viewFloats(rest.length === 0 ? first : Uint8Array.from(Buffer.concat([first, ...rest])));
+}
+
+/** The weights and the state that the round starts from, as far as a shard folds into them. */
+async function readBase(
+  { blobs }: FoldPorts,
+  { spec, task, strategy, options, shards }: FoldPlan,
+  shard: Shard,
+): Promise<FragmentView> {
+  const { parameters } = task;
+  const fragment = synchronisedRanges(task);
+  const range = shards.length > 1 ? shard : { start: 0, end: parameters };
+  const shape = strategy.stateShape(options);
+  const ranges = stateRanges(shape, parameters, range);
+  const [weights, state] = await Promise.all([
+    readRanges(blobs, task.weights, parameters, [range]),
+    readRanges(blobs, spec.outerState, stateLength(shape, parameters), ranges),
+  ]);
+  if (weights === undefined) throw new InvariantError(`round ${spec.number} of ${spec.job} has no weights`);
+  return viewFragment({ weights, state }, fragment);
+}
+
+function sourceOf({ log }: FoldPorts, plan: FoldPlan, shard: Shard): UpdateSource {
+  return openLogSource(log, plan.codec, shard, plan.options.weighting, plan.updates);
+}
+
+/** What a shard contributes to the inner products of the updates. */
+export async function gramOfShard(ports: FoldPorts, plan: FoldPlan, shard: Shard): Promise<Gram> {
+  const { state } = await readBase(ports, plan, shard);
+  return rangeGram(sourceOf(ports, plan, shard), plan.strategy, plan.options, state);
+}
+
+/**
+ * Folds a shard of the updates into its weights and takes the outer step. The only code that does so: every replica and the
+ * replay share it, and equal input gives equal bits. Writes nothing.
+ * @param gram inner products of the whole updates, if the plan needs them.
+ */
+export async function foldShard(
+  ports: FoldPorts,
+  plan: FoldPlan,
+  shard: Shard,
+  gram: Gram | undefined,
+): Promise<FoldedShard> {
+  const { strategy, options, shape } = plan;
+  const base = await readBase(ports, plan, shard);
+  const source = sourceOf(ports, plan, shard);
+  const folded = await combineRange(source, shard.end - shard.start, strategy, options, base.state, gram);
+  const stepped = finalize(base, folded, strategy, options);
+  const next = base.merge(stepped);
+  const size = next.weights.length;
+  return {
+    weights: viewBytes(next.weights),
+    state: stateRanges(shape, size, { start: 0, end: size }).map(({ start, end }) =>
+      viewBytes((next.state ?? new Float32Array()).subarray(start, end)),
+    ),
+    squares: stepped.squares,
   };
 }

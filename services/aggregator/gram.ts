@@ -54,3 +54,30 @@ export function openGram(count: number): GramFold {
     },
   };
 }
+
+/** The inner products of whole updates from those of their ranges, added up in order. */
+export function sumGrams(grams: readonly Gram[]): Gram {
+  const [first = [], ...rest] = grams;
+  return first.map((row, i) => row.map((own, j) => rest.reduce((sum, gram) => sum + (gram[i]?.[j] ?? 0), own)));
+}
+
+/** A gram as little-endian float64, row by row. */
+export function gramBytes(gram: Gram): Uint8Array {
+  const bytes = new DataView(new ArrayBuffer(8 * gram.length * gram.length));
+  gram.forEach((row, i) => {
+    row.forEach((product, j) => {
+      bytes.setFloat64(8 * (i * gram.length + j), product, true);
+    });
+  });
+  return new Uint8Array(bytes.buffer);
+}
+
+/** The inverse, for `count` updates. */
+export function gramFromBytes(bytes: Uint8Array, count: number): Gram {
+  if (bytes.byteLength !== 8 * count * count)
+    throw new InvariantError(`${bytes.byteLength} bytes for ${count} updates`);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  return Array.from({ length: count }, (_, i) =>
+    Float64Array.from({ length: count }, (__, j) => view.getFloat64(8 * (i * count + j), true)),
+  );
+}

@@ -4,8 +4,9 @@ import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { accept, screen, type AcceptContext, type Commit } from "#common/domain/accept.js";
-import { codecOf, taskOf } from "./fold-round.js";
 import { readPayload } from "#common/runtime/payload.js";
+import { codecOf, shardsOf, taskOf } from "./fold-round.js";
+import { openShardSums, type Shard } from "./shards.js";
 import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
 
 /** What judging reads and writes. */
@@ -51,11 +52,24 @@ async function gatewaySiteFor(store: ResourceStore, { device, manifest }: Commit
   return gatewaySiteOf(await store.get("Device", device));
 }
 
-async function judgeOne({ store, log }: JudgePorts, commit: Commit, shared: SharedContext): Promise<Verdict> {
+/** The verdict on a commit, with the checksums that a fold by shards holds its chunks against. */
+async function judgeOne(
+  { store, log }: JudgePorts,
+  commit: Commit,
+  shared: SharedContext,
+  shards: readonly Shard[],
+): Promise<Verdict> {
   const { manifest } = commit;
   const context = { ...shared, gatewaySite: await gatewaySiteFor(store, commit) };
-  const due = manifest !== undefined && manifest.values > 0 && screen(commit, context) === undefined;
-  return accept(commit, context, due ? await readPayload(log, manifest, context.codec) : undefined);
+  if (manifest === undefined || manifest.values === 0 || screen(commit, context) !== undefined) {
+    return accept(commit, context, undefined);
+  }
+  const sums = openShardSums(shards);
+  const facts = await readPayload(log, manifest, context.codec, (start, _, bytes) => {
+    sums.add(start, bytes);
+  });
+  const verdict = accept(commit, context, facts);
+  return verdict.accepted ? { ...verdict, shardSums: sums.finish() } : verdict;
 }
 
 /** Judges commits in log order up to and with the first one that counts, or as many refusals as go into one write. */
@@ -63,12 +77,13 @@ async function judgeBatch(
   ports: JudgePorts,
   commits: readonly Commit[],
   context: SharedContext,
+  shards: readonly Shard[],
   tally: UpdateTally,
 ): Promise<{ tally: UpdateTally; verdicts: Verdict[] }> {
   const verdicts: Verdict[] = [];
   let next = tally;
   for (const commit of commits.slice(0, REFUSALS_PER_WRITE)) {
-    const verdict = await judgeOne(ports, commit, context);
+    const verdict = await judgeOne(ports, commit, context, shards);
     next = withVerdict(next, verdict);
     verdicts.push(verdict);
     if (verdict.accepted) break;
@@ -102,7 +117,7 @@ export async function judgeCommits(
     if (commits.length === 0) commits = await log.commits(name, tally.lastSeq);
     const context = contextOf(round, name, maxUpdateNorm, tally);
     if (commits.length === 0 || context === undefined) return stored;
-    const judged = await judgeBatch(ports, commits, context, tally);
+    const judged = await judgeBatch(ports, commits, context, shardsOf(round.spec), tally);
     const written =
       stored === undefined
         ? await store.create("UpdateTally", judged.tally)

@@ -5,7 +5,7 @@ import { Controller } from "#common/runtime/controller.js";
 import { storeSource, triggerSource } from "#common/runtime/source.js";
 import { AggregatorServiceService } from "#proto/shoal/v1/aggregator_service.js";
 import { AggregatorApi } from "./aggregator-api.js";
-import { reconcileRound, type AggregatorPorts } from "./controller.js";
+import { reconcileKey, type AggregatorPorts } from "./controller.js";
 import { serveAggregator } from "./grpc.js";
 import { keepCollecting } from "./log-collector.js";
 import { aggregatorMeters, logMeters } from "./meters.js";
@@ -32,16 +32,17 @@ function start(host: ServiceHost): Promise<void> {
     clock: host.clock,
     journal: host.log,
     meters: aggregatorMeters(host.metrics),
+    enqueue: (key) => controller.enqueue(key),
     retainRounds: readRetainedRounds(process.env["SHOAL_LOG_RETAIN_ROUNDS"]),
   };
-  const controller = new Controller({
+  const controller: Controller = new Controller({
     name: "aggregator",
     sources: [
       storeSource(host.store, "Round", roundKeys(ports.retainRounds)),
       triggerSource("commits", (signal) => committedRounds(host.updateLog, signal)),
     ],
-    reconcile: async (round) => {
-      await reconcileRound(ports, round);
+    reconcile: async (key) => {
+      await reconcileKey(ports, key);
       return { type: "done" };
     },
     queue: host.queue("aggregator"),

@@ -6,6 +6,8 @@ export interface AggregatorMeters {
   judged(verdict: string): void;
   /** One round folded. */
   folded(seconds: number, bytes: number): void;
+  /** One shard of a round is done, in the pass "gram" or "fold". */
+  shardDone(pass: string, seconds: number): void;
 }
 
 /** What the keeping of the update log counts. */
@@ -40,11 +42,15 @@ export function aggregatorMeters(metrics: Metrics): AggregatorMeters {
   const judged = metrics.counter("shoal_updates_judged_total", "Commits judged, by verdict.", ["verdict"]);
   const seconds = metrics.histogram("shoal_fold_seconds", "Time to fold a round and store its result.", SECONDS);
   const bytes = metrics.counter("shoal_folded_bytes_total", "Encoded bytes of the updates folded.");
+  const shards = metrics.histogram("shoal_fold_shard_seconds", "Time to do one shard of a round.", SECONDS, ["pass"]);
   return {
     judged: (verdict) => judged.add(1, { verdict }),
     folded: (elapsed, size) => {
       seconds.observe(elapsed);
       bytes.add(size);
+    },
+    shardDone: (pass, elapsed) => {
+      shards.observe(elapsed, { pass });
     },
   };
 }

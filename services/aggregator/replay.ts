@@ -1,8 +1,14 @@
+import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
-import { sha256Digest } from "#common/tensor/digest.js";
+import { readPayload } from "#common/runtime/payload.js";
+import { openDigest, sha256Digest } from "#common/tensor/digest.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { AggregationError } from "./failure.js";
-import { foldRound, taskOf, type FoldPorts } from "./fold-round.js";
+import { foldShard, gramOfShard, planFold, shardsOf, taskOf, type FoldPlan, type FoldPorts } from "./fold-round.js";
+import { sumGrams } from "./gram.js";
+import { againstSums, corrupt, type AcceptedUpdate } from "./log-source.js";
+import { openShardSums, stateParts, type Shard } from "./shards.js";
+import type { Gram } from "./strategies/strategy.js";
 
 /** What a round comes to; `outerDigest` is empty for a strategy without state. */
 export interface Replayed {
@@ -10,12 +16,52 @@ export interface Replayed {
   outerDigest: string;
 }
 
+/** Folds shard after shard. Holds the outer state, but never the weights. */
+async function digestsOf(ports: FoldPorts, plan: FoldPlan): Promise<Replayed> {
+  const grams: Gram[] = [];
+  if (plan.needsGram) for (const shard of plan.shards) grams.push(await gramOfShard(ports, plan, shard));
+  const weights = openDigest();
+  const states: Uint8Array[][] = [];
+  for (const shard of plan.shards) {
+    const folded = await foldShard(ports, plan, shard, plan.needsGram ? sumGrams(grams) : undefined);
+    weights.add(folded.weights);
+    states.push(folded.state);
+  }
+  const state = stateParts(plan.shape, plan.shards).map(({ shard, piece }) => states[shard]?.[piece] as Uint8Array);
+  return { weightsDigest: weights.finish(), outerDigest: state.length === 0 ? "" : sha256Digest(...state) };
+}
+
+/** Holds the chunks of all shards, read in their order, against the digest of the update. */
+function againstDigest(manifest: UpdateManifest, shards: readonly Shard[]): AcceptedUpdate["check"] {
+  const digest = openDigest();
+  return ({ index }) => ({
+    add: (bytes) => {
+      digest.add(bytes);
+    },
+    holds: () => index < shards.length - 1 || digest.finish() === manifest.digest,
+  });
+}
+
+/** The updates of a plan that takes more than one pass over them, or their norms: read once beforehand. */
+async function judgeAgain({ log }: FoldPorts, { codec, shards, updates }: FoldPlan): Promise<AcceptedUpdate[]> {
+  const judged: AcceptedUpdate[] = [];
+  for (const { manifest } of updates) {
+    const sums = openShardSums(shards);
+    const facts = await readPayload(log, manifest, codec, (start, _, bytes) => {
+      sums.add(start, bytes);
+    });
+    if (!facts.ok || facts.digest !== manifest.digest) throw corrupt(manifest);
+    judged.push({ manifest, norm: facts.norm, check: againstSums(sums.finish()) });
+  }
+  return judged;
+}
+
 /**
  * Computes again what a round came to, from its starting weights, its outer state and the update log, with the code
  * the aggregator itself folds with; the tally and the result are not looked at and nothing is written. Equal digests
  * show that the disturbed run folded exactly this set in this order.
  *
- * Throws code "LOG_CORRUPT" if the log no longer holds a commit of the fold set, as after retention.
+ * Throws code "LOG_CORRUPT" if the log no longer holds a commit of the fold set, as after retention, or not what it commits.
  */
 export async function replayRound(ports: FoldPorts & { store: ResourceStore }, name: string): Promise<Replayed> {
   const round = await ports.store.get("Round", name);
@@ -28,18 +74,18 @@ export async function replayRound(ports: FoldPorts & { store: ResourceStore }, n
   const strategy = job?.spec?.strategy;
   if (strategy === undefined) throw new InvariantError(`there is no strategy for round ${name}`);
   const logged = new Map((await ports.log.commits(name)).map((commit) => [commit.seq, commit]));
-  const updates = (round.status?.foldSet ?? []).map(({ device, commitSeq }) => {
+  const accepted: AcceptedUpdate[] = [];
+  for (const { device, commitSeq } of round.status?.foldSet ?? []) {
     const commit = logged.get(commitSeq);
-    if (commit?.manifest === undefined || commit.device !== device) {
+    const manifest = commit?.device === device ? commit.manifest : undefined;
+    if (manifest === undefined) {
       throw new AggregationError("LOG_CORRUPT", `the log holds no commit ${commitSeq} of ${device}`);
     }
-    return commit.manifest;
-  });
-  const { weights, outerState } = await foldRound(ports, spec, strategy, updates);
-  return {
-    weightsDigest: sha256Digest(weights),
-    outerDigest: outerState === undefined ? "" : sha256Digest(outerState),
-  };
+    accepted.push({ manifest, norm: 0, check: againstDigest(manifest, shardsOf(spec)) });
+  }
+  const plan = planFold(spec, strategy, accepted);
+  const readsOnce = !plan.needsGram && strategy.normBound === 0;
+  return digestsOf(ports, readsOnce ? plan : { ...plan, updates: await judgeAgain(ports, plan) });
 }
 
 /** A replay of a round whose log and blobs may be damaged. */

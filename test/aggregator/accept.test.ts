@@ -73,7 +73,7 @@ const nothing: Partial<UpdateManifest> = {
 test("an honest update is accepted with its norm", (t) => {
   t.is(chunkCount(PARAMETERS, codec), 2);
   const verdict = accept(commitOf({}), context, facts);
-  t.deepEqual(verdict, { commitSeq: 9, accepted: true, reason: "", message: "", norm: 2.5, manifest });
+  t.deepEqual(verdict, { commitSeq: 9, accepted: true, reason: "", message: "", norm: 2.5, manifest, shardSums: [] });
   t.true(accept(commitOf({ localSteps: 3, tokens: 48, evalTokens: 0, evalLossSum: 0 }), context, facts).accepted);
 });
 

@@ -1,11 +1,13 @@
 import test from "ava";
+import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { createRng, type Rng } from "#common/domain/rng.js";
-import { reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
+import { reconcileKey, reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
 import { replayRound } from "#services/aggregator/replay.js";
 import {
   commit,
   createWorld,
   DEVICES,
+  drain,
   draw,
   freeze,
   reconcile,
@@ -33,6 +35,9 @@ const wrapped = (ports: AggregatorPorts, around: Around): AggregatorPorts => ({
   store: wrap(ports.store, around),
   blobs: wrap(ports.blobs, around),
   log: wrap(ports.log, around),
+  enqueue: async (key) => {
+    await around(() => ports.enqueue(key));
+  },
 });
 
 /** A crash at call number `at`: before it takes effect, or after, when the caller never learns of it. */
@@ -165,4 +170,96 @@ test("the fold set's order decides the bits, the order of arrival does not", asy
     digests.add(replayed.weightsDigest);
   }
   t.is(digests.size, 1);
+});
+
+/** Two fp32 chunks and a bit, each a shard. */
+const LARGE = { parameters: 263_000, codec: "fp32", foldShardValues: 131_072 };
+const large = DEVICES.map((_, i) => draw(LARGE.parameters, i));
+const sharedLog = new MemoryUpdateLog();
+
+/** A frozen round of three shards. All worlds share one log, which a fold does not write. */
+async function frozen(strategy: string): Promise<World> {
+  const world = await createWorld({ ...LARGE, strategy, log: sharedLog });
+  if ((await sharedLog.commits("tiny-1")).length === 0) {
+    for (const [i, device] of DEVICES.entries())
+      await commit(world, await upload(world, device, large[i] as Float32Array, 10 - i));
+  }
+  await reconcile(world);
+  await freeze(world);
+  return world;
+}
+
+const outcomeOf = async (world: World): Promise<unknown[]> => {
+  const result = await resultOf(world);
+  return [result?.weights?.digest, result?.outerState?.digest, result?.updateNorm];
+};
+const expectedOf = async (strategy: string): Promise<unknown[]> => {
+  const world = await frozen(strategy);
+  await reconcile(world);
+  return outcomeOf(world);
+};
+
+// The last has every kind of call; of the others each third one is enough.
+for (const [strategy, after, stride] of [
+  ["fedadam", false, 3],
+  ["median", true, 3],
+  ["centeredClipping", true, 1],
+] as const) {
+  const calls = stride === 1 ? "any call" : "some calls";
+  test(`${strategy} in shards killed ${after ? "after" : "before"} ${calls}: the same bits, and nothing is left behind`, async (t) => {
+    const expected = await expectedOf(strategy);
+    let kills = 0;
+    for (let at = 1; ; at += stride) {
+      const world = await frozen(strategy);
+      const crash = crashAt(at, after);
+      const ports = wrapped(world.ports, crash.around);
+      try {
+        await reconcileKey(ports, "tiny-1");
+        await drain(world, ports);
+      } catch {
+        t.true(crash.crashed());
+      }
+      if (!crash.crashed()) break;
+      kills += 1;
+      // Redis is wiped, too: a resync brings the round's own key.
+      if (at % 2 === 0) world.keys.clear();
+      await reconcile(world);
+      t.deepEqual(await outcomeOf(world), expected, `call ${at}`);
+      t.deepEqual((await world.store.list("FoldShard")).items, []);
+      t.deepEqual(world.blobs.staged(), []);
+    }
+    t.true(kills >= 50 / stride, `${kills} kills`);
+  });
+}
+
+test("two replicas share the shards of a round, one killed now and then, and come to the same bits", async (t) => {
+  for (const strategy of ["diloco", "krum"]) {
+    const expected = await expectedOf(strategy);
+    const worked = [0, 0];
+    for (let seed = 0; seed < 4; seed++) {
+      const world = await frozen(strategy);
+      const rng = createRng(seed);
+      const replica = async (ports: AggregatorPorts): Promise<void> => {
+        await reconcileKey(ports, "tiny-1");
+        await drain(world, ports);
+      };
+      await Promise.all(
+        [0, 1].map(async (k) => {
+          const crash = crashAt(seed % 2 === k ? 10 + rng.int(40) : Infinity, seed % 4 < 2);
+          const shardDone = (pass: string, seconds: number): void => {
+            worked[k] = (worked[k] ?? 0) + 1;
+            world.ports.meters.shardDone(pass, seconds);
+          };
+          const ports = wrapped(wrapped(world.ports, crash.around), jitter(rng));
+          await replica({ ...ports, meters: { ...ports.meters, shardDone } }).catch((error: unknown) => {
+            if (!crash.crashed()) throw error;
+          });
+        }),
+      );
+      await reconcile(world);
+      t.deepEqual(await outcomeOf(world), expected, `${strategy}, seed ${seed}`);
+      t.deepEqual((await world.store.list("FoldShard")).items, []);
+    }
+    t.true(Math.min(...worked) > 0, `${strategy}: ${worked.join(" and ")} shards`);
+  }
 });

@@ -149,7 +149,7 @@ test("without updates nothing moves; weights that would not be finite are never 
   const strategy = strategyByName("diloco") as Strategy;
   const base = { weights: draw(5, 1), state: draw(5, 2) };
   const still = finalize(base, { direction: new Float64Array(5), updates: 0 }, strategy, spec);
-  t.deepEqual(still, { ...base, updateNorm: 0 });
+  t.deepEqual(still, { ...base, squares: 0 });
   t.not(still.weights, base.weights);
   const broken = { instanceOf: InvariantError };
   t.throws(() => finalize(base, { direction: new Float64Array(4), updates: 1 }, strategy, spec), broken);

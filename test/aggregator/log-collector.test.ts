@@ -135,7 +135,9 @@ test("a log with room for little more than a round refuses, loses nothing, and e
   const fleet = await seedFleet({ store, blobs, uplink }, { parameters: 120_000 });
   const metrics = new MemoryMetrics();
   const journal = new MemoryLog();
-  const ports = { store, blobs, log, clock: link.clock, journal, meters: aggregatorMeters(metrics), retainRounds: 3 };
+  const enqueue = (): Promise<void> => Promise.resolve();
+  const meters = aggregatorMeters(metrics);
+  const ports = { store, blobs, log, clock: link.clock, journal, meters, enqueue, retainRounds: 3 };
   const collector = { store, log, journal, meters: logMeters(metrics), retainRounds: 3 };
   let refused = 0;
   for (let number = 1; number <= 4; number++) {

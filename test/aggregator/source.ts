@@ -1,8 +1,8 @@
 import { StrategySpec } from "#proto/shoal/v1/job.js";
 import { strategyFacts } from "#common/domain/strategy-table.js";
 import { sumOfSquares } from "#common/tensor/flat.js";
-import { combineUpdates, type Folded, type UpdateSource } from "#services/aggregator/combine.js";
-import { finalize, type Finalized } from "#services/aggregator/finalize.js";
+import { combineRange, needsGram, rangeGram, type Folded, type UpdateSource } from "#services/aggregator/combine.js";
+import { finalize, updateNorm, type Finalized } from "#services/aggregator/finalize.js";
 import { strategyByName } from "#services/aggregator/strategies/table.js";
 import type { Strategy } from "#services/aggregator/strategies/strategy.js";
 
@@ -15,15 +15,17 @@ export function memorySource(
   const size = updates[0]?.length ?? 0;
   return {
     weights,
+    norms: updates.map((update) => {
+      let squares = 0;
+      for (let start = 0; start < size; start += piece) squares += sumOfSquares(update.subarray(start, start + piece));
+      return Math.sqrt(squares);
+    }),
     stream(index, onPiece) {
       const update = updates[index] as Float32Array;
-      let squares = 0;
       for (let start = 0; start < size; start += piece) {
-        const values = update.subarray(start, start + piece);
-        squares += sumOfSquares(values);
-        onPiece(start, values);
+        onPiece(start, update.subarray(start, start + piece));
       }
-      return Promise.resolve(Math.sqrt(squares));
+      return Promise.resolve();
     },
     columns(onPieces) {
       for (let start = 0; start < size; start += piece) {
@@ -42,8 +44,16 @@ export const specOf = (name: string, over: Partial<StrategySpec> = {}): Strategy
   StrategySpec.fromPartial({ name, ...strategyFacts(name)?.parameters, ...over });
 
 /** What the strategy's rule makes of these updates. */
-export function combine(source: UpdateSource, spec: StrategySpec, size: number, state?: Float32Array): Promise<Folded> {
-  return combineUpdates(source, size, strategyByName(spec.name) as Strategy, spec, state);
+export async function combine(
+  source: UpdateSource,
+  spec: StrategySpec,
+  size: number,
+  state?: Float32Array,
+): Promise<Folded> {
+  const strategy = strategyByName(spec.name) as Strategy;
+  const hasGram = needsGram(strategy) && source.weights.length > 0;
+  const gram = hasGram ? await rangeGram(source, strategy, spec, state) : undefined;
+  return combineRange(source, size, strategy, spec, state, gram);
 }
 
 /** A whole round's fold. */
@@ -51,8 +61,9 @@ export async function foldRoundOf(
   source: UpdateSource,
   spec: StrategySpec,
   base: { weights: Float32Array; state: Float32Array | undefined },
-): Promise<Finalized & Folded> {
+): Promise<Finalized & Folded & { updateNorm: number }> {
   const vectors = strategyByName(spec.name)?.vectors ?? 1;
   const folded = await combine(source, spec, vectors * base.weights.length, base.state);
-  return { ...folded, ...finalize(base, folded, strategyByName(spec.name) as Strategy, spec) };
+  const finalized = finalize(base, folded, strategyByName(spec.name) as Strategy, spec);
+  return { ...folded, ...finalized, updateNorm: updateNorm([finalized.squares]) };
 }

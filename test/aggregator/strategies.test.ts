@@ -7,7 +7,7 @@ import { l2Norm } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { openGram } from "#services/aggregator/gram.js";
 import { strategyByName, strategyNames } from "#services/aggregator/strategies/table.js";
-import type { Strategy } from "#services/aggregator/strategies/strategy.js";
+import { stateLength, type Strategy } from "#services/aggregator/strategies/strategy.js";
 import { trimmedCount } from "#services/aggregator/strategies/trimmed-mean.js";
 import { combine, foldRoundOf, memorySource, specOf } from "./source.js";
 import { draw } from "./world.js";
@@ -106,7 +106,7 @@ for (const name of names) {
     });
     const spec = specOf(name);
     const moved = await foldRoundOf(memorySource([draw(SIZE, 1)]), spec, base);
-    t.is(moved.state?.length ?? 0, (strategyByName(name) as Strategy).stateLength(SIZE, spec));
+    t.is(moved.state?.length ?? 0, stateLength((strategyByName(name) as Strategy).stateShape(spec), SIZE));
   });
 
   test(`${name}: the longest update that is accepted leaves weights and state finite`, async (t) => {

@@ -16,7 +16,7 @@ import { encodeUpdate, forVectors } from "#common/tensor/chunk.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { toBytes } from "#common/tensor/flat.js";
-import { reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
+import { reconcileKey, type AggregatorPorts } from "#services/aggregator/controller.js";
 import { aggregatorMeters } from "#services/aggregator/meters.js";
 
 export const JOB = "tiny";
@@ -31,6 +31,15 @@ export function draw(length: number, seed: number, size = 0.01): Float32Array {
   return Float32Array.from({ length }, () => size * rng.normal());
 }
 
+/** Base weights by length: drawing them takes longer than most tests. */
+const bases = new Map<number, Float32Array>();
+
+function baseOf(parameters: number): Float32Array {
+  const base = bases.get(parameters) ?? draw(parameters, 99, 1);
+  bases.set(parameters, base);
+  return base;
+}
+
 export interface WorldOptions {
   parameters?: number;
   codec?: string;
@@ -41,6 +50,10 @@ export interface WorldOptions {
   population?: number;
   evaluationOnly?: boolean;
   retainRounds?: number;
+  /** About so many values in a shard of the fold. */
+  foldShardValues?: number;
+  /** A log that others use too; commits in it count. */
+  log?: MemoryUpdateLog;
   /** Devices that only evaluate in a training round. */
   evaluators?: string[];
   /** Weights of the first round; drawn unless given. */
@@ -66,6 +79,8 @@ export interface World extends Fleet {
   blobs: MemoryBlobStore;
   log: MemoryUpdateLog;
   metrics: MemoryMetrics;
+  /** Keys that wait in the aggregator's queue. */
+  keys: Set<string>;
 }
 
 const isControlled = ({ strategy = "" }: WorldOptions): boolean => strategyFacts(strategy)?.controlled === true;
@@ -76,7 +91,7 @@ export async function seedFleet<T extends Pick<Fleet, "store" | "blobs" | "uplin
   options: WorldOptions,
 ): Promise<T & Fleet> {
   const { strategy = "diloco" } = options;
-  const base = options.base ?? draw(options.parameters ?? 600, 99, 1);
+  const base = options.base ?? baseOf(options.parameters ?? 600);
   const weights = await adapters.blobs.put(toBytes(base));
   await adapters.store.create(
     "TrainingJob",
@@ -110,8 +125,9 @@ export async function createWorld(options: WorldOptions = {}): Promise<World> {
   const clock = new ManualClock();
   const store = new MemoryResourceStore(clock);
   const blobs = new MemoryBlobStore();
-  const log = new MemoryUpdateLog();
+  const log = options.log ?? new MemoryUpdateLog();
   const metrics = new MemoryMetrics();
+  const keys = new Set<string>();
   const ports: AggregatorPorts = {
     store,
     blobs,
@@ -119,10 +135,14 @@ export async function createWorld(options: WorldOptions = {}): Promise<World> {
     clock,
     journal: new MemoryLog(),
     meters: aggregatorMeters(metrics),
+    enqueue: (key) => {
+      keys.add(key);
+      return Promise.resolve();
+    },
     retainRounds: options.retainRounds ?? 0,
   };
   const uplink = (device: string): UpdateUplink => log.uplink(device);
-  return seedFleet({ ports, store, blobs, log, metrics, uplink }, options);
+  return seedFleet({ ports, store, blobs, log, metrics, keys, uplink }, options);
 }
 
 /** Creates round `number` in phase Training; it starts from the world's base. */
@@ -152,6 +172,7 @@ export async function openRound(world: Fleet, number: number, options: WorldOpti
           evaluate: true,
         },
         outerState: options.start?.outerState ?? { digest: "", sizeBytes: 0 },
+        foldShardValues: options.foldShardValues ?? 0,
       },
       status: {
         phase: "Training",
@@ -246,4 +267,15 @@ export async function setPhase(world: Fleet, phase: string, number = 1): Promise
   await world.store.update("Round", Round.fromPartial({ ...round, status: { ...round.status, phase } }));
 }
 
-export const reconcile = (world: World, number = 1): Promise<void> => reconcileRound(world.ports, `${JOB}-${number}`);
+/** Looks at the keys in the queue, and at those that come of it, until none waits. */
+export async function drain(world: World, ports: AggregatorPorts = world.ports): Promise<void> {
+  for (let next = world.keys.values().next(); next.done !== true; next = world.keys.values().next()) {
+    world.keys.delete(next.value);
+    await reconcileKey(ports, next.value);
+  }
+}
+
+export async function reconcile(world: World, number = 1): Promise<void> {
+  await reconcileKey(world.ports, `${JOB}-${number}`);
+  await drain(world);
+}

@@ -17,7 +17,7 @@ function adaptive(name: string, secondMoment: SecondMoment): Strategy {
   return {
     name,
     rule: { kind: "mean" },
-    stateLength: (parameters) => 2 * parameters + 1,
+    stateShape: () => ({ vectors: 2, scalars: 1 }),
     step(weights, direction, state, options: StrategyOptions) {
       const { outerLearningRate: rate, beta1, beta2, tau, biasCorrection } = options;
       const size = weights.length;

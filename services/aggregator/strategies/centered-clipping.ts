@@ -47,7 +47,7 @@ export const centeredClipping: Strategy = {
     centred: true,
     weigh: (gram, { clipRadius, clipIterations }) => clipped(gram, clipRadius, clipIterations),
   },
-  stateLength: (parameters) => parameters,
+  stateShape: () => ({ vectors: 1, scalars: 0 }),
   step: (weights, direction, state, options, updates) => ({
     weights: scaledStep.step(weights, direction, state, options, updates).weights,
     state: Float32Array.from(direction),

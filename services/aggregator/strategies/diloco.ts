@@ -9,7 +9,7 @@ import type { Strategy } from "./strategy.js";
 export const diloco: Strategy = {
   name: "diloco",
   rule: { kind: "mean" },
-  stateLength: (parameters) => parameters,
+  stateShape: () => ({ vectors: 1, scalars: 0 }),
   step(weights, mean, state, options) {
     const { outerLearningRate: rate, outerMomentum: momentum } = options;
     const next = new Float32Array(weights.length);

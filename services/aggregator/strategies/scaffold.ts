@@ -11,7 +11,7 @@ export const scaffold: Strategy = {
   name: "scaffold",
   vectors: 2,
   rule: { kind: "mean" },
-  stateLength: (parameters) => parameters,
+  stateShape: () => ({ vectors: 1, scalars: 0 }),
   step(weights, direction, state, { outerLearningRate: rate, population }, updates) {
     const size = weights.length;
     const share = population > 0 ? Math.min(1, updates / population) : 1;

@@ -1,9 +1,9 @@
 import { diloco } from "./diloco.js";
-import type { Strategy } from "./strategy.js";
+import { NO_STATE, type Strategy } from "./strategy.js";
 
 /** The outer step w += rate x direction, without momentum. */
-export const scaledStep: Pick<Strategy, "stateLength" | "step"> = {
-  stateLength: () => 0,
+export const scaledStep: Pick<Strategy, "stateShape" | "step"> = {
+  stateShape: () => NO_STATE,
   step(weights, direction, _state, { outerLearningRate: rate }) {
     const next = new Float32Array(weights.length);
     for (let i = 0; i < weights.length; i++) next[i] = (weights[i] as number) + rate * (direction[i] as number);
@@ -12,8 +12,8 @@ export const scaledStep: Pick<Strategy, "stateLength" | "step"> = {
 };
 
 /** The same, but with DiLoCo's Nesterov momentum if the job has any: what robust directions are taken with. */
-export const outerStep: Pick<Strategy, "stateLength" | "step"> = {
-  stateLength: (parameters, { outerMomentum }) => (outerMomentum > 0 ? parameters : 0),
+export const outerStep: Pick<Strategy, "stateShape" | "step"> = {
+  stateShape: (options) => (options.outerMomentum > 0 ? diloco.stateShape(options) : NO_STATE),
   step: (weights, direction, state, options, updates) =>
     (options.outerMomentum > 0 ? diloco : scaledStep).step(weights, direction, state, options, updates),
 };

@@ -39,18 +39,33 @@ export type Rule =
       weigh(gram: Gram, options: StrategyOptions): Float64Array;
     };
 
+/** Of what a strategy's state consists: so many vectors as long as the weights, one after the other, then scalars. */
+export interface StateShape {
+  readonly vectors: number;
+  readonly scalars: number;
+}
+
+/** The state of a strategy that keeps none. */
+export const NO_STATE: StateShape = { vectors: 0, scalars: 0 };
+
+/** Values of a state of this shape, for so many parameters. */
+export function stateLength({ vectors, scalars }: StateShape, parameters: number): number {
+  return vectors * parameters + scalars;
+}
+
 /** How updates become the next weights. Pure; deterministic to the bit. */
 export interface Strategy {
   readonly name: string;
   /** Vectors as long as the weights in each update, and so in the direction, one after the other; 1 unless it says otherwise. */
   readonly vectors?: number;
   readonly rule: Rule;
-  /** Values of its state, for so many parameters; 0 if it has none. */
-  stateLength(parameters: number, options: StrategyOptions): number;
+  stateShape(options: StrategyOptions): StateShape;
   /**
-   * @param weights flat weights the round started from.
+   * Takes the step on any range of the parameters by itself: what becomes of a coordinate depends on its own weight, direction
+   * and state, and on the scalars, which come out alike in every range.
+   * @param weights a range of the flat weights the round started from.
    * @param direction what the rule made of the updates (w_local - w_start): `vectors` times as long as `weights`.
-   * @param state what the last round returned; undefined at the start.
+   * @param state what the last round returned, for this range, in its shape; undefined at the start.
    * @param updates number of them behind the direction, at least 1.
    */
   step(

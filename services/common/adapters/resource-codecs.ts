@@ -1,7 +1,7 @@
 import { Device, JoinToken, Lease } from "#proto/shoal/v1/device.js";
 import { TrainingJob } from "#proto/shoal/v1/job.js";
 import { Dataset, Model } from "#proto/shoal/v1/model.js";
-import { Round, RoundResult, UpdateTally } from "#proto/shoal/v1/round.js";
+import { FoldShard, Round, RoundResult, UpdateTally } from "#proto/shoal/v1/round.js";
 import type { Kind, ResourceOf } from "../ports/resource-store.js";
 
 interface Codec<T> {
@@ -17,6 +17,7 @@ const codecs: { [K in Kind]: Codec<ResourceOf[K]> } = {
   Round,
   UpdateTally,
   RoundResult,
+  FoldShard,
   Model,
   Dataset,
 };

@@ -222,6 +222,7 @@ function refusedVerdict(commit: Commit, refusal: Refusal): Verdict {
     reason: refusal.reason,
     message: refusal.message,
     norm: 0,
+    shardSums: [],
     manifest: UpdateManifest.fromPartial({ device: commit.device, round: commit.round }),
   };
 }
@@ -242,5 +243,5 @@ export function accept(commit: Commit, context: AcceptContext, payload: PayloadF
     if (judged !== undefined) return refusedVerdict(commit, judged);
   }
   const norm = payload?.ok === true ? payload.norm : 0;
-  return { commitSeq: commit.seq, accepted: true, reason: "", message: "", norm, manifest };
+  return { commitSeq: commit.seq, accepted: true, reason: "", message: "", norm, manifest, shardSums: [] };
 }

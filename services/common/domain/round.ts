@@ -2,6 +2,12 @@ import { RoundStatus, type Exclusion, type Round, type UpdateTally, type Verdict
 import { type Observation, setCondition } from "./condition.js";
 import { countedDevices } from "./site.js";
 
+/**
+ * Values, about, that a shard of a round's fold holds. Written into the round, because sums over shards depend on the cut in
+ * their last bits. About 32 MiB of weights: what a fold holds at once is some seven times that.
+ */
+export const FOLD_SHARD_VALUES = 8 * 1024 * 1024;
+
 /** What the world says of a round, gathered by the caller. */
 export interface RoundFacts {
   /** The aggregator's judgement so far. */

@@ -1,7 +1,7 @@
 import type { Device, JoinToken, Lease } from "#proto/shoal/v1/device.js";
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Dataset, Model } from "#proto/shoal/v1/model.js";
-import type { Round, RoundResult, UpdateTally } from "#proto/shoal/v1/round.js";
+import type { FoldShard, Round, RoundResult, UpdateTally } from "#proto/shoal/v1/round.js";
 
 /** Every stored kind and the type of its resources. */
 export interface ResourceOf {
@@ -12,6 +12,7 @@ export interface ResourceOf {
   Round: Round;
   UpdateTally: UpdateTally;
   RoundResult: RoundResult;
+  FoldShard: FoldShard;
   Model: Model;
   Dataset: Dataset;
 }

@@ -109,6 +109,18 @@ export interface BlobRef {
   sizeBytes: number;
 }
 
+/** How the blob store keeps a blob: BlobRef's fields, and where the bytes are. Not sent to anybody. */
+export interface StoredBlob {
+  /** "sha256:" and 64 lower-case hexadecimal digits. */
+  digest: string;
+  /** Size in bytes. */
+  sizeBytes: number;
+  /** Name of the staged content that became this blob; empty if the bytes lie under the digest. */
+  staged: string;
+  /** Bytes of each part of the staged content, in order. */
+  partBytes: number[];
+}
+
 function createBaseObjectMeta(): ObjectMeta {
   return { name: "", uid: "", labels: {}, annotations: {}, generation: 0, resourceVersion: "", createdAtMs: 0 };
 }
@@ -754,6 +766,145 @@ export const BlobRef: MessageFns<BlobRef> = {
     const message = createBaseBlobRef();
     message.digest = object.digest ?? "";
     message.sizeBytes = object.sizeBytes ?? 0;
+    return message;
+  },
+};
+
+function createBaseStoredBlob(): StoredBlob {
+  return { digest: "", sizeBytes: 0, staged: "", partBytes: [] };
+}
+
+export const StoredBlob: MessageFns<StoredBlob> = {
+  encode(message: StoredBlob, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.digest !== "") {
+      writer.uint32(10).string(message.digest);
+    }
+    if (message.sizeBytes !== 0) {
+      writer.uint32(16).int64(message.sizeBytes);
+    }
+    if (message.staged !== "") {
+      writer.uint32(26).string(message.staged);
+    }
+    if (message.partBytes.length !== 0) {
+      writer.uint32(34).fork();
+      for (const v of message.partBytes) {
+        writer.int64(v);
+      }
+      writer.join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StoredBlob {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStoredBlob();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.digest = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.sizeBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.staged = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag === 32) {
+              message.partBytes.push(longToNumber(reader.int64()));
+
+              continue;
+            }
+
+            if (tag === 34) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.partBytes.push(longToNumber(reader.int64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StoredBlob {
+    return {
+      digest: isSet(object.digest) ? globalThis.String(object.digest) : "",
+      sizeBytes: isSet(object.sizeBytes)
+        ? globalThis.Number(object.sizeBytes)
+        : isSet(object.size_bytes)
+        ? globalThis.Number(object.size_bytes)
+        : 0,
+      staged: isSet(object.staged) ? globalThis.String(object.staged) : "",
+      partBytes: globalThis.Array.isArray(object?.partBytes)
+        ? object.partBytes.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.part_bytes)
+        ? object.part_bytes.map((e: any) => globalThis.Number(e))
+        : [],
+    };
+  },
+
+  toJSON(message: StoredBlob): unknown {
+    const obj: any = {};
+    if (message.digest !== "") {
+      obj.digest = message.digest;
+    }
+    if (message.sizeBytes !== 0) {
+      obj.sizeBytes = Math.round(message.sizeBytes);
+    }
+    if (message.staged !== "") {
+      obj.staged = message.staged;
+    }
+    if (message.partBytes?.length) {
+      obj.partBytes = message.partBytes.map((e) => Math.round(e));
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StoredBlob>, I>>(base?: I): StoredBlob {
+    return StoredBlob.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StoredBlob>, I>>(object: I): StoredBlob {
+    const message = createBaseStoredBlob();
+    message.digest = object.digest ?? "";
+    message.sizeBytes = object.sizeBytes ?? 0;
+    message.staged = object.staged ?? "";
+    message.partBytes = object.partBytes?.map((e) => e) || [];
     return message;
   },
 };

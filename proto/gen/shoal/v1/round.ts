@@ -46,7 +46,11 @@ export interface RoundSpec {
     | RoundTask
     | undefined;
   /** The state of the outer optimizer to fold into; empty digest at the start. */
-  outerState: BlobRef | undefined;
+  outerState:
+    | BlobRef
+    | undefined;
+  /** Values, about, that a shard of the fold holds: replicas, restarts and replays cut a round alike. 0 is 8388608. */
+  foldShardValues: number;
 }
 
 /** What all devices of a round share. */
@@ -243,7 +247,11 @@ export interface Verdict {
   /** L2 norm of the decoded update. */
   norm: number;
   /** What the device said. */
-  manifest: UpdateManifest | undefined;
+  manifest:
+    | UpdateManifest
+    | undefined;
+  /** CRC-32 of the encoded chunks of each shard of the fold, in order: a shard is checked without the rest. */
+  shardSums: number[];
 }
 
 /** The commit of an update: without it the chunks do not exist, with it they count exactly once. */
@@ -364,6 +372,33 @@ export interface RoundResult {
   foldMs: number;
   /** L2 norm of the averaged update. */
   updateNorm: number;
+}
+
+/**
+ * One shard of a round's fold that is done: a range of the parameters. What it came to is staged in the blob store.
+ * Created once, by the aggregator, and deleted when the round has its result.
+ */
+export interface FoldShard {
+  /** "shoal.dev/v1alpha1". */
+  apiVersion: string;
+  /** "FoldShard". */
+  kind: string;
+  /** Identity: "<round>-<pass><index>", with the label "round". */
+  metadata:
+    | ObjectMeta
+    | undefined;
+  /** Name of the Round. */
+  round: string;
+  /** Uid of the Round; tells it from one of the same name of an earlier job. */
+  roundUid: string;
+  /** "gram" for inner products of the updates, "fold" for weights and outer state. */
+  pass: string;
+  /** Which shard of the round, from 0. */
+  index: number;
+  /** Sum of squares of the direction in this range, in float64. */
+  squares: number;
+  /** Milliseconds it took. */
+  elapsedMs: number;
 }
 
 function createBaseRound(): Round {
@@ -508,7 +543,15 @@ export const Round: MessageFns<Round> = {
 };
 
 function createBaseRoundSpec(): RoundSpec {
-  return { job: "", number: 0, evaluationOnly: false, seed: 0, task: undefined, outerState: undefined };
+  return {
+    job: "",
+    number: 0,
+    evaluationOnly: false,
+    seed: 0,
+    task: undefined,
+    outerState: undefined,
+    foldShardValues: 0,
+  };
 }
 
 export const RoundSpec: MessageFns<RoundSpec> = {
@@ -530,6 +573,9 @@ export const RoundSpec: MessageFns<RoundSpec> = {
     }
     if (message.outerState !== undefined) {
       BlobRef.encode(message.outerState, writer.uint32(50).fork()).join();
+    }
+    if (message.foldShardValues !== 0) {
+      writer.uint32(80).int64(message.foldShardValues);
     }
     return writer;
   },
@@ -595,6 +641,14 @@ export const RoundSpec: MessageFns<RoundSpec> = {
             message.outerState = BlobRef.decode(reader, reader.uint32());
             continue;
           }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.foldShardValues = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -623,6 +677,11 @@ export const RoundSpec: MessageFns<RoundSpec> = {
         : isSet(object.outer_state)
         ? BlobRef.fromJSON(object.outer_state)
         : undefined,
+      foldShardValues: isSet(object.foldShardValues)
+        ? globalThis.Number(object.foldShardValues)
+        : isSet(object.fold_shard_values)
+        ? globalThis.Number(object.fold_shard_values)
+        : 0,
     };
   },
 
@@ -646,6 +705,9 @@ export const RoundSpec: MessageFns<RoundSpec> = {
     if (message.outerState !== undefined) {
       obj.outerState = BlobRef.toJSON(message.outerState);
     }
+    if (message.foldShardValues !== 0) {
+      obj.foldShardValues = Math.round(message.foldShardValues);
+    }
     return obj;
   },
 
@@ -662,6 +724,7 @@ export const RoundSpec: MessageFns<RoundSpec> = {
     message.outerState = (object.outerState !== undefined && object.outerState !== null)
       ? BlobRef.fromPartial(object.outerState)
       : undefined;
+    message.foldShardValues = object.foldShardValues ?? 0;
     return message;
   },
 };
@@ -2235,7 +2298,7 @@ export const UpdateTally: MessageFns<UpdateTally> = {
 };
 
 function createBaseVerdict(): Verdict {
-  return { commitSeq: 0, accepted: false, reason: "", message: "", norm: 0, manifest: undefined };
+  return { commitSeq: 0, accepted: false, reason: "", message: "", norm: 0, manifest: undefined, shardSums: [] };
 }
 
 export const Verdict: MessageFns<Verdict> = {
@@ -2257,6 +2320,13 @@ export const Verdict: MessageFns<Verdict> = {
     }
     if (message.manifest !== undefined) {
       UpdateManifest.encode(message.manifest, writer.uint32(50).fork()).join();
+    }
+    if (message.shardSums.length !== 0) {
+      writer.uint32(162).fork();
+      for (const v of message.shardSums) {
+        writer.fixed32(v);
+      }
+      writer.join();
     }
     return writer;
   },
@@ -2322,6 +2392,24 @@ export const Verdict: MessageFns<Verdict> = {
             message.manifest = UpdateManifest.decode(reader, reader.uint32());
             continue;
           }
+          case 20: {
+            if (tag === 165) {
+              message.shardSums.push(reader.fixed32());
+
+              continue;
+            }
+
+            if (tag === 162) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.shardSums.push(reader.fixed32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2346,6 +2434,11 @@ export const Verdict: MessageFns<Verdict> = {
       message: isSet(object.message) ? globalThis.String(object.message) : "",
       norm: isSet(object.norm) ? globalThis.Number(object.norm) : 0,
       manifest: isSet(object.manifest) ? UpdateManifest.fromJSON(object.manifest) : undefined,
+      shardSums: globalThis.Array.isArray(object?.shardSums)
+        ? object.shardSums.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.shard_sums)
+        ? object.shard_sums.map((e: any) => globalThis.Number(e))
+        : [],
     };
   },
 
@@ -2369,6 +2462,9 @@ export const Verdict: MessageFns<Verdict> = {
     if (message.manifest !== undefined) {
       obj.manifest = UpdateManifest.toJSON(message.manifest);
     }
+    if (message.shardSums?.length) {
+      obj.shardSums = message.shardSums.map((e) => Math.round(e));
+    }
     return obj;
   },
 
@@ -2385,6 +2481,7 @@ export const Verdict: MessageFns<Verdict> = {
     message.manifest = (object.manifest !== undefined && object.manifest !== null)
       ? UpdateManifest.fromPartial(object.manifest)
       : undefined;
+    message.shardSums = object.shardSums?.map((e) => e) || [];
     return message;
   },
 };
@@ -3531,6 +3628,227 @@ export const RoundResult: MessageFns<RoundResult> = {
     message.bytesDown = object.bytesDown ?? 0;
     message.foldMs = object.foldMs ?? 0;
     message.updateNorm = object.updateNorm ?? 0;
+    return message;
+  },
+};
+
+function createBaseFoldShard(): FoldShard {
+  return {
+    apiVersion: "",
+    kind: "",
+    metadata: undefined,
+    round: "",
+    roundUid: "",
+    pass: "",
+    index: 0,
+    squares: 0,
+    elapsedMs: 0,
+  };
+}
+
+export const FoldShard: MessageFns<FoldShard> = {
+  encode(message: FoldShard, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.apiVersion !== "") {
+      writer.uint32(10).string(message.apiVersion);
+    }
+    if (message.kind !== "") {
+      writer.uint32(18).string(message.kind);
+    }
+    if (message.metadata !== undefined) {
+      ObjectMeta.encode(message.metadata, writer.uint32(26).fork()).join();
+    }
+    if (message.round !== "") {
+      writer.uint32(34).string(message.round);
+    }
+    if (message.roundUid !== "") {
+      writer.uint32(42).string(message.roundUid);
+    }
+    if (message.pass !== "") {
+      writer.uint32(50).string(message.pass);
+    }
+    if (message.index !== 0) {
+      writer.uint32(56).int32(message.index);
+    }
+    if (message.squares !== 0) {
+      writer.uint32(65).double(message.squares);
+    }
+    if (message.elapsedMs !== 0) {
+      writer.uint32(72).int64(message.elapsedMs);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): FoldShard {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseFoldShard();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.apiVersion = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.kind = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.metadata = ObjectMeta.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.round = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.roundUid = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.pass = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.index = reader.int32();
+            continue;
+          }
+          case 8: {
+            if (tag !== 65) {
+              break;
+            }
+
+            message.squares = reader.double();
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.elapsedMs = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): FoldShard {
+    return {
+      apiVersion: isSet(object.apiVersion)
+        ? globalThis.String(object.apiVersion)
+        : isSet(object.api_version)
+        ? globalThis.String(object.api_version)
+        : "",
+      kind: isSet(object.kind) ? globalThis.String(object.kind) : "",
+      metadata: isSet(object.metadata) ? ObjectMeta.fromJSON(object.metadata) : undefined,
+      round: isSet(object.round) ? globalThis.String(object.round) : "",
+      roundUid: isSet(object.roundUid)
+        ? globalThis.String(object.roundUid)
+        : isSet(object.round_uid)
+        ? globalThis.String(object.round_uid)
+        : "",
+      pass: isSet(object.pass) ? globalThis.String(object.pass) : "",
+      index: isSet(object.index) ? globalThis.Number(object.index) : 0,
+      squares: isSet(object.squares) ? globalThis.Number(object.squares) : 0,
+      elapsedMs: isSet(object.elapsedMs)
+        ? globalThis.Number(object.elapsedMs)
+        : isSet(object.elapsed_ms)
+        ? globalThis.Number(object.elapsed_ms)
+        : 0,
+    };
+  },
+
+  toJSON(message: FoldShard): unknown {
+    const obj: any = {};
+    if (message.apiVersion !== "") {
+      obj.apiVersion = message.apiVersion;
+    }
+    if (message.kind !== "") {
+      obj.kind = message.kind;
+    }
+    if (message.metadata !== undefined) {
+      obj.metadata = ObjectMeta.toJSON(message.metadata);
+    }
+    if (message.round !== "") {
+      obj.round = message.round;
+    }
+    if (message.roundUid !== "") {
+      obj.roundUid = message.roundUid;
+    }
+    if (message.pass !== "") {
+      obj.pass = message.pass;
+    }
+    if (message.index !== 0) {
+      obj.index = Math.round(message.index);
+    }
+    if (message.squares !== 0) {
+      obj.squares = floatToJson(message.squares);
+    }
+    if (message.elapsedMs !== 0) {
+      obj.elapsedMs = Math.round(message.elapsedMs);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<FoldShard>, I>>(base?: I): FoldShard {
+    return FoldShard.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<FoldShard>, I>>(object: I): FoldShard {
+    const message = createBaseFoldShard();
+    message.apiVersion = object.apiVersion ?? "";
+    message.kind = object.kind ?? "";
+    message.metadata = (object.metadata !== undefined && object.metadata !== null)
+      ? ObjectMeta.fromPartial(object.metadata)
+      : undefined;
+    message.round = object.round ?? "";
+    message.roundUid = object.roundUid ?? "";
+    message.pass = object.pass ?? "";
+    message.index = object.index ?? 0;
+    message.squares = object.squares ?? 0;
+    message.elapsedMs = object.elapsedMs ?? 0;
     return message;
   },
 };

@@ -42,7 +42,7 @@ const randomImports = ["node:crypto", "crypto"].map((name) => ({
 }));
 
 export default defineConfig(
-  globalIgnores(["dist/", "proto/gen/", "coverage/", "charts/", "services/common/tensor/kernels/assembly/"]),
+  globalIgnores(["dist/", "proto/gen/", "coverage/", "charts/", "**/kernels/assembly/"]),
   js.configs.recommended,
   {
     files: ["**/*.ts"],

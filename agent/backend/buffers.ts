@@ -88,6 +88,9 @@ export function views(
 const SLOTS = ["m", "v"] as const;
 type Slot = (typeof SLOTS)[number];
 
+/** The optimizer's slots that a graph has. */
+export const slotsOf = ({ inputNames }: OrtSession): Slot[] => SLOTS.filter((slot) => inputNames.includes(`${slot}.0`));
+
 /** The vectors that training changes, in place. */
 export class TrainedVectors {
   readonly parameters: number;
@@ -95,12 +98,16 @@ export class TrainedVectors {
   /** Those that the optimizer has. */
   readonly kept: readonly ("weights" | Slot)[];
 
-  /** @param session whose inputs tell the optimizer's slots */
-  constructor({ inputNames }: OrtSession, pieces: readonly Piece[]) {
-    this.parameters = total(pieces);
-    this.kept = ["weights", ...SLOTS.filter((slot) => inputNames.includes(`${slot}.0`))];
+  /** @param slots those that the optimizer has */
+  constructor(
+    parameters: number,
+    slots: readonly Slot[],
+    allocate = (values: number): Float32Array => new Float32Array(values),
+  ) {
+    this.parameters = parameters;
+    this.kept = ["weights", ...slots];
     const buffer = (name: "weights" | Slot): Float32Array =>
-      new Float32Array(this.kept.includes(name) ? this.parameters : 0);
+      this.kept.includes(name) ? allocate(parameters) : new Float32Array(0);
     this.buffers = { weights: buffer("weights"), m: buffer("m"), v: buffer("v") };
   }
 

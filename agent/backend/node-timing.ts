@@ -1,5 +1,4 @@
 import type { InferenceSession, Tensor, TensorConstructor } from "onnxruntime-common";
-import { decodeInterface } from "#common/graph/decoding.js";
 import { type LaneGraphs, laneGraphs } from "#common/graph/lanes.js";
 import type { TrainSession } from "./backend.js";
 import {
@@ -11,7 +10,9 @@ import {
   type NodeClass,
   type TensorFacts,
 } from "./node-classes.js";
+import type { Kernels } from "./kernels/module.js";
 import type { OrtSession, Tensors } from "./runtime.js";
+import { StepVectors } from "./step-vectors.js";
 
 type Metadata = Pick<InferenceSession, "inputMetadata" | "outputMetadata">;
 
@@ -24,6 +25,8 @@ export interface Workbench {
   train(graph: Uint8Array): Promise<TrainSession>;
   /** Whether steps are trained in lanes where they can be. */
   hasLanes(): Promise<boolean>;
+  /** The end of a step in lanes. */
+  kernels(): Kernels;
   /** The model as the runtime rewrites it before it runs it. */
   optimize(graph: Uint8Array): Promise<Uint8Array>;
   /** Opens a model as it is. @param threads inside one operator; those of a session if absent */
@@ -232,27 +235,43 @@ async function timeGraph(bench: Workbench, side: Side, graph: Uint8Array): Promi
   return timed;
 }
 
+/** The end of a step in lanes: all vectors once more, outside of the graph. */
+function timeUpdate(bench: Workbench, lanes: LaneGraphs): TimedClass {
+  const vectors = new StepVectors(bench.kernels(), lanes);
+  const took: number[] = [];
+  // The first run finds memory that has never been touched.
+  for (let step = 1; step <= 1 + LEAST_RUNS; step++) {
+    const startMs = bench.nowMs();
+    vectors.update(0, step, vectors.reduce());
+    if (step > 1) took.push(bench.nowMs() - startMs);
+  }
+  const { parameters, kept } = vectors.trained;
+  return {
+    op: lanes.options.optimizer === "sgd" ? "SGD" : "AdamW",
+    count: 1,
+    inputs: [[parameters]],
+    flops: 0,
+    // Lanes' gradients are added up and their norm taken, then read again beside what is kept, which is written too.
+    bytes: Float32Array.BYTES_PER_ELEMENT * parameters * (3 * lanes.lanes + 2 * kept.length),
+    ms: median(took),
+  };
+}
+
 /** The lanes that a training session runs a step in, or undefined if it runs the step whole. */
 export async function lanesOf(bench: Workbench, graph: Uint8Array): Promise<LaneGraphs | undefined> {
   return (await bench.hasLanes()) ? laneGraphs(graph, bench.threads) : undefined;
 }
 
 /**
- * What each class of nodes of a training step takes on this machine, where it is run in lanes with all of them busy.
+ * What each class of nodes of a training step takes on this machine, where it is run in lanes with all of them busy; the
+ * optimizer, which is then no node, is among them.
  * @param graph a training graph
  */
 export async function timeNodes(bench: Workbench, graph: Uint8Array): Promise<TimedClass[]> {
   const lanes = await lanesOf(bench, graph);
   if (lanes === undefined) return timeGraph(bench, { threads: bench.threads, lanes: 1 }, graph);
-  // Shares are dealt to be of one size: the first stands for all.
-  const [share] = lanes.shares;
-  if (share === undefined) throw new Error("a step in lanes has no share of the pieces");
-  const count = decodeInterface(share.sum).inputs.filter(({ name }) => /^lane_\d+\.0$/.test(name)).length;
-  const timed: TimedClass[] = [];
-  for (const each of [lanes.gradient, share.sum, share.update]) {
-    timed.push(...(await timeGraph(bench, { threads: 1, lanes: count }, each)));
-  }
-  return timed;
+  const side = { threads: Math.floor(bench.threads / lanes.lanes), lanes: lanes.lanes };
+  return [...(await timeGraph(bench, side, lanes.gradient)), timeUpdate(bench, lanes)];
 }
 
 /** Elements of each vector: far more than any cache holds. */

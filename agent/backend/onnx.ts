@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as ort from "onnxruntime-node";
 import type { Backend } from "./backend.js";
+import { instantiate } from "./kernels/module.js";
 import type { Workbench } from "./node-timing.js";
 import type { Provider } from "./providers.js";
 import type { OrtRuntime, OrtSession } from "./runtime.js";
@@ -77,7 +78,11 @@ export async function openOnnxBackend({ threads, provider = "cpu", binding = fal
     return { name, Tensor: ort.Tensor, open, nowMs: () => performance.now() };
   };
   if (direct === undefined) return backendOf(runtime((graph) => openBound(graph, sessionOptions(threads, provider))));
-  return backendOf(runtime(direct(threads)), { threads, runtime: (each) => runtime(direct(each)) });
+  return backendOf(runtime(direct(threads)), {
+    threads,
+    runtime: (each) => runtime(direct(each)),
+    kernels: instantiate,
+  });
 }
 
 /** For measurements of steps and of single nodes: as training runs them, and models taken as they are. */
@@ -88,6 +93,7 @@ export function openWorkbench({ threads, provider = "cpu" }: OnnxOptions): Workb
     ...{ Tensor: ort.Tensor, threads },
     nowMs: () => performance.now(),
     train: async (graph) => (await openOnnxBackend({ threads, provider })).train(graph),
+    kernels: instantiate,
     hasLanes: async () => (await opening) !== undefined,
     open: async (model, each = threads) =>
       (await opening)?.(each, false)(model) ??

@@ -21,10 +21,13 @@ import {
   type Piece,
   piecesOf,
   product,
+  slotsOf,
   StateBuffers,
+  total,
   TrainedVectors,
   views,
 } from "./buffers.js";
+import type { Kernels } from "./kernels/module.js";
 import { openLanes } from "./lanes.js";
 import { floats, type OrtRuntime, type OrtSession, type Tensors } from "./runtime.js";
 
@@ -81,7 +84,7 @@ class OrtTrainSession extends OrtGraph implements TrainSession {
   constructor(runtime: OrtRuntime, session: OrtSession) {
     super(runtime, session);
     this.#batch = new BatchFeeds(runtime, session);
-    this.#vectors = new TrainedVectors(session, this.pieces);
+    this.#vectors = new TrainedVectors(total(this.pieces), slotsOf(session));
     this.#buffers = new StateBuffers(runtime, session, this.pieces, this.#vectors);
   }
 
@@ -254,17 +257,19 @@ async function measureMatmul(runtime: OrtRuntime, n: number, seconds: number): P
   }
 }
 
-/** Training steps are run in lanes, where they can be, that share the threads. */
+/** Training steps are run in lanes, one or several, that share the threads. */
 export interface LaneOptions {
   readonly threads: number;
   /** A runtime with so many threads for each session, whose runs go on side by side. */
   runtime(threads: number): OrtRuntime;
+  /** The end of a step over a session's vectors. */
+  kernels(): Kernels;
 }
 
 async function openTraining(runtime: OrtRuntime, graph: Uint8Array, lanes?: LaneOptions): Promise<TrainSession> {
   const graphs = lanes && laneGraphs(graph, lanes.threads);
   if (lanes !== undefined && graphs !== undefined) {
-    return openLanes(lanes.runtime(Math.floor(lanes.threads / graphs.lanes)), graphs);
+    return openLanes(lanes.runtime(Math.floor(lanes.threads / graphs.lanes)), graphs, lanes.kernels());
   }
   return new OrtTrainSession(runtime, await runtime.open(graph));
 }

@@ -26,7 +26,7 @@ const known = new WeakMap<TrainingJob, Map<string, StepDemand>>();
  */
 export function stepDemand(job: TrainingJob, config: ModelConfig, recompute: boolean, cores = 1): StepDemand {
   const { batchSize: batch = 1, accumulate = 1 } = job.spec?.local ?? {};
-  const lanes = laneCount({ batch, accumulate: Math.max(1, accumulate) }, 0, cores);
+  const lanes = laneCount({ batch, accumulate: Math.max(1, accumulate) }, cores);
   const ofJob = known.get(job) ?? new Map<string, StepDemand>();
   known.set(job, ofJob);
   const key = `${recompute} ${lanes}`;

@@ -41,7 +41,7 @@ test.serial("where a step is run in lanes its nodes are those of a lane, and cou
     "half of the rows",
   );
   t.true(
-    classes.some(({ op, ms }) => op === "Sqrt" && ms > 0),
+    classes.some(({ op, ms }) => op === "AdamW" && ms > 0),
     "AdamW is among them",
   );
 });

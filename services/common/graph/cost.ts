@@ -1,6 +1,6 @@
 import type { BatchShape } from "./families/family.js";
 import { familyOf, type ModelConfig } from "./families/table.js";
-import { laneCount, laneModel } from "./lanes.js";
+import { isLaned, laneCount, laneModel } from "./lanes.js";
 import { type ParameterLayout, parameterLayout } from "./layout.js";
 import { type MemoryDemand, memoryOf } from "./memory.js";
 import { optimizerOf } from "./optimizers/table.js";
@@ -43,8 +43,6 @@ const SESSION_BYTES = 46e6;
 const NODE_BYTES = 12e3;
 /** Memory is handed out in pieces that do not always fit. */
 const FRAGMENTATION = 1.06;
-/** Of the graphs that add up the lanes' gradients and update a piece. */
-const NODES_OF_PIECE = 22;
 const FLOAT_BYTES = 4;
 
 /** The rest of a step's options, whose values change nothing of what it takes. */
@@ -64,18 +62,20 @@ function laneMemory(
 ): MemoryDemand {
   const { inputBytes, workingBytes, constantBytes, nodes } = memoryOf(laneModel(config, options, lanes));
   const terms = [options.proximal, options.corrected].filter((has) => has === true).length;
-  const vectors = optimizerOf(options).slots.length + terms + lanes;
+  // A term's vector is the caller's and a copy.
+  const vectors = optimizerOf(options).slots.length + 2 * terms + lanes;
   return {
     inputBytes: inputBytes + FLOAT_BYTES * layout.total * vectors,
     workingBytes: lanes * workingBytes,
     constantBytes,
-    nodes: nodes + NODES_OF_PIECE * layout.pieces.length,
+    nodes,
   };
 }
 
-function graphMemory(config: ModelConfig, options: CostOptions, lanes: number): MemoryDemand {
+/** @param lanes undefined where the step stays whole */
+function graphMemory(config: ModelConfig, options: CostOptions, lanes: number | undefined): MemoryDemand {
   const whole = trainOptions(options);
-  if (lanes === 1) return memoryOf(trainModel(config, whole));
+  if (lanes === undefined) return memoryOf(trainModel(config, whole));
   return laneMemory(config, whole, variantLayout(config, options.variant).trainable, lanes);
 }
 
@@ -90,7 +90,7 @@ const namesBlocks = ({ lora, trained = [] }: Variant): boolean =>
  * Memory of the step's graph. What it takes grows by the same amount with each block, so that graphs of few blocks are
  * gone through instead of the whole.
  */
-function stepMemory(config: ModelConfig, options: CostOptions, lanes: number): MemoryDemand {
+function stepMemory(config: ModelConfig, options: CostOptions, lanes: number | undefined): MemoryDemand {
   const at = (layers: number): MemoryDemand => graphMemory({ ...config, layers }, options, lanes);
   if (config.layers <= FEW_LAYERS + 1 || namesBlocks(options.variant ?? {})) return at(config.layers);
   const [few, more] = [at(FEW_LAYERS), at(FEW_LAYERS + 1)];
@@ -115,7 +115,7 @@ export function estimateCost(config: ModelConfig, options: CostOptions): Cost {
   const { inputBytes, workingBytes, constantBytes, nodes } = stepMemory(
     config,
     options,
-    laneCount(options, trainable, options.threads ?? 1),
+    isLaned(trainable) ? laneCount(options, options.threads ?? 1) : undefined,
   );
   return {
     parameters,

@@ -62,7 +62,7 @@ function addProximalTerm(
 }
 
 /** What an update needs of each piece, and the factor of clipping. */
-export interface Updated {
+interface Updated {
   readonly gradients: readonly Value[];
   readonly weights: readonly Value[];
   /** Slot by slot, piece by piece. */
@@ -72,7 +72,7 @@ export interface Updated {
 }
 
 /** Emits the optimizer for pieces, and their new weights and slots as outputs `weights_out.i`, `m_out.i`, `v_out.i`. */
-export function emitUpdates(
+function emitUpdates(
   g: GraphBuilder,
   pieces: readonly Pick<Piece, "decay">[],
   slotNames: readonly string[],

@@ -7,5 +7,7 @@ declare namespace WebAssembly {
   const Instance: new (module: Module) => { readonly exports: unknown };
   interface Memory {
     readonly buffer: ArrayBuffer;
+    /** Adds so many pages of 64 KiB; what was `buffer` before is then empty. */
+    grow(pages: number): number;
   }
 }

@@ -8,6 +8,7 @@ import { MemoryLog } from "#common/adapters/memory/log.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { decodeUpdate } from "#common/tensor/chunk.js";
 import { codecByName } from "#common/tensor/codec.js";
+import { toBytes } from "#common/tensor/flat.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { DataPolicy, DeviceFacts } from "#proto/shoal/v1/device.js";
 import { type AssignedTask, HeartbeatReply, type HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
@@ -23,7 +24,7 @@ import { EXIT_REJECTED } from "#agent/step.js";
 import { Sessions } from "#agent/train/sessions.js";
 import type { ControlPlane } from "#agent/transport/control-plane.js";
 import { CrashDisk } from "./support/crash-disk.js";
-import { tinyAssignment, tinyBlobs, tinyTask } from "./support/tiny-model.js";
+import { tinyAssignment, tinyBlobs, tinyModel, tinyTask } from "./support/tiny-model.js";
 
 const backend = await openOnnxBackend({ threads: 1 });
 
@@ -341,4 +342,57 @@ test.serial("a credential past its half is renewed and stored", async (t) => {
   await until("calm", () => rig.plane.beats.at(-1)?.renewCredential === false);
   t.deepEqual([stored, rig.plane.renewed], [["renewed"], ["renewed"]]);
   await agent.stop();
+});
+
+test.serial("of a model in fragments what changed is fetched, also after a restart, and one is sent", async (t) => {
+  const rig = await createRig(t);
+  const { weights } = tinyModel;
+  const third = Math.floor(weights.length / 3);
+  const ranges = [
+    [
+      { start: 0, length: 100 },
+      { start: third, length: third },
+    ],
+    [{ start: 100, length: third - 100 }],
+    [{ start: 2 * third, length: weights.length - 2 * third }],
+  ];
+  const sizes = ranges.map((parts) => parts.reduce((sum, { length }) => sum + length, 0));
+  const fragments = ranges.map((parts) => ({ ranges: parts }));
+  const global = weights.slice();
+  const give = async (number: number): Promise<number> => {
+    const bytes = toBytes(global);
+    const ref = { digest: sha256Digest(bytes), sizeBytes: bytes.length };
+    tinyBlobs.set(ref.digest, bytes);
+    const before = rig.plane.fetchedBytes;
+    const task = tinyTask(`job-${number}`, {
+      number,
+      fragments,
+      fragment: (number - 1) % 3,
+      mixing: 0.5,
+      weights: ref,
+    });
+    const agent = await rig.start();
+    rig.plane.give([{ task, assignment: tinyAssignment(2, number), deadlineAtMs: 0 }]);
+    await until(task.round, async () => (await commitsOf(rig, task.round)) === 1);
+    await agent.stop();
+    rig.disk.crash("lose");
+    const [commit] = await rig.plane.updates.commits(task.round);
+    t.is(commit?.manifest?.values, sizes[task.fragment]);
+    const outbox = await Outbox.open({ disk: rig.disk, folder: "outbox", log: rig.log });
+    const local = (await outbox.innerState("job"))?.local;
+    t.deepEqual([local?.round, local?.base, local?.weights.length], [number, ref.digest, weights.length]);
+    return rig.plane.fetchedBytes - before;
+  };
+  const step = (fragment: number): void => {
+    for (const { start, length } of ranges[fragment] ?? []) {
+      for (let i = start; i < start + length; i++) global[i] = (global[i] as number) + 0.01;
+    }
+  };
+  t.true((await give(1)) > 4 * weights.length, "weights and graphs");
+  step(0);
+  t.is(await give(2), 4 * (sizes[0] as number));
+  // Round 3 is missed.
+  step(1);
+  step(2);
+  t.is(await give(4), 4 * ((sizes[1] as number) + (sizes[2] as number)));
 });

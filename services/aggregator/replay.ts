@@ -47,7 +47,7 @@ async function judgeAgain({ log }: FoldPorts, { codec, shards, updates }: FoldPl
   const judged: AcceptedUpdate[] = [];
   for (const { manifest } of updates) {
     const sums = openShardSums(shards);
-    const facts = await readPayload(log, manifest, codec, (start, _, bytes) => {
+    const facts = await readPayload(log, manifest, codec, (start, bytes) => {
       sums.add(start, bytes);
     });
     if (!facts.ok || facts.digest !== manifest.digest) throw corrupt(manifest);

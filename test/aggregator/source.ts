@@ -20,11 +20,13 @@ export function memorySource(
       for (let start = 0; start < size; start += piece) squares += sumOfSquares(update.subarray(start, start + piece));
       return Math.sqrt(squares);
     }),
-    stream(index, onPiece) {
-      const update = updates[index] as Float32Array;
-      for (let start = 0; start < size; start += piece) {
-        onPiece(start, update.subarray(start, start + piece));
-      }
+    mean(factors, total, out) {
+      // The definition: plain loops.
+      updates.forEach((update, k) => {
+        const factor = factors[k] as number;
+        for (let i = 0; i < size; i++) out[i] = (out[i] as number) + factor * (update[i] as number);
+      });
+      for (let i = 0; i < size; i++) out[i] = (out[i] as number) / total;
       return Promise.resolve();
     },
     columns(onPieces) {

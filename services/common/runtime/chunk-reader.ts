@@ -17,7 +17,7 @@ export interface ChunkReader {
 }
 
 /** Chunks under way at once: hides the log's latency and bounds memory to some 4 MiB. */
-const READ_AHEAD = 8;
+export const READ_AHEAD = 8;
 
 /**
  * Reads these sequences of the log, always some ahead of what was asked for, so that neither the next chunk of an update nor

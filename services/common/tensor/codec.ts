@@ -5,7 +5,7 @@ import { int4 } from "./codecs/int4.js";
 import { int8 } from "./codecs/int8.js";
 import { SPARSE_LOCO, topk } from "./codecs/topk.js";
 
-export { MAX_CHUNK_BYTES, type Codec } from "./codecs/codec.js";
+export { MAX_CHUNK_BYTES, type Codec, type DecodeRefusal } from "./codecs/codec.js";
 
 /** Every codec by name. A new one is a file in codecs/ and a line here. */
 const CODECS: Readonly<Record<string, (sizes: TopKSizes) => Codec | undefined>> = {

@@ -48,7 +48,7 @@ export class AggregatorApi {
     if (folds > 0 && (await log.commits(name)).length === 0) {
       return refuse(
         "FAILED_PRECONDITION",
-        `the update log does not hold round ${name} any more: of a job ${this.retention()} stay (SHOAL_LOG_RETAIN_ROUNDS)`,
+        `the update log does not hold round ${name} any more: of a job ${this.retention()} stay (SHOAL_LOG_RETAIN_ROUNDS), fewer when space is short`,
       );
     }
     return answer(this.replay(name, round, result, signal));

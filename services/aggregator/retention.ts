@@ -1,6 +1,7 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
-import { chunkCount } from "#common/tensor/chunk.js";
+import { updateLength, updateVectors } from "#common/domain/fragment.js";
+import { chunkCount, forVectors } from "#common/tensor/chunk.js";
 import { codecByName } from "#common/tensor/codec.js";
 
 /** What lies in the log of one device for one round. */
@@ -62,12 +63,13 @@ function acceptedSeqs(tally: UpdateTally | undefined): Map<string, Set<number>> 
 /** What a round still needs, from its resource, its job's and its tally. */
 export function needOf(round: Round, job: TrainingJob | undefined, tally: UpdateTally | undefined): RoundNeed {
   const { number = 0, task } = round.spec ?? {};
-  const codec = codecByName(task?.codec?.name ?? "", task?.codec?.topk);
+  const plain = codecByName(task?.codec?.name ?? "", task?.codec?.topk);
+  const codec = plain && task && forVectors(plain, updateVectors(task));
   return {
     closed: CLOSED.has(round.status?.phase ?? ""),
     age: Math.max(0, (job?.status?.currentRound ?? number) - number),
     plannedAtMs: round.status?.plannedAtMs ?? 0,
-    dueChunks: codec === undefined ? Infinity : chunkCount(task?.parameters ?? 0, codec),
+    dueChunks: codec === undefined || task === undefined ? Infinity : chunkCount(updateLength(task), codec),
     judgedSeq: tally?.lastSeq ?? 0,
     accepted: acceptedSeqs(tally),
   };

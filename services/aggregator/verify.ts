@@ -142,8 +142,11 @@ class Walker {
     if (result.folded.length === 0) return verified("commits", "nothing was folded");
     const logged = new Map((await this.ports.log.commits(name)).map((commit) => [commit.seq, commit]));
     // A round leaves the log as a whole.
-    if (logged.size === 0 && !this.isRetained(number)) {
-      return unverifiable("commits", "the log does not hold the round any more: its updates cannot be read again");
+    if (logged.size === 0) {
+      const why = this.isRetained(number)
+        ? ", though it is among the newest: given up for want of space, or purged"
+        : "";
+      return unverifiable("commits", `the log does not hold the round any more${why}`);
     }
     const faults: string[] = [];
     for (const folded of result.folded) {

@@ -177,7 +177,6 @@ const FORGERIES: readonly [string, (world: World) => Promise<unknown>, readonly 
     },
     ["4 commits"],
   ],
-  ["a retained round is gone from the log", (world) => world.log.purgeRound(`${JOB}-4`), ["4 commits"]],
   ["a result is gone", (world) => world.store.delete("RoundResult", `${JOB}-2`), ["2 start"]],
   ["a round is gone", (world) => world.store.delete("Round", `${JOB}-3`), ["3 start"]],
 ];
@@ -219,6 +218,31 @@ test("bytes that changed on disk are found in blobs and in the log", async (t) =
   t.like(await replay(chunk, 3), { equal: false, weightsDigest: "" });
   const outcome = await replay(chunk, 3);
   t.true("damage" in outcome && outcome.damage.includes("is not what it was"));
+});
+
+test("a round that the log gave up before its time is told, and no fault is claimed", async (t) => {
+  const world = await play();
+  await world.log.purgeRound(`${JOB}-4`);
+  const rounds = await walk(world);
+  t.deepEqual(having(rounds, "Broken"), []);
+  t.deepEqual(having(rounds, "Unverifiable"), ["1 commits", "2 commits", "4 commits"]);
+  t.regex(rounds[3]?.checks.find(({ name }) => name === "commits")?.message ?? "", /want of space/);
+});
+
+test("of a retained round a commit or chunk alone that is gone is a fault", async (t) => {
+  const world = await play();
+  const { commits, readChunk } = world.log;
+  const without = (change: Partial<World["log"]>): World => {
+    const log = Object.assign(Object.create(world.log) as World["log"], change);
+    return { ...world, ports: { ...world.ports, log } };
+  };
+  const fewer = without({ commits: async (round, after) => (await commits.call(world.log, round, after)).slice(1) });
+  t.deepEqual(having(await walk(fewer), "Broken"), ["3 commits", "4 commits"]);
+  const seq = (await world.log.commits(`${JOB}-4`))[1]?.manifest?.chunkSeqs[0] ?? 0;
+  const holed = without({
+    readChunk: (at) => (at === seq ? Promise.resolve(undefined) : readChunk.call(world.log, at)),
+  });
+  t.deepEqual(having(await walk(holed), "Broken"), ["4 commits"]);
 });
 
 test("rounds under way and of evaluation alone are told as what they are", async (t) => {

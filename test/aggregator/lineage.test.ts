@@ -231,16 +231,16 @@ test("a round that the log gave up before its time is told, and no fault is clai
 
 test("of a retained round a commit or chunk alone that is gone is a fault", async (t) => {
   const world = await play();
-  const { commits, readChunk } = world.log;
+  const { log } = world;
   const without = (change: Partial<World["log"]>): World => {
-    const log = Object.assign(Object.create(world.log) as World["log"], change);
-    return { ...world, ports: { ...world.ports, log } };
+    const holed = Object.assign(Object.create(log) as World["log"], change);
+    return { ...world, ports: { ...world.ports, log: holed } };
   };
-  const fewer = without({ commits: async (round, after) => (await commits.call(world.log, round, after)).slice(1) });
+  const fewer = without({ commits: async (round, after) => (await log.commits(round, after)).slice(1) });
   t.deepEqual(having(await walk(fewer), "Broken"), ["3 commits", "4 commits"]);
-  const seq = (await world.log.commits(`${JOB}-4`))[1]?.manifest?.chunkSeqs[0] ?? 0;
+  const seq = (await log.commits(`${JOB}-4`))[1]?.manifest?.chunkSeqs[0] ?? 0;
   const holed = without({
-    readChunk: (at) => (at === seq ? Promise.resolve(undefined) : readChunk.call(world.log, at)),
+    readChunk: (at) => (at === seq ? Promise.resolve(undefined) : log.readChunk(at)),
   });
   t.deepEqual(having(await walk(holed), "Broken"), ["4 commits"]);
 });

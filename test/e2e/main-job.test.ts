@@ -200,7 +200,7 @@ test.serial(
   "a Python client with stubs from the proto files applies, watches to the end and streams the model out",
   async (t) => {
     const manifest = join(root, "by-python.json");
-    writeFileSync(manifest, addressesJob("by-python", { rounds: 2, devices: DEVICES }));
+    writeFileSync(manifest, addressesJob("by-python", { rounds: 2, devices: DEVICES, strategy: "scaffold" }));
     const out = join(root, "python-model");
     mkdirSync(out);
     const script = resolve("test/e2e/foreign/client.py");
@@ -219,6 +219,34 @@ test.serial(
     t.true(read.ok);
   },
 );
+
+test.serial("a job with control variates on the devices was folded, and can be folded again", async (t) => {
+  const verified = await run(process.execPath, [
+    CLI,
+    "verify",
+    "by-python",
+    "--replay",
+    "--json",
+    "--context",
+    join(root, "shoal"),
+  ]);
+  t.is(verified.code, 0, verified.out + verified.err);
+  const { rounds } = JSON.parse(verified.out) as { rounds: { checks: { name: string; outcome: string }[] }[] };
+  for (const { checks } of rounds.slice(0, 3)) {
+    const held = checks.filter(({ outcome }) => outcome === "Verified").map(({ name }) => name);
+    t.true(
+      ["commits", "outerState", "replay"].every((name) => held.includes(name)),
+      JSON.stringify(checks),
+    );
+  }
+  const { rounds: listed } = await fleet.withJobs((jobs) =>
+    unary(jobs, jobs.listRounds.bind(jobs), { job: "by-python", pageSize: 10, pageToken: "" }),
+  );
+  const [first, second] = listed;
+  t.is(second?.round?.spec?.task?.control?.digest, first?.result?.outerState?.digest);
+  t.is(second?.result?.folded.length, DEVICES);
+  t.is(second?.result?.folded[0]?.manifest?.values, 2 * (second?.round?.spec?.task?.parameters ?? 0));
+});
 
 test.serial("nothing of any device's text was on the wire", (t) => {
   const captured = Buffer.concat([...recorder.up, ...recorder.down]);

@@ -29,7 +29,16 @@ export function writeAddresses(root: string, devices: number, maxAddresses = 2):
 /** A manifest of a small byte-level GPT on the addresses. */
 export function addressesJob(
   name: string,
-  options: { rounds: number; devices: number; steps?: number; minCohort?: number; deadlineMs?: number; width?: number },
+  options: {
+    rounds: number;
+    devices: number;
+    steps?: number;
+    minCohort?: number;
+    deadlineMs?: number;
+    width?: number;
+    /** "diloco" unless given. */
+    strategy?: string;
+  },
 ): string {
   return JSON.stringify({
     apiVersion: "shoal.dev/v1alpha1",
@@ -44,8 +53,13 @@ export function addressesJob(
       data: { dataset: "sotu", purpose: "research", seqLen: 32, heldOutFraction: 0.1 },
       rounds: options.rounds,
       cohort: { min: options.minCohort ?? options.devices, target: options.devices },
-      local: { steps: options.steps ?? 5, stepPolicy: "fixed", batchSize: 4 },
-      strategy: { name: "diloco" },
+      local: {
+        steps: options.steps ?? 5,
+        stepPolicy: "fixed",
+        batchSize: 4,
+        ...(options.strategy === "scaffold" ? { optimizer: { name: "sgd", learningRate: 0.1 } } : {}),
+      },
+      strategy: { name: options.strategy ?? "diloco" },
       codec: { name: "int8", errorFeedback: true },
       evaluation: { everyRounds: 1, finalRound: true },
       roundDeadlineMs: options.deadlineMs ?? 600_000,

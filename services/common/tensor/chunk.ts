@@ -59,11 +59,16 @@ export function decodeUpdate(chunks: readonly Uint8Array[], values: number, code
   const whole = new Float32Array(values);
   chunks.forEach((chunk, i) => {
     const { start, end } = chunkRange(values, codec, i);
-    const decoded = decodeChunk(codec, chunk, end - start);
-    if (!decoded.ok) throw new InvariantError(`chunk ${i} does not decode: ${decoded.reason}`);
-    whole.set(decoded.values, start);
+    whole.set(valuesOf(chunk, end - start, codec), start);
   });
   return whole;
+}
+
+/** The values of one chunk. Throws an InvariantError if it is not their encoding. */
+function valuesOf(chunk: Uint8Array, count: number, codec: Codec): Float32Array {
+  const decoded = decodeChunk(codec, chunk, count);
+  if (!decoded.ok) throw new InvariantError(`a chunk does not decode: ${decoded.reason}`);
+  return decoded.values;
 }
 
 /** delta + decay x residual as a new vector; undefined if that is not finite. */
@@ -105,7 +110,7 @@ export function encodeWithFeedback(
   if (codec.lossless) return { chunks, residual: target.fill(0) };
   chunks.forEach((chunk, i) => {
     const { start, end } = chunkRange(target.length, codec, i);
-    const sent = decodeUpdate([chunk], end - start, codec);
+    const sent = valuesOf(chunk, end - start, codec);
     const lost = target.subarray(start, end);
     for (let at = 0; at < lost.length; at++) lost[at] = (lost[at] as number) - (sent[at] as number);
   });

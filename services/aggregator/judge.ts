@@ -4,7 +4,8 @@ import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { accept, screen, type AcceptContext, type Commit } from "#common/domain/accept.js";
-import { readPayload } from "#common/runtime/payload.js";
+import { openChunks, type Chunk } from "#common/runtime/chunk-reader.js";
+import { takePayload } from "#common/runtime/payload.js";
 import { codecOf, shardsOf, taskOf } from "./fold-round.js";
 import { openShardSums, type Shard } from "./shards.js";
 import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
@@ -15,8 +16,10 @@ export interface JudgePorts {
   log: UpdateLog;
 }
 
-/** Refusals that are written together; an accepted update is written at once, because the round waits for it. */
-const REFUSALS_PER_WRITE = 64;
+/** Most verdicts that are written together: a tally is rewritten whole, and a large cohort commits at the same moment. */
+const VERDICTS_PER_WRITE = 64;
+/** Once an update counts and so many chunks were read, the verdicts are written: the round waits for them. */
+const CHUNKS_PER_WRITE = 16;
 
 /**
  * Phases in which a commit may count. Planning is one: a round that is planned again takes what comes meanwhile, and the
@@ -52,12 +55,42 @@ async function gatewaySiteFor(store: ResourceStore, { device, manifest }: Commit
   return gatewaySiteOf(await store.get("Device", device));
 }
 
+/** Hands out the chunks of a commit, by their index in its manifest. */
+type ReadChunk = (index: number) => Promise<Chunk | undefined>;
+
+/**
+ * Reads the chunks of several commits as one sequence, so that the first chunk of the next update is under way while the last
+ * of this one is looked at. Commits that no reading can save are left out.
+ */
+function openCommits(
+  log: UpdateLog,
+  commits: readonly Commit[],
+  context: SharedContext,
+): (commit: Commit) => ReadChunk {
+  const seqs: number[] = [];
+  const offsets = new Map<number, number>();
+  for (const commit of commits) {
+    // Whether a site's gateway may speak for it is asked later: a commit of one is read ahead by nobody.
+    if (screen(commit, { ...context, gatewaySite: undefined }) !== undefined) continue;
+    offsets.set(commit.seq, seqs.length);
+    seqs.push(...(commit.manifest?.chunkSeqs ?? []));
+  }
+  const chunks = openChunks(log, seqs);
+  return (commit) => {
+    const offset = offsets.get(commit.seq);
+    if (offset !== undefined) return (index) => chunks.read(offset + index);
+    const own = openChunks(log, commit.manifest?.chunkSeqs ?? []);
+    return (index) => own.read(index);
+  };
+}
+
 /** The verdict on a commit, with the checksums that a fold by shards holds its chunks against. */
 async function judgeOne(
-  { store, log }: JudgePorts,
+  store: ResourceStore,
   commit: Commit,
   shared: SharedContext,
   shards: readonly Shard[],
+  read: ReadChunk,
 ): Promise<Verdict> {
   const { manifest } = commit;
   const context = { ...shared, gatewaySite: await gatewaySiteFor(store, commit) };
@@ -65,28 +98,33 @@ async function judgeOne(
     return accept(commit, context, undefined);
   }
   const sums = openShardSums(shards);
-  const facts = await readPayload(log, manifest, context.codec, (start, bytes) => {
+  const facts = await takePayload(read, manifest, context.codec, (start, bytes) => {
     sums.add(start, bytes);
   });
   const verdict = accept(commit, context, facts);
   return verdict.accepted ? { ...verdict, shardSums: sums.finish() } : verdict;
 }
 
-/** Judges commits in log order up to and with the first one that counts, or as many refusals as go into one write. */
+/** Judges commits in log order, as many as go into one write. */
 async function judgeBatch(
-  ports: JudgePorts,
+  { store, log }: JudgePorts,
   commits: readonly Commit[],
   context: SharedContext,
   shards: readonly Shard[],
   tally: UpdateTally,
 ): Promise<{ tally: UpdateTally; verdicts: Verdict[] }> {
+  const batch = commits.slice(0, VERDICTS_PER_WRITE);
+  const chunksOf = openCommits(log, batch, context);
   const verdicts: Verdict[] = [];
   let next = tally;
-  for (const commit of commits.slice(0, REFUSALS_PER_WRITE)) {
-    const verdict = await judgeOne(ports, commit, context, shards);
+  let chunksRead = 0;
+  for (const commit of batch) {
+    const current = { ...context, acceptedDevices: acceptedDevices(next) };
+    const verdict = await judgeOne(store, commit, current, shards, chunksOf(commit));
     next = withVerdict(next, verdict);
     verdicts.push(verdict);
-    if (verdict.accepted) break;
+    chunksRead += verdict.accepted ? (commit.manifest?.chunkSeqs.length ?? 0) : 0;
+    if (chunksRead >= CHUNKS_PER_WRITE) break;
   }
   return { tally: next, verdicts };
 }

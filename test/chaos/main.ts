@@ -7,7 +7,7 @@ import { messageOf } from "#common/adapters/coded-error.js";
 import { createRng } from "#common/domain/rng.js";
 import { type BenchResult, report } from "../bench/report.js";
 import { writeAddresses } from "../fleet/addresses.js";
-import { Fleet } from "../fleet/fleet.js";
+import { Fleet, type FleetOptions } from "../fleet/fleet.js";
 import { markdown, tabulate, type Row } from "./books.js";
 import { Cluster } from "./cluster.js";
 import { drawFaults, FAULT_KINDS, KIND_NAMES, type FaultKind, type KindName, type Need } from "./faults.js";
@@ -21,7 +21,10 @@ const DEVICES = 4;
 const MB = 1024 * 1024;
 const AGENT_DISK_BYTES = 256 * MB;
 const NATS_DISK_BYTES = 1024 * MB;
-const JOB_MS = 600_000;
+const JOB_MS = 900_000;
+/** Also on a machine that has much else to do. */
+const READY_MS = 240_000;
+const STARTS = 3;
 const CLOCK = fileURLToPath(new URL("shifted-clock.js", import.meta.url));
 
 interface Options {
@@ -96,11 +99,24 @@ function leftOut(options: Options, missing: ReadonlyMap<Need, string>): Map<Kind
   );
 }
 
+/** The supervisor gives a unit a minute to be ready, which a busy machine may not have. */
+async function startControlPlane(options: FleetOptions): Promise<Fleet> {
+  for (let start = 1; ; start++) {
+    try {
+      return await Fleet.start(options);
+    } catch (error) {
+      if (start === STARTS) throw error;
+      console.error(`starting again: ${messageOf(error)}`);
+    }
+  }
+}
+
 async function startFleet(ground: Ground, options: Options): Promise<Fleet> {
   const folders = writeAddresses(join(ground.root, "data"), DEVICES);
   mkdirSync(ground.clocks);
-  const fleet = await Fleet.start({
+  const fleet = await startControlPlane({
     dir: ground.dir,
+    readyMs: READY_MS,
     replicas: options.replicas,
     natsNodes: options.natsNodes,
     ...(ground.network === undefined ? {} : { natsHost: ground.network.host }),
@@ -120,7 +136,7 @@ async function startFleet(ground: Ground, options: Options): Promise<Fleet> {
       const launcher = ground.network?.add(name) ?? [];
       fleet.startDevice({ name, dataset: "sotu", dataDir, launcher }, token);
     });
-    await fleet.waitForDevices(DEVICES);
+    await fleet.waitForDevices(DEVICES, READY_MS);
     return fleet;
   } catch (error) {
     await fleet.stop();

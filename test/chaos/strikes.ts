@@ -55,7 +55,7 @@ async function killEverything({ fleet }: Field): Promise<Struck> {
   signalPid(fleet.upPid, "SIGKILL");
   for (const pid of Object.values(context.pids)) signalPid(pid, "SIGKILL");
   for (const { process: agent } of fleet.devices.values()) signalPid(agent.pid, "SIGKILL");
-  await fleet.up();
+  await fleet.up().catch(() => fleet.up());
   for (const name of fleet.devices.keys()) fleet.restartDevice(name);
   return { target: "everything" };
 }

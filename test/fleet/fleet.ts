@@ -59,6 +59,8 @@ export interface FleetOptions {
   natsHost?: string;
   natsNodes?: number;
   env?: Record<string, string>;
+  /** How long `shoal up` may take to be ready. */
+  readyMs?: number;
 }
 
 function waitForExit(child: ChildProcess): Promise<void> {
@@ -78,8 +80,14 @@ export class Fleet {
   static async start(options: FleetOptions): Promise<Fleet> {
     mkdirSync(options.dir, { recursive: true });
     const fleet = new Fleet(options);
-    await fleet.up();
-    return fleet;
+    try {
+      await fleet.up();
+      return fleet;
+    } catch (error) {
+      // What was started must not outlive the failure.
+      await fleet.stop();
+      throw error;
+    }
   }
 
   #spawn(name: string, args: readonly string[], launcher: readonly string[] = []): ChildProcess {
@@ -95,7 +103,7 @@ export class Fleet {
   }
 
   /** (Re)starts `shoal up` on the same directory. */
-  async up(timeoutMs = 60_000): Promise<void> {
+  async up(timeoutMs = this.options.readyMs ?? 60_000): Promise<void> {
     const { dir, replicas = 1, natsHost = "127.0.0.1", natsNodes = 1 } = this.options;
     const nats = ["--nats-host", natsHost, "--nats-nodes", String(natsNodes)];
     this.#up = this.#spawn("up", ["up", "--dir", dir, "--replicas", String(replicas), ...nats]);

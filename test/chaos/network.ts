@@ -22,7 +22,7 @@ export type Impairment = "link-down" | "silence" | "loss" | "slow";
 function dropRules(percent: number): string {
   const rule = percent >= 100 ? "drop" : `numgen random mod 100 < ${percent} drop`;
   const chain = (hook: string): string =>
-    `chain ${hook} { type filter hook ${hook} priority 0; oifname lo accept; ${rule}; }`;
+    `chain ${hook} { type filter hook ${hook} priority 0; oifname lo accept; ${rule}; };`;
   return `table inet chaos { ${chain("output")} ${chain("input").replace("oifname", "iifname")} }`;
 }
 

@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { messageOf } from "#common/adapters/coded-error.js";
 import type { Fleet } from "../fleet/fleet.js";
 import type { Entry } from "./books.js";
 import type { Fault } from "./faults.js";
@@ -64,7 +65,10 @@ export class Run {
     for (const [lasting, held] of this.#lasting) if (held === resource) await lasting;
     while (this.#lasting.size >= AT_ONCE) await Promise.race(this.#lasting.keys());
     const round = this.#round;
-    const struck = await strikeOnce(this.field, fault);
+    const struck = await strikeOnce(this.field, fault).catch((error: unknown) => {
+      console.error(`${fault.kind} cannot be done: ${messageOf(error)}`);
+      return undefined;
+    });
     if (struck === undefined) {
       process.stdout.write(`${progress} ${fault.kind}: nothing to strike at\n`);
       return;

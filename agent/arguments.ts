@@ -12,6 +12,7 @@ export const USAGE = `usage: shoal-agent --state-dir FOLDER [options]
   --throttle SHARE        share of the full speed, e.g. 0.5 (default 1)
   --policy FILE           YAML with purposes, modelFamilies, maxRoundsPerDay, minCohort, hours
   --label KEY=VALUE       label of the device; may be repeated
+  --via ADDRESS           connect to the NATS server of the site's gateway
   --cache-bytes N         most bytes of cached models (default 4294967296)
   --json-log              one JSON object a log line
 `;
@@ -50,6 +51,7 @@ export function parseArguments(argv: readonly string[], joinToken: string | unde
         policy: text,
         label: list,
         "cache-bytes": text,
+        via: text,
         "json-log": { type: "boolean" },
       },
     });
@@ -66,6 +68,7 @@ export function parseArguments(argv: readonly string[], joinToken: string | unde
       labels: pairs("--label", values.label ?? [], problems),
       cacheBytes: number(values["cache-bytes"]),
       jsonLog: values["json-log"],
+      via: values.via,
     };
     return problems.length > 0 ? { ok: false, problems } : { ok: true, options };
   } catch (error) {

@@ -79,6 +79,24 @@ export class BlobCache {
     return bytes;
   }
 
+  /**
+   * A range of a blob that is here, whole or as far as it has come; undefined where it is not. Not verified: who reads
+   * it checks the digest of the whole.
+   */
+  async getRange(digest: string, offset: number, length: number): Promise<Uint8Array | undefined> {
+    const { disk, clock } = this.#options;
+    const kept = this.#kept.get(digest);
+    if (kept !== undefined) kept.usedMs = clock.nowMs();
+    const held = kept?.sizeBytes ?? (await this.partialBytes(digest));
+    if (offset + length > held) return undefined;
+    return disk.readRange(kept === undefined ? this.#partial(digest) : this.#path(digest), offset, length);
+  }
+
+  /** Whether the whole blob is here. */
+  has(digest: string): boolean {
+    return this.#kept.has(digest);
+  }
+
   /** Bytes of an unfinished fetch that are here already. */
   async partialBytes(digest: string): Promise<number> {
     return (await this.#options.disk.stat(this.#partial(digest)))?.sizeBytes ?? 0;

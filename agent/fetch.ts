@@ -70,9 +70,22 @@ export async function fetchBlob(
   source: RangeSource,
   signal: AbortSignal,
 ): Promise<Uint8Array> {
-  const { digest, sizeBytes } = ref;
-  const cached = await cache.get(digest);
+  const cached = await cache.get(ref.digest);
   if (cached !== undefined) return cached;
+  await fetchToCache(ref, cache, source, signal);
+  const bytes = await cache.get(ref.digest);
+  if (bytes !== undefined) return bytes;
+  throw new CodedError("BLOB_CORRUPT", `${ref.digest} could not be read back from the cache`);
+}
+
+/** Fetches a blob that is not in the cache into it, as `fetchBlob`, without holding more than a few pieces of it. */
+export async function fetchToCache(
+  ref: BlobRef,
+  cache: BlobCache,
+  source: RangeSource,
+  signal: AbortSignal,
+): Promise<void> {
+  const { digest, sizeBytes } = ref;
   let written = await cache.partialBytes(digest);
   if (written > sizeBytes) {
     await cache.dropPartial(digest);
@@ -81,9 +94,6 @@ export async function fetchBlob(
   const rest = [{ offset: written, length: sizeBytes - written }];
   for await (const { bytes } of fetchRanges(digest, rest, source, signal)) await cache.appendPartial(digest, bytes);
   await cache.admitPartial(ref);
-  const bytes = await cache.get(digest);
-  if (bytes === undefined) throw new CodedError("BLOB_CORRUPT", `${digest} could not be read back from the cache`);
-  return bytes;
 }
 
 /**

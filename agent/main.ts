@@ -6,26 +6,28 @@ import { CodedError, codeOf, messageOf } from "#common/adapters/coded-error.js";
 import { JsonLog } from "#common/adapters/json-log.js";
 import { SystemClock } from "#common/adapters/memory/clock.js";
 import { DataPolicy } from "#proto/shoal/v1/device.js";
+import type { Log } from "#common/ports/log.js";
 import type { JoinBundle } from "#proto/shoal/v1/device_wire.js";
 import { parseArguments, USAGE } from "./arguments.js";
 import { openBackend } from "./backend/open.js";
 import { isProvider } from "./backend/providers.js";
 import { type DeviceReport, referenceModels, reportDevice, type ReportedModel } from "./device-report.js";
 import { isWritable, nodeDisk } from "./disk.js";
-import { checkOptions, nameFromHost, type AgentOptions, type OptionProblem } from "./options.js";
+import { checkOptions, nameFromHost, type AgentOptions, type GatewayOptions, type OptionProblem } from "./options.js";
 import { parsePolicy } from "./policy-file.js";
 import { assembleAgent, measureFacts, type Base } from "./runtime/assemble.js";
 import { claimFolder } from "./runtime/claim.js";
 import { AgentLoop, type Exit } from "./runtime/loop.js";
-import { establishIdentity } from "./runtime/membership.js";
+import { runSite } from "./runtime/gateway.js";
+import { establishIdentity, runAs } from "./runtime/membership.js";
 import { TextLog } from "./runtime/text-log.js";
 import { EXIT_REJECTED } from "./step.js";
-import { storeIdentity, type Identity } from "./transport/identity.js";
+import type { Identity } from "./transport/identity.js";
 import { parseJoinToken } from "./transport/join-token.js";
 import { connectControlPlane } from "./transport/nats-control-plane.js";
 
 export type { DeviceReport, ReportedModel } from "./device-report.js";
-export type { AgentOptions } from "./options.js";
+export type { AgentOptions, GatewayOptions } from "./options.js";
 
 /** Exit code of wrong options (EX_USAGE). */
 export const EXIT_USAGE = 64;
@@ -52,7 +54,8 @@ async function readInputs(options: AgentOptions): Promise<Inputs> {
   // A service file that names the variable without a value names no token.
   if (options.joinToken !== undefined && options.joinToken.trim() !== "") {
     const token = parseJoinToken(options.joinToken);
-    if (token.ok) inputs.bundle = token.bundle;
+    const { via } = options;
+    if (token.ok) inputs.bundle = via === undefined ? token.bundle : { ...token.bundle, servers: [via] };
     else inputs.problems.push(`--join: the value (not shown, it is a secret) ${token.problem}`);
   }
   if (options.policyFile !== undefined) {
@@ -79,13 +82,7 @@ async function runConnected(base: Base, bundle: JoinBundle | undefined, signal: 
   const labels = { ...options.labels };
   const context = { disk, stateDir: options.stateDir, clock, log, signal };
   const identity = await establishIdentity({ ...context, bundle, name, labels, facts });
-  try {
-    return await runDevice(base, identity, facts, signal);
-  } catch (error) {
-    if (codeOf(error) === "CREDENTIAL_REFUSED")
-      await storeIdentity(disk, options.stateDir, { ...identity, rejected: true });
-    throw error;
-  }
+  return runAs(identity, context, () => runDevice(base, identity, facts, signal));
 }
 
 async function runDevice(
@@ -95,14 +92,13 @@ async function runDevice(
   signal: AbortSignal,
 ): Promise<Exit> {
   const log = base.log.with({ device: identity.device });
-  const plane = await connectControlPlane(identity, { clock: base.clock, log, signal });
+  const servers = base.options.via === undefined ? identity.servers : [base.options.via];
+  const plane = await connectControlPlane({ ...identity, servers }, { clock: base.clock, log, signal });
   try {
     const parts = await assembleAgent({ ...base, log }, facts, identity, plane);
     log.info("connected");
     try {
-      const exit = await new AgentLoop(parts).run(signal);
-      if (exit.code === EXIT_REJECTED) throw new CodedError("CREDENTIAL_REFUSED", exit.message);
-      return exit;
+      return await new AgentLoop(parts).run(signal);
     } finally {
       await parts.sessions.close();
     }
@@ -126,14 +122,15 @@ function exitOf(error: unknown): Exit {
   return { code: REJECTED.has(code) ? EXIT_REJECTED : EXIT_FAILED, message: messageOf(error) };
 }
 
-/**
- * Runs an agent until SIGTERM, SIGINT or the signal, and returns its exit code: 0 stopped, 1 failed, 64 wrong options,
- * 77 the control plane does not accept this device. What it was doing goes on at the next start.
- */
-export async function runAgent(options: AgentOptions, signal?: AbortSignal): Promise<number> {
-  const { policy, bundle, problems } = await readInputs(options);
-  if (problems.length > 0) {
-    for (const line of problems) process.stderr.write(`${line}\n`);
+/** Checks the options, claims the state folder, runs, and says how it ended. */
+async function runClaimed(
+  options: AgentOptions,
+  signal: AbortSignal | undefined,
+  run: (inputs: Inputs, log: Log, stop: AbortSignal) => Promise<Exit>,
+): Promise<number> {
+  const inputs = await readInputs(options);
+  if (inputs.problems.length > 0) {
+    for (const line of inputs.problems) process.stderr.write(`${line}\n`);
     return EXIT_USAGE;
   }
   const log = options.jsonLog === true ? new JsonLog() : new TextLog();
@@ -146,10 +143,7 @@ export async function runAgent(options: AgentOptions, signal?: AbortSignal): Pro
   const stop = signal ?? own?.signal ?? new AbortController().signal;
   let exit: Exit;
   try {
-    const { threads = 1, provider = "cpu" } = options;
-    const backend = await openBackend({ threads, provider: isProvider(provider) ? provider : "cpu" }, process);
-    const base = { options, disk: nodeDisk, clock: new SystemClock(), log, backend, policy };
-    exit = await runConnected(base, bundle, stop);
+    exit = await run(inputs, log, stop);
   } catch (error) {
     exit = exitOf(error);
   } finally {
@@ -159,6 +153,27 @@ export async function runAgent(options: AgentOptions, signal?: AbortSignal): Pro
   if (exit.code === 0) log.info("agent stopped");
   else log.error("agent stopped", { reason: exit.message, exitCode: exit.code });
   return exit.code;
+}
+
+/**
+ * Runs an agent until SIGTERM, SIGINT or the signal, and returns its exit code: 0 stopped, 1 failed, 64 wrong options,
+ * 77 the control plane does not accept this device. What it was doing goes on at the next start.
+ */
+export function runAgent(options: AgentOptions, signal?: AbortSignal): Promise<number> {
+  return runClaimed(options, signal, async ({ policy, bundle }, log, stop) => {
+    const { threads = 1, provider = "cpu" } = options;
+    const backend = await openBackend({ threads, provider: isProvider(provider) ? provider : "cpu" }, process);
+    const base = { options, disk: nodeDisk, clock: new SystemClock(), log, backend, policy };
+    return runConnected(base, bundle, stop);
+  });
+}
+
+/** Runs the gateway of a site until SIGTERM, SIGINT or the signal; exit codes as `runAgent`. */
+export function runGateway(options: GatewayOptions, signal?: AbortSignal): Promise<number> {
+  return runClaimed({ ...options, dataset: {} }, signal, ({ bundle }, log, stop) => {
+    const base = { options, bundle, hostName: hostname(), disk: nodeDisk, clock: new SystemClock(), log };
+    return runSite(base, stop);
+  });
 }
 
 /**

@@ -24,12 +24,27 @@ export interface AgentOptions {
   readonly cacheBytes?: number | undefined;
   /** One JSON object a log line instead of plain text. */
   readonly jsonLog?: boolean | undefined;
+  /** NATS server to connect to in place of those the fleet names: that of the site's gateway. */
+  readonly via?: string | undefined;
+}
+
+/** How a site's gateway is started. */
+export interface GatewayOptions extends Pick<
+  AgentOptions,
+  "joinToken" | "name" | "stateDir" | "cacheBytes" | "jsonLog" | "via"
+> {
+  /** Where the members of the site connect. */
+  readonly host: string;
+  readonly port: number;
+  /** Path of the nats-server program. */
+  readonly natsServer: string;
 }
 
 /** A wrong option: its name, its value and the remedy in one line. */
 export type OptionProblem = string;
 
 const LABEL = /^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$/;
+const ADDRESS = /^([a-z]+:\/\/)?[^\s/]+\/?$/;
 const MOST_THREADS = 256;
 
 function problem(option: string, value: unknown, remedy: string): OptionProblem {
@@ -39,7 +54,7 @@ function problem(option: string, value: unknown, remedy: string): OptionProblem 
 /** What is wrong with the options, as far as it can be told without looking at the disk. */
 export function checkOptions(options: AgentOptions): OptionProblem[] {
   const { name, dataset, stateDir, threads = 1, provider = "cpu", throttle = 1 } = options;
-  const { labels = {}, cacheBytes = 1 } = options;
+  const { labels = {}, cacheBytes = 1, via = "nats://site" } = options;
   const problems: OptionProblem[] = [];
   if (stateDir === "") problems.push(problem("--state-dir", stateDir, "name a folder the agent may write to"));
   if (name !== undefined && !isResourceName(name)) {
@@ -57,6 +72,7 @@ export function checkOptions(options: AgentOptions): OptionProblem[] {
     problems.push(problem("--throttle", throttle, "give a share of the full speed above 0 and at most 1, e.g. 0.5"));
   }
   if (!(cacheBytes > 0)) problems.push(problem("--cache-bytes", cacheBytes, "give a number of bytes above 0"));
+  if (!ADDRESS.test(via)) problems.push(problem("--via", via, "write the gateway's HOST:PORT or nats://HOST:PORT"));
   for (const [key, value] of Object.entries(labels)) {
     const fine = LABEL.test(key) && (value === "" || LABEL.test(value));
     if (!fine)

@@ -18,7 +18,7 @@ import { inspectMachine } from "./machine.js";
 import { outboxFolder } from "./membership.js";
 import type { AgentParts } from "./parts.js";
 
-const DEFAULT_CACHE_BYTES = 4 * 1024 ** 3;
+export const DEFAULT_CACHE_BYTES = 4 * 1024 ** 3;
 export const AGENT_VERSION = "0.1.0";
 
 export interface Base {
@@ -55,7 +55,6 @@ export async function assembleAgent(
   const { stateDir, dataset, throttle = 1, cacheBytes = DEFAULT_CACHE_BYTES } = options;
   const cacheOptions = { disk, folder: `${stateDir}/cache`, maxBytes: cacheBytes, clock, log };
   const sources = new Map(Object.entries(dataset).map(([name, folder]) => [name, folderSource(folder)]));
-  let { jwt } = identity;
   return {
     clock,
     log,
@@ -68,12 +67,18 @@ export async function assembleAgent(
     datasets: new Datasets(sources, log),
     sessions: new Sessions(backend),
     nonce: randomUUID,
-    credential: {
-      isDue: (nowMs) => isRenewalDue(jwt, nowMs),
-      store: async (renewed) => {
-        jwt = renewed;
-        await storeIdentity(disk, stateDir, { ...identity, jwt });
-      },
+    credential: credentialOf(disk, stateDir, identity),
+  };
+}
+
+/** The credential of an identity, and where a renewed one goes. */
+export function credentialOf(disk: Disk, stateDir: string, identity: Identity): AgentParts["credential"] {
+  let { jwt } = identity;
+  return {
+    isDue: (nowMs) => isRenewalDue(jwt, nowMs),
+    store: async (renewed) => {
+      jwt = renewed;
+      await storeIdentity(disk, stateDir, { ...identity, jwt });
     },
   };
 }

@@ -6,7 +6,7 @@ export type Claim = { ok: true; release: () => Promise<void> } | { ok: false; pr
 const FILE = "agent.pid";
 
 /** When a process started, in ticks since boot; undefined if there is none, or no /proc to ask. */
-async function startTime(pid: number): Promise<string | undefined> {
+export async function startTime(pid: number): Promise<string | undefined> {
   try {
     const text = await readFile(`/proc/${pid}/stat`, "utf8");
     // Fields are counted after the command's name, which may hold anything.

@@ -17,7 +17,7 @@ const LEAST_HEARTBEAT_MS = 100;
 const LONGEST_HEARTBEAT_MS = 60_000;
 const DEFAULT_HEARTBEAT_MS = 5_000;
 /** The registry's word that a device is not part of the fleet any more; other refusals pass. */
-const GONE = "UnknownDevice";
+export const GONE = "UnknownDevice";
 
 /** Drives the pure `step` with real effects: events in, effects out, one at a time; effects run beside each other. */
 export class AgentLoop {
@@ -204,7 +204,8 @@ export class AgentLoop {
   }
 }
 
-function heartbeatMs({ nextHeartbeatMs }: HeartbeatReply): number {
+/** Milliseconds until the next heartbeat, as the registry says, within bounds. */
+export function heartbeatMs({ nextHeartbeatMs }: HeartbeatReply): number {
   if (!(nextHeartbeatMs > 0)) return DEFAULT_HEARTBEAT_MS;
   return Math.min(Math.max(nextHeartbeatMs, LEAST_HEARTBEAT_MS), LONGEST_HEARTBEAT_MS);
 }

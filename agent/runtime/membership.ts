@@ -1,11 +1,13 @@
-import { CodedError } from "#common/adapters/coded-error.js";
+import { CodedError, codeOf } from "#common/adapters/coded-error.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { DeviceFacts } from "#proto/shoal/v1/device.js";
 import type { JoinBundle } from "#proto/shoal/v1/device_wire.js";
 import type { Disk } from "../disk.js";
+import { EXIT_REJECTED } from "../step.js";
 import { joinFleet } from "../transport/join.js";
 import { loadIdentity, storeIdentity, type Identity } from "../transport/identity.js";
+import type { Exit } from "./loop.js";
 
 export interface MembershipOptions {
   readonly disk: Disk;
@@ -57,4 +59,23 @@ export async function establishIdentity(options: MembershipOptions): Promise<Ide
   await storeIdentity(disk, stateDir, identity);
   log.info("joined the fleet", { device: identity.device });
   return identity;
+}
+
+/**
+ * Runs as the identity, and remembers it if the control plane does not accept it any more. Throws code
+ * "CREDENTIAL_REFUSED" then.
+ */
+export async function runAs(
+  identity: Identity,
+  { disk, stateDir }: Pick<MembershipOptions, "disk" | "stateDir">,
+  run: () => Promise<Exit>,
+): Promise<Exit> {
+  try {
+    const exit = await run();
+    if (exit.code === EXIT_REJECTED) throw new CodedError("CREDENTIAL_REFUSED", exit.message);
+    return exit;
+  } catch (error) {
+    if (codeOf(error) === "CREDENTIAL_REFUSED") await storeIdentity(disk, stateDir, { ...identity, rejected: true });
+    throw error;
+  }
 }

@@ -6,12 +6,14 @@ import { deviceInbox, subjects } from "#common/domain/subjects.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import { BlobRangeReply, BlobRangeRequest, HeartbeatReply, HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
-import type { ControlPlane } from "./control-plane.js";
+import type { GatewayPlane } from "./control-plane.js";
 import { dial, isCredentialRefused } from "./dial.js";
 import type { Identity } from "./identity.js";
 
 const HEARTBEAT_TIMEOUT_MS = 5_000;
 const BLOB_TIMEOUT_MS = 15_000;
+/** Not above what the asking device itself waits for. */
+const VIA_TIMEOUT_MS = 5_000;
 const UPLOAD_TIMEOUT_MS = 30_000;
 
 const REJECTED = "the control plane does not accept this device's credential any more; join again with a new token";
@@ -55,7 +57,7 @@ async function blobRange(nc: NatsConnection, device: string, range: BlobRangeReq
 export async function connectControlPlane(
   identity: Identity,
   { clock, log, signal }: { clock: Clock; log: Log; signal: AbortSignal },
-): Promise<ControlPlane> {
+): Promise<GatewayPlane> {
   const { device, seed, servers } = identity;
   let { jwt } = identity;
   const inboxPrefix = deviceInbox(device);
@@ -73,6 +75,7 @@ export async function connectControlPlane(
       return HeartbeatReply.decode(await request(nc, subjects.heartbeat(device), bytes, HEARTBEAT_TIMEOUT_MS));
     },
     blobRange: (digest, offset, length) => blobRange(nc, device, { digest, offset, length }),
+    via: (name, asked, data) => request(nc, subjects.via(device, name, asked), data, VIA_TIMEOUT_MS),
     uplink: new NatsUpdateUplink(nc, device, UPLOAD_TIMEOUT_MS),
     onNudge: (listener) => {
       nc.subscribe(subjects.nudge(device), {

@@ -20,11 +20,11 @@ export interface RoundNeed {
   age: number;
   /** Unix milliseconds. */
   plannedAtMs: number;
-  /** Chunks of one honest update. */
+  /** Chunks of what an honest device sends: of one update, or of one for every device of the largest site. */
   dueChunks: number;
   /** Commits up to here have their verdict. */
   judgedSeq: number;
-  /** Sequences of the commit and chunks of an accepted update, by device. */
+  /** Sequences of the commits and chunks of accepted updates, by device. */
   accepted: ReadonlyMap<string, ReadonlySet<number>>;
 }
 
@@ -55,9 +55,21 @@ const CLOSED: ReadonlySet<string> = new Set(["Completed", "Failed"]);
 function acceptedSeqs(tally: UpdateTally | undefined): Map<string, Set<number>> {
   const accepted = new Map<string, Set<number>>();
   for (const { accepted: counts, commitSeq, manifest } of tally?.verdicts ?? []) {
-    if (counts && manifest) accepted.set(manifest.device, new Set([commitSeq, ...manifest.chunkSeqs]));
+    if (!counts || !manifest) continue;
+    const { device, chunkSeqs } = manifest;
+    // A gateway may have several.
+    accepted.set(device, new Set([...(accepted.get(device) ?? []), commitSeq, ...chunkSeqs]));
   }
   return accepted;
+}
+
+/** Devices of a round that send through one gateway, at most; 1 if none does. */
+function largestSite(round: Round): number {
+  const sizes = new Map<string, number>();
+  for (const { site } of round.status?.assignments ?? []) {
+    if (site !== "") sizes.set(site, (sizes.get(site) ?? 0) + 1);
+  }
+  return Math.max(1, ...sizes.values());
 }
 
 /** What a round still needs, from its resource, its job's and its tally. */
@@ -69,7 +81,8 @@ export function needOf(round: Round, job: TrainingJob | undefined, tally: Update
     closed: CLOSED.has(round.status?.phase ?? ""),
     age: Math.max(0, (job?.status?.currentRound ?? number) - number),
     plannedAtMs: round.status?.plannedAtMs ?? 0,
-    dueChunks: codec === undefined || task === undefined ? Infinity : chunkCount(updateLength(task), codec),
+    dueChunks:
+      codec === undefined || task === undefined ? Infinity : largestSite(round) * chunkCount(updateLength(task), codec),
     judgedSeq: tally?.lastSeq ?? 0,
     accepted: acceptedSeqs(tally),
   };

@@ -31,6 +31,14 @@ export function realNumber(min: number, max: number): (text: string) => number {
   };
 }
 
+/** "HOST:PORT", for commander. */
+export function hostAndPort(text: string): { host: string; port: number } {
+  const match = /^([A-Za-z0-9.-]+):(\d{1,5})$/.exec(text);
+  const port = Number(match?.[2]);
+  if (match?.[1] !== undefined && port >= 1 && port <= 65_535) return { host: match[1], port };
+  throw new InvalidArgumentError("must look like HOST:PORT, e.g. 0.0.0.0:4223.");
+}
+
 /** Collects repeated KEY=VALUE options. */
 export function keyValue(text: string, before: Readonly<Record<string, string>> = {}): Record<string, string> {
   const at = text.indexOf("=");

@@ -29,6 +29,12 @@ export function observeReady(facts: DeviceFacts, problems: readonly string[]): F
   return { type: "Ready", status: true, reason: "Heartbeat", message: "" };
 }
 
+/** Whether a site's gateway can fold: it needs neither text nor speed. */
+export function observeGateway(site: string, problems: readonly string[]): Finding {
+  if (problems.length === 0) return { type: "Ready", status: true, reason: "Heartbeat", message: `gateway of ${site}` };
+  return { type: "Ready", status: false, reason: "AbsurdFacts", message: problems.join("; ") };
+}
+
 /** Whether the device's clock agrees with the registry's. Nothing depends on it: deadlines are in the registry's time. */
 export function observeClock(deviceMs: number, skewMs: number): Finding {
   const type = "ClockInSync";

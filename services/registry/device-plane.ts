@@ -1,4 +1,5 @@
 import { isResourceName } from "#common/domain/resources.js";
+import { decideRange } from "#common/domain/readable.js";
 import { gatewaySiteOf, siteOf } from "#common/domain/site.js";
 import { deviceOf, MAX_PIECE_BYTES, parseVia, subjects } from "#common/domain/subjects.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
@@ -15,7 +16,6 @@ import {
   type Refusal,
 } from "#proto/shoal/v1/device_wire.js";
 import type { AssignmentIndex } from "./assignment-index.js";
-import { decideRange } from "./assignments.js";
 import { CREDENTIAL_MS } from "./credentials.js";
 import { changeDevice } from "./device-changes.js";
 import { applyHeartbeat } from "./heartbeat.js";

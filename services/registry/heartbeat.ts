@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from "node:util";
 import { setCondition } from "#common/domain/condition.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
+import { gatewaySiteOf } from "#common/domain/site.js";
 import {
   type AssignmentStatus,
   DataPolicy,
@@ -10,7 +11,7 @@ import {
   type Lease,
 } from "#proto/shoal/v1/device.js";
 import type { HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
-import { observeClock, observeData, observeReady } from "./conditions.js";
+import { observeClock, observeData, observeGateway, observeReady } from "./conditions.js";
 import { cleanAssignments, cleanDatasets, cleanFacts, cleanPolicy, cleanRoundsToday } from "./facts.js";
 
 /** What a heartbeat changes; undefined parts are not written. */
@@ -82,11 +83,12 @@ function nextStatus(device: Device, request: HeartbeatRequest, nowMs: number): D
   const clockSkewMs = hasClock ? Math.round(request.atMs - nowMs) : 0;
   const problems = [facts, policy, datasets, assignments, roundsToday].flatMap((cleaned) => cleaned.problems);
   const generation = device.metadata?.generation ?? 0;
-  const findings = [
-    observeReady(facts.value, problems),
-    observeClock(hasClock ? request.atMs : 0, clockSkewMs),
-    observeData(datasets.value),
-  ];
+  const clock = observeClock(hasClock ? request.atMs : 0, clockSkewMs);
+  const site = gatewaySiteOf(device);
+  const findings =
+    site === undefined
+      ? [observeReady(facts.value, problems), clock, observeData(datasets.value)]
+      : [observeGateway(site, problems), clock];
   return {
     facts: facts.value,
     policy: policy.value,

@@ -96,3 +96,19 @@ test("a round's need comes from its task, its phase, its job and its tally", (t)
   t.is(needOf(round, undefined, undefined).age, 0);
   t.is(needOf(Round.fromPartial({ status: { phase: "Training" } }), undefined, undefined).dueChunks, Infinity);
 });
+
+test("a gateway may send an update for each device of its site, and all that count stay", (t) => {
+  const assignments = ["ann", "bob", "cyd"].map((device) => ({ device, site: "pier" }));
+  const round = Round.fromPartial({
+    spec: { task: { parameters: 100, codec: { name: "fp32" } } },
+    status: { phase: "Training", assignments: [...assignments, { device: "dan", site: "" }] },
+  });
+  const verdicts = [3, 7].map((commitSeq) => ({
+    commitSeq,
+    accepted: true,
+    manifest: { device: "gate", chunkSeqs: [commitSeq - 1] },
+  }));
+  const need = needOf(round, undefined, UpdateTally.fromPartial({ verdicts, lastSeq: 7 }));
+  t.is(need.dueChunks, 3);
+  t.deepEqual([...(need.accepted.get("gate") ?? [])], [3, 2, 7, 6]);
+});

@@ -47,8 +47,18 @@ export interface DeviceSetup {
   threads?: number;
   throttle?: number;
   policyFile?: string;
+  /** Address of the gateway of its site. */
+  via?: string;
   /** In front of `node`, e.g. ["ip", "netns", "exec", "x"]. */
   launcher?: readonly string[];
+}
+
+export interface GatewaySetup {
+  name: string;
+  /** HOST:PORT for its site's devices. */
+  listen: string;
+  /** Address of the control plane. */
+  via: string;
 }
 
 export interface FleetOptions {
@@ -71,6 +81,7 @@ function waitForExit(child: ChildProcess): Promise<void> {
 /** A whole Shoal of real processes: `shoal up` and any number of `shoal agent`. Ends only what it started. */
 export class Fleet {
   readonly devices = new Map<string, { setup: DeviceSetup; process: ChildProcess; token: string }>();
+  readonly #gateways = new Map<string, ChildProcess>();
   #up: ChildProcess | undefined;
   #stopping = false;
 
@@ -198,9 +209,9 @@ export class Fleet {
   }
 
   /** A token for any number of devices. */
-  async token(): Promise<string> {
+  async token(deviceLabels: Record<string, string> = {}): Promise<string> {
     const issued = await this.withFleet((fleet) =>
-      unary(fleet, fleet.issueJoinToken.bind(fleet), { ttlMs: 0, uses: -1, deviceLabels: {} }),
+      unary(fleet, fleet.issueJoinToken.bind(fleet), { ttlMs: 0, uses: -1, deviceLabels }),
     );
     return issued.token;
   }
@@ -208,12 +219,37 @@ export class Fleet {
   /** Starts a device's agent; again after a kill on the same state. */
   startDevice(setup: DeviceSetup, token: string): ChildProcess {
     const args = ["agent", "--join", token, "--name", setup.name, "--dataset", `${setup.dataset}=${setup.dataDir}`];
-    args.push("--state", join(this.options.dir, `state-${setup.name}`), "--threads", String(setup.threads ?? 1));
+    args.push("--state", this.stateOf(setup.name), "--threads", String(setup.threads ?? 1));
     if (setup.throttle !== undefined) args.push("--throttle", String(setup.throttle));
     if (setup.policyFile !== undefined) args.push("--policy", setup.policyFile);
+    if (setup.via !== undefined) args.push("--via", setup.via);
     const child = this.#spawn(setup.name, args, setup.launcher);
     this.devices.set(setup.name, { setup, process: child, token });
     return child;
+  }
+
+  /** Starts the gateway of a site; again after a kill on the same state. */
+  startGateway(setup: GatewaySetup, token: string): ChildProcess {
+    const args = ["gateway", "--join", token, "--name", setup.name, "--listen", setup.listen];
+    args.push("--state", this.stateOf(setup.name), "--via", setup.via);
+    const child = this.#spawn(setup.name, args);
+    this.#gateways.set(setup.name, child);
+    return child;
+  }
+
+  /** The process of a gateway. */
+  gateway(name: string): ChildProcess | undefined {
+    return this.#gateways.get(name);
+  }
+
+  /** State folder of a device or gateway. */
+  stateOf(name: string): string {
+    return join(this.options.dir, `state-${name}`);
+  }
+
+  /** What a process has printed so far. */
+  printed(name: string): string {
+    return readFileSync(join(this.options.dir, `${name}.out`), "utf8");
   }
 
   /** Starts a dead device again. */
@@ -276,7 +312,7 @@ export class Fleet {
   /** Ends everything this fleet started. */
   async stop(): Promise<void> {
     this.#stopping = true;
-    const agents = [...this.devices.values()].map((d) => d.process);
+    const agents = [...[...this.devices.values()].map((d) => d.process), ...this.#gateways.values()];
     for (const agent of agents) agent.kill("SIGTERM");
     await Promise.race([Promise.all(agents.map(waitForExit)), sleep(8000)]);
     for (const agent of agents) if (agent.exitCode === null) agent.kill("SIGKILL");

@@ -4,7 +4,8 @@ import { newMeta } from "#common/domain/resources.js";
 import { Device } from "#proto/shoal/v1/device.js";
 import { BlobRangeRequest } from "#proto/shoal/v1/device_wire.js";
 import { Round, UpdateTally } from "#proto/shoal/v1/round.js";
-import { decideRange, devicesToNudge, openTasks, readableBlobs } from "#services/registry/assignments.js";
+import { decideRange, readableBlobs } from "#common/domain/readable.js";
+import { devicesToNudge, openTasks } from "#services/registry/assignments.js";
 
 const device = (name: string, draining = false): Device =>
   Device.fromPartial({ metadata: newMeta(name), spec: { draining } });

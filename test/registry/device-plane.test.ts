@@ -390,6 +390,9 @@ test("a gateway speaks for the devices of its site and for no others, and is tol
   const { site, siteRounds, tasks } = await beat(home, "gate");
   t.is(site, "pier");
   t.deepEqual(tasks, []);
+  const conditions = (await home.store.get("Device", "gate"))?.status?.conditions ?? [];
+  t.is(conditions.find(({ type }) => type === "Ready")?.status, "True", "a gateway need not be calibrated");
+  t.false(conditions.some(({ type }) => type === "DataReady"));
   t.deepEqual(
     siteRounds.map((one) => one.assignments.map(({ device }) => device)),
     [["ann", "bob"]],

@@ -3,7 +3,7 @@ import { MemoryBlobStore } from "#common/adapters/memory/blob-store.js";
 import { buildTrainGraph } from "#common/graph/train.js";
 import { Model } from "#proto/shoal/v1/model.js";
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
-import { readableBlobs } from "#services/registry/assignments.js";
+import { readableBlobs } from "#common/domain/readable.js";
 import { GraphLibrary } from "#services/scheduler/graph-library.js";
 import { configOf } from "#services/scheduler/model-reading.js";
 import { draftRound } from "#services/scheduler/round-draft.js";

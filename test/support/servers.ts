@@ -110,10 +110,10 @@ export class NatsTestServer extends TestServer {
 
 /** Starts a real nats-server with JetStream in a temporary directory. */
 export async function startNats(
-  options: { websocket?: boolean; maxFileStoreBytes?: number } = {},
+  options: { websocket?: boolean; maxFileStoreBytes?: number; root?: TrustRoot } = {},
 ): Promise<NatsTestServer> {
   const dir = await mkdtemp(join(tmpdir(), "shoal-nats-"));
-  const root = await ensureKeys(join(dir, "keys"));
+  const root = options.root ?? (await ensureKeys(join(dir, "keys")));
   const port = await freePort();
   const websocketPort = options.websocket === true ? { websocketPort: await freePort() } : {};
   const config = join(dir, "nats.conf");

@@ -1,6 +1,7 @@
-import { keyValue, realNumber, wholeNumber } from "../arguments.js";
+import { hostAndPort, keyValue, realNumber, wholeNumber } from "../arguments.js";
 import { CliError, EXIT, type ExitCode } from "../exit.js";
 import type { CommandGroup, Shell } from "../shell.js";
+import { findProgram } from "../supervisor/binaries.js";
 import { calibrate, type CalibrateFlags } from "./calibrate.js";
 
 interface AgentFlags extends CalibrateFlags {
@@ -14,6 +15,7 @@ interface AgentFlags extends CalibrateFlags {
   readonly policy?: string;
   readonly label?: Record<string, string>;
   readonly jsonLog?: boolean;
+  readonly via?: string;
 }
 
 const present = (text = ""): string | undefined => (text.trim() === "" ? undefined : text);
@@ -41,10 +43,35 @@ async function agent(shell: Shell, flags: AgentFlags): Promise<void> {
       policyFile: flags.policy,
       labels: flags.label,
       jsonLog: flags.jsonLog,
+      via: flags.via,
     },
     shell.signal,
   );
   // The agent has its own codes, 77 among them: this device is not accepted.
+  shell.exit(code as ExitCode);
+}
+
+interface GatewayFlags extends Pick<AgentFlags, "join" | "name" | "state" | "jsonLog" | "via"> {
+  readonly listen: { host: string; port: number };
+  readonly cacheBytes?: number;
+}
+
+async function gateway(shell: Shell, flags: GatewayFlags): Promise<void> {
+  const natsServer = findProgram("nats-server", "nats-server", shell.io.env["PATH"] ?? "");
+  const { runGateway } = await import("#agent/main.js");
+  const code = await runGateway(
+    {
+      joinToken: await joinToken(shell, flags.join),
+      name: flags.name,
+      stateDir: flags.state,
+      ...flags.listen,
+      natsServer,
+      cacheBytes: flags.cacheBytes,
+      jsonLog: flags.jsonLog,
+      via: flags.via,
+    },
+    shell.signal,
+  );
   shell.exit(code as ExitCode);
 }
 
@@ -61,9 +88,21 @@ export const agentCommands: CommandGroup = (program, shell) => {
     .option("--throttle <share>", "share of the full speed, up to 1", realNumber(0, 1))
     .option("--policy <file>", "YAML with what the data may be used for")
     .option("--label <k=v>", "label of the device (repeatable)", keyValue)
+    .option("--via <host:port>", "connect to the gateway of this device's site instead of the control plane")
     .option("--json-log", "one JSON object a log line")
     .option("--calibrate", "only measure this machine and predict how fast it would train; joins nothing")
     .option("--model <config...>", "with --calibrate: config.json files or folders to predict for")
     .option("--json", "with --calibrate: write JSON for programs")
     .action((flags: AgentFlags) => (flags.calibrate === true ? calibrate(shell, flags) : agent(shell, flags)));
+  program
+    .command("gateway")
+    .description("run a site's gateway: folds the updates of its devices into one")
+    .requiredOption("--listen <host:port>", "where the site's devices connect, with `shoal agent --via`", hostAndPort)
+    .option("--join <token>", "join token for the first start, of `shoal token issue --site NAME --gateway`")
+    .option("--name <name>", "wished device name (default: the host's name)")
+    .option("--state-dir, --state <dir>", "identity, cache, the site's log and unsent updates", ".shoal-gateway")
+    .option("--cache-bytes <n>", "most bytes of cached models", wholeNumber(1, Number.MAX_SAFE_INTEGER))
+    .option("--via <host:port>", "connect here instead of where the fleet says")
+    .option("--json-log", "one JSON object a log line")
+    .action((flags: GatewayFlags) => gateway(shell, flags));
 };

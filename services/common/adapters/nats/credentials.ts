@@ -69,7 +69,21 @@ const CROSSINGS = [
 ] as const;
 
 /** New keys: operator, system account, account SHOAL with JetStream, account DEVICES, and the users of the services. */
-export async function createTrustRoot(): Promise<TrustRoot> {
+export function createTrustRoot(): Promise<TrustRoot> {
+  return trustRootFor(keysOf(createAccount()));
+}
+
+/**
+ * New keys for the server of a site that lets in the devices of a fleet with the credentials they have: a device's JWT
+ * says by whose key it was signed, and this operator vouches for an account of that key. The site learns no secret of the
+ * fleet (its seed is empty) and issues no credentials.
+ * @param deviceAccount public key of the fleet's account of devices
+ */
+export function createSiteTrustRoot(deviceAccount: string): Promise<TrustRoot> {
+  return trustRootFor({ publicKey: deviceAccount, seed: "" });
+}
+
+async function trustRootFor(devices: Keys): Promise<TrustRoot> {
   const operator = keysOf(createOperator());
   const system = keysOf(createAccount());
   const account = keysOf(createAccount());
@@ -86,7 +100,6 @@ export async function createTrustRoot(): Promise<TrustRoot> {
     { limits: { ...LIMITS, ...JETSTREAM }, exports: CROSSINGS.map((crossing) => ({ ...crossing })) },
     { signer: bytes(operator.seed) },
   );
-  const devices = keysOf(createAccount());
   const deviceAccountJwt = await encodeAccount(
     "DEVICES",
     devices.publicKey,
@@ -173,6 +186,12 @@ export function formatCreds(user: IssuedUser): string {
 /** Public key of the user a JWT was issued to. */
 export function publicKeyOf(jwt: string): string {
   return decode(jwt).sub;
+}
+
+/** Public key of the account that a user's JWT belongs to. */
+export function accountOf(jwt: string): string {
+  const { iss, nats } = decode<{ issuer_account?: string }>(jwt);
+  return nats.issuer_account ?? iss;
 }
 
 /** Unix milliseconds at which a JWT expires; undefined for never. */

@@ -82,6 +82,11 @@ async function limitOfUpdates(link: NatsLink): Promise<number | undefined> {
   }
 }
 
+/** Creates the update log alone, as a site's server has it. What is older than `maxAgeMs` goes by itself. */
+export async function ensureSiteLog(link: NatsLink, maxAgeMs: number): Promise<void> {
+  await ensureStream(link, { ...updatesConfig(-1), max_age: nanos(maxAgeMs) });
+}
+
 type NamedStream = Partial<StreamConfig> & { name: string };
 
 const COMMON = {

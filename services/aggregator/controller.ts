@@ -106,7 +106,12 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
   const job = await ports.store.get("TrainingJob", spec.job);
   const closed = phase === "Completed" || phase === "Failed";
   if (closed && isPast(spec, job, ports.retainRounds)) return;
-  const tally = await judgeCommits(ports, name, job?.spec?.strategy?.maxUpdateNorm ?? 0, (verdicts) => {
+  const tally = await judgeCommits(ports, name, job?.spec?.strategy?.maxUpdateNorm ?? 0, (verdicts, unseen) => {
+    if (unseen.length > 0) {
+      const devices = [...new Set(unseen.map(({ device }) => device))];
+      ports.meters.judged("Unseen", unseen.length);
+      ports.journal.warn("commits refused unseen", { round: name, devices, commits: unseen.length });
+    }
     for (const verdict of verdicts) {
       ports.meters.judged(verdict.accepted ? "Accepted" : verdict.reason);
       if (!verdict.accepted) {

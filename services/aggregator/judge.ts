@@ -4,6 +4,7 @@ import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { accept, screen, type AcceptContext, type Commit } from "#common/domain/accept.js";
+import { cutOffDevices } from "#common/domain/cut-off.js";
 import { openChunks, type Chunk } from "#common/runtime/chunk-reader.js";
 import { takePayload } from "#common/runtime/payload.js";
 import { codecOf, shardsOf, taskOf } from "./fold-round.js";
@@ -105,20 +106,32 @@ async function judgeOne(
   return verdict.accepted ? { ...verdict, shardSums: sums.finish() } : verdict;
 }
 
-/** Judges commits in log order, as many as go into one write. */
+/**
+ * Judges commits in log order, as many as go into one write. Commits of devices that are cut off cost nothing and are
+ * passed over, however many there are.
+ */
 async function judgeBatch(
   { store, log }: JudgePorts,
   commits: readonly Commit[],
   context: SharedContext,
   shards: readonly Shard[],
   tally: UpdateTally,
-): Promise<{ tally: UpdateTally; verdicts: Verdict[] }> {
-  const batch = commits.slice(0, VERDICTS_PER_WRITE);
+): Promise<{ tally: UpdateTally; verdicts: Verdict[]; unseen: Commit[] }> {
+  const cutOff = cutOffDevices(tally);
+  const batch = commits.filter(({ device }) => !cutOff.has(device)).slice(0, VERDICTS_PER_WRITE);
+  const inBatch = new Set(batch);
   const chunksOf = openCommits(log, batch, context);
   const verdicts: Verdict[] = [];
+  const unseen: Commit[] = [];
   let next = tally;
   let chunksRead = 0;
-  for (const commit of batch) {
+  for (const commit of commits) {
+    if (cutOffDevices(next).has(commit.device)) {
+      unseen.push(commit);
+      next = { ...next, lastSeq: commit.seq };
+      continue;
+    }
+    if (!inBatch.has(commit)) break;
     const current = { ...context, acceptedDevices: acceptedDevices(next) };
     const verdict = await judgeOne(store, commit, current, shards, chunksOf(commit));
     next = withVerdict(next, verdict);
@@ -126,21 +139,21 @@ async function judgeBatch(
     chunksRead += verdict.accepted ? (commit.manifest?.chunkSeqs.length ?? 0) : 0;
     if (chunksRead >= CHUNKS_PER_WRITE) break;
   }
-  return { tally: next, verdicts };
+  return { tally: next, verdicts, unseen };
 }
 
 /**
  * Gives every commit of a round that has none yet its verdict, in log order, by compare-and-set on the round's tally.
  * Two replicas that race judge alike, and one of them writes; the loser goes on from what was written.
  * @param maxUpdateNorm greatest L2 norm of an update; 0 is off.
- * @param onVerdicts called with verdicts once they are durable.
+ * @param onVerdicts called with verdicts once they are durable, and with commits that were refused unseen.
  * @returns the tally; undefined if nothing was ever committed.
  */
 export async function judgeCommits(
   ports: JudgePorts,
   name: string,
   maxUpdateNorm: number,
-  onVerdicts: (verdicts: readonly Verdict[]) => void,
+  onVerdicts: (verdicts: readonly Verdict[], unseen: readonly Commit[]) => void,
 ): Promise<UpdateTally | undefined> {
   const { store, log } = ports;
   let commits: Commit[] = [];
@@ -160,6 +173,9 @@ export async function judgeCommits(
       stored === undefined
         ? await store.create("UpdateTally", judged.tally)
         : await store.update("UpdateTally", judged.tally);
-    if (written.ok) onVerdicts(judged.verdicts);
+    if (!written.ok) continue;
+    onVerdicts(judged.verdicts, judged.unseen);
+    // A stream of them must not keep the round here; the next look passes over what has come by then.
+    if (judged.verdicts.length === 0) return written.resource;
   }
 }

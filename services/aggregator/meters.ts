@@ -2,8 +2,8 @@ import type { Metrics } from "#common/ports/metrics.js";
 
 /** What the aggregator counts. */
 export interface AggregatorMeters {
-  /** One commit judged: "Accepted" or the reason of its refusal. */
-  judged(verdict: string): void;
+  /** Commits judged: "Accepted", the reason of a refusal, or "Unseen" for those of devices that were cut off. */
+  judged(verdict: string, commits?: number): void;
   /** One round folded. */
   folded(seconds: number, bytes: number): void;
   /** One shard of a round is done, in the pass "gram" or "fold". */
@@ -44,7 +44,7 @@ export function aggregatorMeters(metrics: Metrics): AggregatorMeters {
   const bytes = metrics.counter("shoal_folded_bytes_total", "Encoded bytes of the updates folded.");
   const shards = metrics.histogram("shoal_fold_shard_seconds", "Time to do one shard of a round.", SECONDS, ["pass"]);
   return {
-    judged: (verdict) => judged.add(1, { verdict }),
+    judged: (verdict, commits = 1) => judged.add(commits, { verdict }),
     folded: (elapsed, size) => {
       seconds.observe(elapsed);
       bytes.add(size);

@@ -1,9 +1,7 @@
 import type { UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
+import { MOST_REFUSALS } from "#common/domain/cut-off.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { countedDevices } from "#common/domain/site.js";
-
-/** Refusals of one device that a tally keeps; further ones are judged and counted but not written down. */
-export const KEPT_REFUSALS = 16;
 
 /** A tally without verdicts. */
 export function emptyTally(round: string, job: string): UpdateTally {
@@ -19,14 +17,19 @@ export function acceptedDevices(tally: UpdateTally): Set<string> {
   return devices;
 }
 
-/** The tally with one more verdict, which must be of a later commit. A device that floods the log does not grow it. */
+/**
+ * The tally with one more verdict, which must be of a later commit. A device that floods the log does not grow it: its
+ * last refusal says that the rest is refused unseen.
+ */
 export function withVerdict(tally: UpdateTally, verdict: Verdict): UpdateTally {
   const device = verdict.manifest?.device;
   const refusals = tally.verdicts.filter((each) => !each.accepted && each.manifest?.device === device).length;
-  const kept = verdict.accepted || refusals < KEPT_REFUSALS;
+  const kept = verdict.accepted || refusals < MOST_REFUSALS;
+  const isLast = !verdict.accepted && refusals === MOST_REFUSALS - 1;
+  const message = `${verdict.message}; further commits of this device are refused unseen`;
   return {
     ...tally,
-    verdicts: kept ? [...tally.verdicts, verdict] : tally.verdicts,
+    verdicts: kept ? [...tally.verdicts, isLast ? { ...verdict, message } : verdict] : tally.verdicts,
     lastSeq: verdict.commitSeq,
   };
 }

@@ -36,6 +36,9 @@ const QUEUE = "registry";
 /** A device may know its assignment from another replica a moment before this one does. */
 const INDEX_LAG = { waits: 4, waitMs: 250 } as const;
 
+/** Ranges of one device that are read at once; an honest agent asks for four. */
+const MOST_RANGES = 8;
+
 /** Refusals that tell an agent what to do next. */
 const REFUSALS = {
   badRequest: { reason: "BadRequest", message: "the request cannot be read: update the agent" },
@@ -48,6 +51,10 @@ const REFUSALS = {
     reason: "OtherSite",
     message:
       "the device is not of this gateway's site: join with a token of the site, or connect to the fleet directly",
+  },
+  tooMany: {
+    reason: "TooManyRequests",
+    message: `at most ${MOST_RANGES} ranges of a device are read at once: wait for answers and ask again`,
   },
   contended: { reason: "Busy", message: "the device is being changed: the next heartbeat will do" },
 } as const satisfies Record<string, Refusal>;
@@ -66,6 +73,9 @@ export class DevicePlane {
   private readonly blobBytes;
   /** By device, the gateway through which its last heartbeat came. */
   private readonly gateways = new Map<string, string>();
+
+  /** Ranges that are being read, by who carries the request and whose it is. */
+  private readonly reading = new Map<string, number>();
 
   constructor(private readonly ports: DevicePlanePorts) {
     const { metrics } = ports;
@@ -198,10 +208,26 @@ export class DevicePlane {
     const reply =
       request === undefined || refused !== undefined
         ? BlobRangeReply.fromPartial({ refusal: refused ?? REFUSALS.badRequest })
-        : await this.readRange(name, request, signal);
+        : await this.admitRange(`${deviceOf(message.subject) ?? ""}/${name}`, () =>
+            this.readRange(name, request, signal),
+          );
     this.count("blob", reply.refusal);
     this.blobBytes.add(reply.data.length);
     message.respond(BlobRangeReply.encode(reply).finish());
+  }
+
+  /** Reads unless the device has too much under way already: one device must not take the memory and time of all. */
+  private async admitRange(who: string, read: () => Promise<BlobRangeReply>): Promise<BlobRangeReply> {
+    const underWay = this.reading.get(who) ?? 0;
+    if (underWay >= MOST_RANGES) return BlobRangeReply.fromPartial({ refusal: REFUSALS.tooMany });
+    this.reading.set(who, underWay + 1);
+    try {
+      return await read();
+    } finally {
+      const left = (this.reading.get(who) ?? 1) - 1;
+      if (left > 0) this.reading.set(who, left);
+      else this.reading.delete(who);
+    }
   }
 
   private async readRange(name: string, request: BlobRangeRequest, signal: AbortSignal): Promise<BlobRangeReply> {

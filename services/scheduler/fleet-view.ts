@@ -3,6 +3,7 @@ import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { refusedUpdates, type RoundFacts } from "#common/domain/round.js";
 import { roundName } from "#common/domain/resources.js";
+import { cutOffDevices } from "#common/domain/cut-off.js";
 import { memberUpdates, namedDevices } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
@@ -130,7 +131,8 @@ export async function gatherFacts(
     store.list("Lease"),
   ]);
   // After the tally: a commit in between then counts as unjudged, never as absent.
-  const unjudged = await updates.commits(name, tally?.lastSeq ?? 0);
+  const waiting = await updates.commits(name, tally?.lastSeq ?? 0);
+  const cutOff = cutOffDevices(tally);
   const deviceOf = named(devices.items);
   const leaseOf = named(leases.items);
   // Silence is measured against the last sign of life of any device: when the registry is down, nobody vanishes.
@@ -145,7 +147,7 @@ export async function gatherFacts(
   }
   return {
     tally,
-    unjudged: unjudged.length,
+    unjudged: waiting.filter(({ device }) => !cutOff.has(device)).length,
     lost,
     silent,
     hasResult: result !== undefined,

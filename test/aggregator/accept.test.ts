@@ -12,7 +12,8 @@ import {
   type PayloadFacts,
 } from "#common/domain/accept.js";
 import type { RefusalReason } from "#common/domain/refusal.js";
-import { acceptedDevices, emptyTally, KEPT_REFUSALS, withVerdict } from "#services/aggregator/tally.js";
+import { MOST_REFUSALS } from "#common/domain/cut-off.js";
+import { acceptedDevices, emptyTally, withVerdict } from "#services/aggregator/tally.js";
 
 const PARAMETERS = 600_000;
 const codec = codecByName("int8") as Codec;
@@ -199,12 +200,12 @@ test("a tally keeps every accepted verdict and a few refusals a device", (t) => 
   let tally = emptyTally("tiny-1", "tiny");
   const late = { ...context, open: false };
   for (let seq = 1; seq <= 100; seq++) tally = withVerdict(tally, accept({ ...commitOf({}), seq }, late, undefined));
-  t.is(tally.verdicts.length, KEPT_REFUSALS);
+  t.is(tally.verdicts.length, MOST_REFUSALS);
   t.is(tally.lastSeq, 100);
   t.is(acceptedDevices(tally).size, 0);
   const stranger = { ...commitOf({ device: "mal" }), device: "mal", seq: 101 };
   tally = withVerdict(tally, accept(stranger, context, undefined));
   tally = withVerdict(tally, accept({ ...commitOf({}), seq: 102 }, context, facts));
-  t.is(tally.verdicts.length, KEPT_REFUSALS + 2);
+  t.is(tally.verdicts.length, MOST_REFUSALS + 2);
   t.deepEqual([...acceptedDevices(tally)], ["ann"]);
 });

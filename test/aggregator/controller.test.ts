@@ -3,6 +3,7 @@ import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { subjects } from "#common/domain/subjects.js";
 import type { Kind, ResourceOf, Written } from "#common/ports/resource-store.js";
 import { fromBytes, l2Norm } from "#common/tensor/flat.js";
+import { reconcileRound } from "#services/aggregator/controller.js";
 import { replayRound } from "#services/aggregator/replay.js";
 import {
   commit,
@@ -183,15 +184,46 @@ test("a refused device may send a good update afterwards", async (t) => {
   t.deepEqual(await reasons(world), ["WrongDigest", "Accepted"]);
 });
 
-test("a flood of bad commits leaves a small tally, and its last commit is still judged", async (t) => {
+test("a device that floods a round is cut off: the rest is refused unseen, others are judged at once", async (t) => {
   const world = await createWorld();
   const good = await upload(world, "ann", draw(600, 1));
   for (let i = 0; i < 200; i++) await commit(world, { ...good, values: i });
   await commit(world, good);
+  await commit(world, await upload(world, "bob", draw(600, 2)));
   await reconcile(world);
-  t.is((await tallyOf(world)).verdicts.length, 17);
-  t.is(refused(world, "WrongShape"), 200);
+  const { verdicts, lastSeq } = await tallyOf(world);
+  t.is(verdicts.length, 17);
+  t.regex(verdicts[15]?.message ?? "", /further commits of this device are refused unseen/);
+  t.is(verdicts[16]?.manifest?.device, "bob");
+  t.is(lastSeq, (await world.log.usage()).lastSeq);
+  t.is(refused(world, "WrongShape"), 16);
+  t.is(refused(world, "Unseen"), 185);
   t.is(refused(world, "Accepted"), 1);
+});
+
+test("a stream of commits of a device that is cut off does not keep the round from its fold", async (t) => {
+  const world = await createWorld();
+  await commit(world, await upload(world, "bob", draw(600, 2)));
+  const junk = (i: number): Promise<unknown> =>
+    world.log.append(subjects.updateCommit("ann", "tiny-1"), `stream/${i}`, Uint8Array.of(255));
+  for (let i = 0; i < 16; i++) await junk(i);
+  await reconcile(world);
+  await freeze(world);
+  let sent = 16;
+  const { log } = world;
+  // Whenever the commits are looked at there is one more.
+  const endless = {
+    commits: async (round: string, afterSeq?: number) => {
+      await junk(sent++);
+      return log.commits(round, afterSeq);
+    },
+    readChunk: (seq: number) => log.readChunk(seq),
+    watchCommits: (signal: AbortSignal) => log.watchCommits(signal),
+    purgeRound: (round: string) => log.purgeRound(round),
+  };
+  await reconcileRound({ ...world.ports, log: endless }, "tiny-1");
+  t.is((await resultOf(world))?.folded.length, 1);
+  t.true(sent < 30);
 });
 
 test("what comes after the freeze is late, once, and changes nothing", async (t) => {

@@ -1,7 +1,7 @@
 import test from "ava";
 import { Device } from "#proto/shoal/v1/device.js";
 import { TrainingJobStatus } from "#proto/shoal/v1/job.js";
-import { Round, UpdateManifest } from "#proto/shoal/v1/round.js";
+import { Round, UpdateManifest, UpdateTally } from "#proto/shoal/v1/round.js";
 import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { newMeta } from "#common/domain/resources.js";
@@ -48,6 +48,23 @@ test("facts: refused, drained, removed and vanished devices are lost, commits wi
   );
   t.deepEqual([...facts.silent], ["bob", "cyd", "dan", "eve"]);
   t.deepEqual([facts.unjudged, facts.jobStopped, facts.hasResult], [1, false, false]);
+});
+
+test("facts: commits of a device that is cut off hold nothing up, those of others do", async (t) => {
+  const store = new MemoryResourceStore();
+  const updates = new MemoryUpdateLog();
+  const refused = { accepted: false, reason: "WrongShape", manifest: { device: "eve" } };
+  const tally = (count: number) =>
+    UpdateTally.fromPartial({ metadata: { name: "one-1" }, verdicts: Array.from({ length: count }, () => refused) });
+  for (let i = 0; i < 3; i++)
+    await updates.uplink("eve").appendCommit("one-1", `m${i}`, UpdateManifest.fromPartial({}));
+  await updates.uplink("dan").appendCommit("one-1", "m", UpdateManifest.fromPartial({}));
+  const gather = () => gatherFacts(store, updates, { ...jobOf("one"), status: undefined }, round, NOW);
+  const written = await store.create("UpdateTally", tally(15));
+  t.is((await gather()).unjudged, 4);
+  if (!written.ok) throw new Error("no tally");
+  await store.update("UpdateTally", { ...written.resource, verdicts: tally(16).verdicts });
+  t.is((await gather()).unjudged, 1);
 });
 
 test("facts: when no device is heard of, the registry is away and nobody vanishes", async (t) => {

@@ -16,7 +16,7 @@ import { isWritable, nodeDisk } from "./disk.js";
 import { checkOptions, nameFromHost, type AgentOptions, type GatewayOptions, type OptionProblem } from "./options.js";
 import { parsePolicy } from "./policy-file.js";
 import { assembleAgent, measureFacts, type Base } from "./runtime/assemble.js";
-import { claimFolder } from "./runtime/claim.js";
+import { claimFolder, type Claim } from "./runtime/claim.js";
 import { AgentLoop, type Exit } from "./runtime/loop.js";
 import { runSite } from "./runtime/gateway.js";
 import { establishIdentity, runAs } from "./runtime/membership.js";
@@ -134,7 +134,14 @@ async function runClaimed(
     return EXIT_USAGE;
   }
   const log = options.jsonLog === true ? new JsonLog() : new TextLog();
-  const claim = await claimFolder(nodeDisk, options.stateDir);
+  let claim: Claim;
+  try {
+    claim = await claimFolder(nodeDisk, options.stateDir);
+  } catch (error) {
+    // Not wrong usage, after which a service manager would not try again: a full disk passes.
+    process.stderr.write(`--state-dir "${options.stateDir}": ${messageOf(error)}; free space there\n`);
+    return EXIT_FAILED;
+  }
   if (!claim.ok) {
     process.stderr.write(`--state-dir "${options.stateDir}": ${claim.problem}\n`);
     return EXIT_USAGE;

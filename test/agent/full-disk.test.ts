@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import test from "ava";
 import { MemoryLog } from "#common/adapters/memory/log.js";
+import { runAgent } from "#agent/main.js";
 import { nodeDisk } from "#agent/disk.js";
 import { Outbox } from "#agent/outbox/outbox.js";
 import { makeDraft, makeInner } from "./support/drafts.js";
@@ -31,5 +32,19 @@ const mayMount = process.getuid?.() === 0 && process.platform === "linux";
     await nodeDisk.remove(filler);
     await outbox.put(draft, makeInner(1), "nonce");
     t.deepEqual(await outbox.spooled(), [{ round: "job-1", commitSent: false }]);
+  },
+);
+
+(mayMount ? test : test.skip)(
+  "an agent that starts on a full disk ends with a code after which it is tried again",
+  async (t) => {
+    const folder = await mkdtemp(join(tmpdir(), "shoal-tmpfs-"));
+    await run("mount", ["-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]);
+    t.teardown(async () => {
+      await run("umount", [folder]);
+      await rm(folder, { recursive: true });
+    });
+    await t.throwsAsync(nodeDisk.write(join(folder, "filler"), [new Uint8Array(300 * 1024)]), { code: "ENOSPC" });
+    t.is(await runAgent({ stateDir: folder, dataset: {} }, AbortSignal.abort()), 1);
   },
 );

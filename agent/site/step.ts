@@ -1,4 +1,5 @@
 import type { SiteRound } from "#proto/shoal/v1/device_wire.js";
+import { jobKeyOfRound } from "../round-key.js";
 import { EXIT_REJECTED } from "../step.js";
 import {
   keyOf,
@@ -149,6 +150,12 @@ function due(draft: Draft, key: string, round: OpenRound): MemberCommit[] {
   return here.length === pending.length || round.isCut ? here : [];
 }
 
+/** Whether an update of the round's job is not sent yet: what its codec lost, from which the next one starts, is not the job's yet. */
+function hasUnsent({ updates }: Draft, key: string): boolean {
+  const job = jobKeyOfRound(key);
+  return updates.some(({ phase, round }) => phase === "spooled" && jobKeyOfRound(round) === job);
+}
+
 function beginFold(draft: Draft, key: string, round: OpenRound, commits: readonly MemberCommit[]): void {
   const numbers = draft.updates.filter((one) => one.round === key).map((one) => Number(one.key.split("+").at(-1)));
   const update: SiteUpdate = {
@@ -190,7 +197,7 @@ function schedule(draft: Draft): void {
   }
   for (const [key, round] of open) {
     const commits = due(draft, key, round);
-    if (commits.length === 0) continue;
+    if (commits.length === 0 || hasUnsent(draft, key)) continue;
     beginFold(draft, key, round, commits);
     return;
   }

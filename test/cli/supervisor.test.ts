@@ -14,7 +14,7 @@ import { drawPort, isPortFree } from "#services/cli/supervisor/ports.js";
 import { endProcess, parseStat, startTimeOf } from "#services/cli/supervisor/process-table.js";
 import { readState, writeState } from "#services/cli/supervisor/state.js";
 import { Supervisor } from "#services/cli/supervisor/supervisor.js";
-import { addresses, planUnits, portNames, type Unit } from "#services/cli/supervisor/units.js";
+import { addresses, natsNodesOf, planUnits, portNames, type Unit } from "#services/cli/supervisor/units.js";
 
 function scratch(t: ExecutionContext): string {
   const directory = mkdtempSync(join(tmpdir(), "shoal-test-"));
@@ -187,6 +187,31 @@ test("units start after what they need; only the registry sees the keys", (t) =>
   t.is(scheduler?.env["SHOAL_GRPC_LISTEN"], addresses(FACTS.ports, 2, "grpc").scheduler[1]);
   t.is(scheduler?.env["SHOAL_HEARTBEAT_MS"], "500");
   t.is(new Set(units.flatMap(({ env }) => [env["SHOAL_GRPC_LISTEN"], env["SHOAL_METRICS_LISTEN"]])).size, 17);
+});
+
+test("a cluster's servers start first, each with its own ports; services know all of them and keep three copies", (t) => {
+  const ports = Object.fromEntries(portNames(1, 3).map((name, i) => [name, 7000 + i]));
+  t.is(new Set(Object.values(ports)).size, Object.keys(ports).length);
+  t.is(natsNodesOf(ports), 3);
+  t.is(natsNodesOf(FACTS.ports), 1);
+  t.is(natsNodesOf({}), undefined);
+  const nats = { ...FACTS.nats, host: "10.0.0.5", configFiles: ["/d/0", "/d/1", "/d/2"] };
+  const units = planUnits({ ...FACTS, replicas: 1, ports, nats });
+  t.deepEqual(
+    units[0]?.map(({ name, args }) => [name, args[1]]),
+    [
+      ["nats-0", "/d/0"],
+      ["nats-1", "/d/1"],
+      ["nats-2", "/d/2"],
+      ["redis", "127.0.0.1"],
+    ],
+  );
+  const urls = `nats://10.0.0.5:${ports["nats-0"] ?? 0},nats://10.0.0.5:${ports["nats-1"] ?? 0},nats://10.0.0.5:${ports["nats-2"] ?? 0}`;
+  for (const { env } of units.slice(1).flat()) {
+    t.is(env["SHOAL_NATS_URL"], urls);
+    t.is(env["SHOAL_PUBLIC_NATS_URLS"], urls);
+    t.is(env["SHOAL_STREAM_REPLICAS"], "3");
+  }
 });
 
 /** A child that listens on a port and writes its start to a file. */

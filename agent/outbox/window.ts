@@ -1,6 +1,5 @@
 /** Most chunks under way: hides the round trip to a distant log and bounds memory to a few MiB. */
 export const MOST_IN_FLIGHT = 8;
-const FIRST_IN_FLIGHT = 2;
 /** A round trip below this means that the link has room, above the other that chunks wait for each other. */
 const QUICK_MS = 500;
 const SLOW_MS = 2_000;
@@ -46,7 +45,8 @@ class Sending {
   /** Chunks, from the first, whose sequences are durable. */
   #noted: number;
   #inFlight = 0;
-  #window = FIRST_IN_FLIGHT;
+  /** What the link can bear is known after the first answer; every attempt begins so. */
+  #window = 1;
   #noting: Promise<void> | undefined;
   #failure: { error: unknown } | undefined;
   #mayNote = true;

@@ -92,6 +92,14 @@ test("several chunks are under way, and their notes share a write", async (t) =>
   t.true(burst.seen.batches < 50, `${burst.seen.batches} writes of 100 acknowledgements`);
 });
 
+test("on a slow link no chunk ever waits behind another, the first one neither", async (t) => {
+  const { seen, send, note, drive } = harness(() => 0);
+  let nowMs = 0;
+  const slowly = (index: number): Promise<number> => send(index).finally(() => (nowMs += 8_000));
+  await drive(sendWindowed({ ...base, monotonicMs: () => nowMs, known: [], count: 6, send: slowly, note }));
+  t.is(seen.most, 1);
+});
+
 test("an abort returns at once, whatever is still under way, and nothing is noted afterwards", async (t) => {
   const controller = new AbortController();
   const { seen, send, note } = harness(() => 0);

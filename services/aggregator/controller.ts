@@ -106,7 +106,9 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
   const job = await ports.store.get("TrainingJob", spec.job);
   const closed = phase === "Completed" || phase === "Failed";
   if (closed && isPast(spec, job, ports.retainRounds)) return;
+  const looked = { passedOver: false };
   const tally = await judgeCommits(ports, name, job?.spec?.strategy?.maxUpdateNorm ?? 0, (verdicts, unseen) => {
+    looked.passedOver = verdicts.length === 0;
     if (unseen.length > 0) {
       const devices = [...new Set(unseen.map(({ device }) => device))];
       ports.meters.judged("Unseen", unseen.length);
@@ -119,6 +121,8 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
       }
     }
   });
+  // Behind a page of commits that are refused unseen there may be others.
+  if (looked.passedOver) await ports.enqueue(name);
   if (phase !== "Aggregating" && phase !== "Completed") return;
   if (phase === "Aggregating" && (await ports.store.get("RoundResult", name)) === undefined) {
     if (job === undefined) {

@@ -175,7 +175,7 @@ export async function judgeCommits(
         : await store.update("UpdateTally", judged.tally);
     if (!written.ok) continue;
     onVerdicts(judged.verdicts, judged.unseen);
-    // A stream of them must not keep the round here; the next look passes over what has come by then.
+    // A stream of them must not keep the round here: the caller asks for another look, which goes on behind them.
     if (judged.verdicts.length === 0) return written.resource;
   }
 }

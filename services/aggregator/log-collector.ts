@@ -20,9 +20,11 @@ async function needsOf(store: ResourceStore, parts: readonly LogPart[]): Promise
   const rounds = await store.list("Round");
   const jobs = new Map((await store.list("TrainingJob")).items.map((job) => [job.metadata?.name ?? "", job]));
   const needs = new Map<string, RoundNeed>();
-  for (const round of rounds.items) {
-    const name = round.metadata?.name ?? "";
-    if (!names.has(name)) continue;
+  const listed = new Map(rounds.items.map((round) => [round.metadata?.name ?? "", round]));
+  for (const name of names) {
+    // A list may come from a copy of the store that lags. That there is no round would cost updates: it is asked once more.
+    const round = listed.get(name) ?? (await store.get("Round", name));
+    if (round === undefined) continue;
     needs.set(name, needOf(round, jobs.get(round.spec?.job ?? ""), await store.get("UpdateTally", name)));
   }
   return needs;

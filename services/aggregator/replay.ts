@@ -6,6 +6,7 @@ import { InvariantError } from "#common/tensor/invariant.js";
 import { AggregationError } from "./failure.js";
 import { foldShard, gramOfShard, planFold, shardsOf, taskOf, type FoldPlan, type FoldPorts } from "./fold-round.js";
 import { sumGrams } from "./gram.js";
+import { readCommits } from "./logged-commits.js";
 import { againstSums, corrupt, type AcceptedUpdate } from "./log-source.js";
 import { openShardSums, stateParts, type Shard } from "./shards.js";
 import type { Gram } from "./strategies/strategy.js";
@@ -73,9 +74,14 @@ export async function replayRound(ports: FoldPorts & { store: ResourceStore }, n
   const job = await ports.store.get("TrainingJob", spec.job);
   const strategy = job?.spec?.strategy;
   if (strategy === undefined) throw new InvariantError(`there is no strategy for round ${name}`);
-  const logged = new Map((await ports.log.commits(name)).map((commit) => [commit.seq, commit]));
+  const foldSet = round.status?.foldSet ?? [];
+  const logged = await readCommits(
+    ports.log,
+    name,
+    foldSet.map(({ commitSeq }) => commitSeq),
+  );
   const accepted: AcceptedUpdate[] = [];
-  for (const { device, commitSeq } of round.status?.foldSet ?? []) {
+  for (const { device, commitSeq } of foldSet) {
     const commit = logged.get(commitSeq);
     const manifest = commit?.device === device ? commit.manifest : undefined;
     if (manifest === undefined) {

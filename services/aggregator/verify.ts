@@ -22,6 +22,7 @@ import {
   type Heritage,
   type RoundRecord,
 } from "./lineage.js";
+import { readCommits } from "./logged-commits.js";
 import { digestBlob, observedLog, type ReadCount } from "./observed.js";
 import { checkOrigin } from "./origin.js";
 import { readPayload } from "#common/runtime/payload.js";
@@ -140,7 +141,8 @@ class Walker {
   private async checkCommits(record: RoundRecord): Promise<Finding> {
     const { result, name, number } = record;
     if (result.folded.length === 0) return verified("commits", "nothing was folded");
-    const logged = new Map((await this.ports.log.commits(name)).map((commit) => [commit.seq, commit]));
+    const seqs = result.folded.map(({ commitSeq }) => commitSeq);
+    const logged = await readCommits(this.ports.log, name, seqs);
     // A round leaves the log as a whole.
     if (logged.size === 0) {
       const why = this.isRetained(number)

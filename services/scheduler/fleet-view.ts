@@ -115,6 +115,19 @@ function lossOf(
   return undefined;
 }
 
+/** Commits that wait for their verdict, those of cut-off devices aside: how many on the first page that has any. */
+async function countUnjudged(updates: UpdateLog, round: string, tally: UpdateTally | undefined): Promise<number> {
+  const cutOff = cutOffDevices(tally);
+  let afterSeq = tally?.lastSeq ?? 0;
+  for (;;) {
+    const page = await updates.commits(round, afterSeq);
+    const last = page.at(-1);
+    const count = page.filter(({ device }) => !cutOff.has(device)).length;
+    if (count > 0 || last === undefined) return count;
+    afterSeq = last.seq;
+  }
+}
+
 /** Gathers what `advance` decides on. */
 export async function gatherFacts(
   store: ResourceStore,
@@ -131,8 +144,7 @@ export async function gatherFacts(
     store.list("Lease"),
   ]);
   // After the tally: a commit in between then counts as unjudged, never as absent.
-  const waiting = await updates.commits(name, tally?.lastSeq ?? 0);
-  const cutOff = cutOffDevices(tally);
+  const unjudged = await countUnjudged(updates, name, tally);
   const deviceOf = named(devices.items);
   const leaseOf = named(leases.items);
   // Silence is measured against the last sign of life of any device: when the registry is down, nobody vanishes.
@@ -147,7 +159,7 @@ export async function gatherFacts(
   }
   return {
     tally,
-    unjudged: waiting.filter(({ device }) => !cutOff.has(device)).length,
+    unjudged,
     lost,
     silent,
     hasResult: result !== undefined,

@@ -57,6 +57,33 @@ test("nothing of an open round goes; once it is closed, chunks go that it did no
   t.is(done.metrics.value("shoal_update_log_purged_messages_total", { reason: "NotFolded" }), 1);
 });
 
+test("a round that is missing from a list, as in a copy that lags, loses nothing", async (t) => {
+  const world = await createWorld();
+  await commit(world, await upload(world, "ann", draw(600, 1)));
+  const store = new Proxy(world.store, {
+    get: (target, key) => {
+      if (key === "list") return () => Promise.resolve({ items: [], version: "0" });
+      const member: unknown = Reflect.get(target, key);
+      return typeof member === "function" ? (member.bind(target) as unknown) : member;
+    },
+  });
+  await collectLog({ ...collectorOf(world), store });
+  t.is((await world.log.usage()).messages, 2);
+});
+
+test("an honest commit behind pages of a device that is cut off is judged, by the next look", async (t) => {
+  const world = await createWorld();
+  for (let i = 0; i < 40; i++) {
+    const junk = new Uint8Array(500_000).fill(255);
+    await world.log.append(subjects.updateCommit("ann", "tiny-1"), `pages/${i}`, junk);
+  }
+  await commit(world, await upload(world, "bob", draw(600, 2)));
+  await reconcile(world);
+  const { verdicts, lastSeq } = await tallyOf(world);
+  t.is(verdicts.at(-1)?.manifest?.device, "bob");
+  t.is(lastSeq, (await world.log.usage()).lastSeq);
+});
+
 test("junk for rounds that do not exist and under names that are none goes, the rest stays", async (t) => {
   const world = await completedWorld();
   for (const round of ["tiny-77", "nobody-1", "*", ">"])

@@ -21,11 +21,12 @@ const blobs = new MemoryBlobStore();
 blobStoreConformance(test, "memory blobs", () => blobs);
 
 const log = new MemoryUpdateLog();
+let rawCount = 0;
 const openLog = (): OpenLog => ({
   log,
   uplink: (device) => log.uplink(device),
   publishRaw: async (device, round, data) => {
-    await log.append(subjects.updateCommit(device, round), `raw/${round}`, data);
+    await log.append(subjects.updateCommit(device, round), `raw/${(rawCount += 1)}`, data);
   },
 });
 updateLogConformance(test, "memory update log", openLog);

@@ -76,6 +76,28 @@ export function updateLogConformance(test: TestFn, label: string, open: () => Op
     t.is(commits[0]?.device, "dev-a");
   });
 
+  test(title("a flood of commits is read by pages, none left out"), async (t) => {
+    const { log, publishRaw, uplink } = open();
+    for (let index = 0; index < 20; index += 1) {
+      await publishRaw("dev-a", "pages-1", new Uint8Array(500_000).fill(255, 0, 8).fill(index, 8));
+    }
+    const { seq } = await uplink("dev-b").appendCommit("pages-1", "pages-1/b", manifest("dev-b", "pages-1"));
+    const sizes: number[] = [];
+    let afterSeq = 0;
+    for (;;) {
+      const page = await log.commits("pages-1", afterSeq);
+      if (page.length === 0) break;
+      sizes.push(page.length);
+      afterSeq = page.at(-1)?.seq ?? 0;
+    }
+    t.is(afterSeq, seq);
+    t.is(
+      sizes.reduce((sum, size) => sum + size, 0),
+      21,
+    );
+    t.true(Math.max(...sizes) < 10);
+  });
+
   test(title("a sequence that is no chunk is undefined"), async (t) => {
     const { log, uplink } = open();
     const { seq } = await uplink("dev-a").appendCommit("nochunk-1", "nochunk-1/c", manifest("dev-a", "nochunk-1"));

@@ -42,6 +42,9 @@ export function countParts(subjects: Iterable<readonly [subject: string, message
   return { parts: [...parts.values()], strays };
 }
 
+/** Commits of a round are read by pages of about so many bytes: a device may append as many as it likes. */
+export const COMMITS_PAGE_BYTES = 4 * 1024 ** 2;
+
 /** No honest manifest is longer: it names some ten thousand chunks, or a gateway's site of a thousand devices. */
 const MAX_MANIFEST_BYTES = 256 * 1024;
 

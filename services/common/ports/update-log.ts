@@ -41,7 +41,10 @@ export interface LogSelection {
 
 /** The durable log of updates as the control plane reads it. */
 export interface UpdateLog {
-  /** Commits of a round with a sequence after `afterSeq` (default 0), in log order. */
+  /**
+   * Commits of a round with a sequence after `afterSeq` (default 0), in log order: the first of them if they are many, at
+   * least one if there is any. More lie behind the last.
+   */
   commits(round: string, afterSeq?: number): Promise<CommitRecord[]>;
   /** The chunk at this sequence with the device and round of its subject; undefined if there is none. */
   readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined>;

@@ -10,7 +10,7 @@ import type {
 } from "../../ports/update-log.js";
 import { CodedError } from "../coded-error.js";
 import { Mailbox } from "../mailbox.js";
-import { countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
+import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 
 interface Message {
   seq: number;
@@ -55,10 +55,13 @@ export class MemoryUpdateLog implements CollectableLog {
 
   commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
     const records: CommitRecord[] = [];
+    let bytes = 0;
     for (const { seq, subject, data } of this.messages.values()) {
       const parsed = parseUpdateSubject(subject);
       if (seq <= afterSeq || parsed?.part !== "commit" || parsed.round !== round) continue;
       records.push({ seq, device: parsed.device, round, manifest: decodeManifest(data) });
+      bytes += data.length;
+      if (bytes >= COMMITS_PAGE_BYTES) break;
     }
     return Promise.resolve(records);
   }

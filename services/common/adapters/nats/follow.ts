@@ -198,17 +198,26 @@ function parseAckSubject(reply: string): { seq: number; delivery: number; pendin
   return Number.isSafeInteger(seq + delivery + pending) ? { seq, delivery, pending } : undefined;
 }
 
-/** Messages that are there now, in order. Throws code "TIMEOUT" when they cannot be read in time. */
+/** What a message takes in memory beside its bytes, about. */
+const MESSAGE_OVERHEAD_BYTES = 256;
+
+/**
+ * Messages that are there now, in order: the first of them, until they come to `mostBytes`. Throws code "TIMEOUT" when they
+ * cannot be read in time.
+ */
 export async function readPast(
   link: NatsLink,
   source: Source,
-  timeoutMs = 15_000,
+  { timeoutMs = 15_000, mostBytes = Infinity }: { timeoutMs?: number; mostBytes?: number } = {},
 ): Promise<{ messages: StoredMessage[]; headSeq: number }> {
   const messages: StoredMessage[] = [];
+  let bytes = 0;
   const timeout = AbortSignal.timeout(timeoutMs);
   for await (const followed of follow(link, source, timeout)) {
     if (followed.message === undefined) return { messages, headSeq: followed.seq };
     messages.push(followed.message);
+    bytes += followed.message.data.length + MESSAGE_OVERHEAD_BYTES;
+    if (bytes >= mostBytes) return { messages, headSeq: followed.seq };
   }
   throw new CodedError("TIMEOUT", `could not read ${source.filter} from ${source.stream} in ${timeoutMs} ms`);
 }

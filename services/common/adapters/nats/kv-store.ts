@@ -18,7 +18,10 @@ export class NatsResourceStore implements ResourceStore {
 
   /** The streams must exist (ensureStreams). */
   static async open(link: NatsLink): Promise<NatsResourceStore> {
-    return new NatsResourceStore(link, await link.jetstream().views.kv(BUCKET, { bindOnly: true, allow_direct: true }));
+    const { config } = await (await link.manager()).streams.info(STREAMS.resources);
+    // Of several copies one may lag behind what was acknowledged, and say that a resource does not exist: the leader knows.
+    const allow_direct = config.num_replicas <= 1;
+    return new NatsResourceStore(link, await link.jetstream().views.kv(BUCKET, { bindOnly: true, allow_direct }));
   }
 
   async get<K extends Kind>(kind: K, name: string): Promise<ResourceOf[K] | undefined> {

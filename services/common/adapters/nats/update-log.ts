@@ -10,14 +10,16 @@ import type {
   UpdateUplink,
 } from "../../ports/update-log.js";
 import { CodedError } from "../coded-error.js";
-import { countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
+import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
 import { readStored } from "./direct.js";
-import { follow, readPast } from "./follow.js";
+import { follow, readPast, type StoredMessage } from "./follow.js";
 import { STREAMS } from "./streams.js";
 
 const DELETES_AT_ONCE = 16;
+/** Some eight thousand messages without what they hold. */
+const ERASE_PAGE_BYTES = 2 * 1024 ** 2;
 /** No message of that sequence, or it could not be deleted because it is gone. */
 const GONE = new Set([10037, 10043, 10057]);
 
@@ -27,7 +29,7 @@ export class NatsUpdateLog implements CollectableLog {
 
   async commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
     const source = { stream: STREAMS.updates, filter: subjects.roundCommits(round), afterSeq };
-    const { messages } = await readPast(this.link, source);
+    const { messages } = await readPast(this.link, source, { mostBytes: COMMITS_PAGE_BYTES });
     return messages.flatMap((message) => {
       const parsed = parseUpdateSubject(message.subject);
       if (parsed === undefined) return [];
@@ -85,14 +87,30 @@ export class NatsUpdateLog implements CollectableLog {
       const purged = await this.link.call(() => streams.purge(STREAMS.updates, { filter, seq: upToSeq + 1 }));
       return purged.purged;
     }
-    const { messages } = await readPast(this.link, headersOf(filter));
-    return this.eraseAll(messages.flatMap(({ seq }) => (seq <= upToSeq && !keep.has(seq) ? [seq] : [])));
+    return this.eraseWhere(filter, upToSeq, ({ seq }) => !keep.has(seq));
   }
 
   async purgeStrays(upToSeq: number): Promise<number> {
-    const { messages } = await readPast(this.link, headersOf(subjects.allUpdates));
-    const isStray = (subject: string): boolean => parseUpdateSubject(subject) === undefined;
-    return this.eraseAll(messages.flatMap(({ seq, subject }) => (seq <= upToSeq && isStray(subject) ? [seq] : [])));
+    return this.eraseWhere(subjects.allUpdates, upToSeq, ({ subject }) => parseUpdateSubject(subject) === undefined);
+  }
+
+  /** Erases page by page: what a device flooded the log with is neither held nor read in one go. */
+  private async eraseWhere(
+    filter: string,
+    upToSeq: number,
+    isDoomed: (message: StoredMessage) => boolean,
+  ): Promise<number> {
+    let erased = 0;
+    let afterSeq = 0;
+    while (afterSeq < upToSeq) {
+      const source = { stream: STREAMS.updates, filter, afterSeq, headersOnly: true };
+      const { messages } = await readPast(this.link, source, { mostBytes: ERASE_PAGE_BYTES });
+      afterSeq = messages.at(-1)?.seq ?? upToSeq;
+      erased += await this.eraseAll(
+        messages.flatMap((message) => (message.seq <= upToSeq && isDoomed(message) ? [message.seq] : [])),
+      );
+    }
+    return erased;
   }
 
   private async eraseAll(doomed: readonly number[]): Promise<number> {
@@ -114,14 +132,6 @@ export class NatsUpdateLog implements CollectableLog {
     }
   }
 }
-
-/** The messages of a subject without what they hold. */
-const headersOf = (filter: string): Parameters<typeof readPast>[1] => ({
-  stream: STREAMS.updates,
-  filter,
-  afterSeq: 0,
-  headersOnly: true,
-});
 
 interface PubAck {
   seq?: number;

@@ -1,5 +1,6 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
+import { cutOffDevices } from "#common/domain/cut-off.js";
 import { updateLength, updateVectors } from "#common/domain/fragment.js";
 import { chunkCount, forVectors } from "#common/tensor/chunk.js";
 import { codecByName } from "#common/tensor/codec.js";
@@ -26,6 +27,8 @@ export interface RoundNeed {
   judgedSeq: number;
   /** Sequences of the commits and chunks of accepted updates, by device. */
   accepted: ReadonlyMap<string, ReadonlySet<number>>;
+  /** Devices of which an update may yet be accepted, and so any of their chunks. */
+  awaited: ReadonlySet<string> | "anyone";
 }
 
 /** Why messages are purged. */
@@ -51,6 +54,7 @@ const PRESSURE_SHARE = 0.8;
 const RELIEF_SHARE = 0.6;
 
 const CLOSED: ReadonlySet<string> = new Set(["Completed", "Failed"]);
+const ACCEPTING: ReadonlySet<string> = new Set(["Planning", "Training"]);
 
 function acceptedSeqs(tally: UpdateTally | undefined): Map<string, Set<number>> {
   const accepted = new Map<string, Set<number>>();
@@ -72,11 +76,26 @@ function largestSite(round: Round): number {
   return Math.max(1, ...sizes.values());
 }
 
+/** Of whom an update may yet be accepted: nobody once the fold set is frozen, and anybody where gateways commit for others. */
+function awaitedDevices(
+  round: Round,
+  tally: UpdateTally | undefined,
+  accepted: ReadonlyMap<string, unknown>,
+): RoundNeed["awaited"] {
+  const { phase = "Planning", assignments = [] } = round.status ?? {};
+  if (!ACCEPTING.has(phase)) return new Set();
+  if (assignments.some(({ site }) => site !== "")) return "anyone";
+  const cutOff = cutOffDevices(tally);
+  const awaited = assignments.filter(({ device }) => !accepted.has(device) && !cutOff.has(device));
+  return new Set(awaited.map(({ device }) => device));
+}
+
 /** What a round still needs, from its resource, its job's and its tally. */
 export function needOf(round: Round, job: TrainingJob | undefined, tally: UpdateTally | undefined): RoundNeed {
   const { number = 0, task } = round.spec ?? {};
   const plain = codecByName(task?.codec?.name ?? "", task?.codec?.topk);
   const codec = plain && task && forVectors(plain, updateVectors(task));
+  const accepted = acceptedSeqs(tally);
   return {
     closed: CLOSED.has(round.status?.phase ?? ""),
     age: Math.max(0, (job?.status?.currentRound ?? number) - number),
@@ -84,7 +103,8 @@ export function needOf(round: Round, job: TrainingJob | undefined, tally: Update
     dueChunks:
       codec === undefined || task === undefined ? Infinity : largestSite(round) * chunkCount(updateLength(task), codec),
     judgedSeq: tally?.lastSeq ?? 0,
-    accepted: acceptedSeqs(tally),
+    accepted,
+    awaited: awaitedDevices(round, tally, accepted),
   };
 }
 
@@ -93,7 +113,9 @@ function purgeExcess({ device, round, chunks, commits }: Part, need: RoundNeed, 
   const keep = need.accepted.get(device);
   const kept = keep === undefined ? {} : { keep };
   const purges: Purge[] = [];
-  if (chunks > MOST_UPDATES * need.dueChunks + SPARE_CHUNKS)
+  // A chunk that an update names may be accepted while this is planned, and the round could never be folded without it.
+  const isAwaited = need.awaited === "anyone" || need.awaited.has(device);
+  if (!isAwaited && chunks > MOST_UPDATES * need.dueChunks + SPARE_CHUNKS)
     purges.push({ why: "Excess", round, device, part: "chunk", upToSeq: lastSeq, ...kept });
   // A commit without a verdict stays: a durable commit is never dropped before it was judged.
   if (commits > MOST_COMMITS)
@@ -103,7 +125,7 @@ function purgeExcess({ device, round, chunks, commits }: Part, need: RoundNeed, 
 
 /**
  * What nobody needs of the log: all of rounds that do not exist or that retention leaves behind; chunks that the fold of
- * a closed round did not take; and of any device what is beyond the few updates an honest one sends. Pure: what lies
+ * a closed round did not take; and of any device that can bring no more what is beyond the few updates an honest one sends. Pure: what lies
  * behind `lastSeq` is never touched, so a round that begins meanwhile loses nothing.
  * @param needs by name of the round, read after `parts`
  * @param retainRounds rounds of a job that stay; 0 keeps all

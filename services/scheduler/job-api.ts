@@ -205,7 +205,7 @@ export class JobApi {
         const key = round.metadata?.name ?? "";
         await updates.purgeRound(key);
         await store.delete("UpdateTally", key);
-        // The aggregator's records of a fold whose clearing a crash cut off; what they staged is collected as nobody's.
+        // The aggregator's records of a fold whose clearing a crash cut off; what they staged stays, as superseded blobs do.
         const { items } = await store.list("FoldShard", { labels: { round: key } });
         for (const { metadata } of items) await store.delete("FoldShard", metadata?.name ?? "");
         await store.delete("RoundResult", key);

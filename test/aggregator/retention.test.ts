@@ -11,8 +11,9 @@ const open: RoundNeed = {
   dueChunks: 3,
   judgedSeq: 50,
   accepted: new Map([["ann", new Set([4, 5, 6, 7])]]),
+  awaited: new Set(["cid"]),
 };
-const closed = { ...open, closed: true };
+const closed: RoundNeed = { ...open, closed: true, awaited: new Set() };
 const part = (device: string, chunks = 3, commits = 1, round = "job-1") => ({ device, round, chunks, commits });
 const plan = (need: RoundNeed | undefined, parts = [part("ann"), part("bob")], retainRounds = 3) =>
   planPurges(parts, 99, new Map(need === undefined ? [] : [["job-1", need]]), retainRounds);
@@ -46,6 +47,25 @@ test("what a device appends beyond that goes, but for its accepted update and wh
     { ...excess, device: "bob", part: "commit", upToSeq: 50 },
   ]);
   t.deepEqual(plan(closed, [part("bob", 0, 65)]), [{ ...excess, device: "bob", part: "commit", upToSeq: 50 }]);
+});
+
+test("no chunk goes that an update might name which is accepted meanwhile", (t) => {
+  const excess = { why: "Excess", round: "job-1", device: "cid", part: "commit", upToSeq: 50 } as const;
+  t.deepEqual(plan(open, [part("cid", 1000, 65)]), [excess]);
+  t.deepEqual(plan({ ...open, awaited: "anyone" }, [part("bob", 1000)]), []);
+  const assignments = ["ann", "bob", "cid", "dan"].map((device) => ({ device }));
+  const refused = Array.from({ length: 16 }, (_, i) => ({ commitSeq: 10 + i, manifest: { device: "bob" } }));
+  const verdicts = [{ commitSeq: 9, accepted: true, manifest: { device: "ann" } }, ...refused];
+  const awaitedOf = (phase: string, site = "") =>
+    needOf(
+      Round.fromPartial({ status: { phase, assignments: assignments.map((each) => ({ ...each, site })) } }),
+      undefined,
+      UpdateTally.fromPartial({ verdicts }),
+    ).awaited;
+  t.deepEqual(awaitedOf("Training"), new Set(["cid", "dan"]));
+  t.deepEqual(awaitedOf("Aggregating"), new Set());
+  t.is(awaitedOf("Training", "clinic"), "anyone");
+  t.deepEqual(awaitedOf("Completed", "clinic"), new Set());
 });
 
 test("whatever lies in the log: nothing an accepted update names goes before its round is past", (t) => {
@@ -92,6 +112,7 @@ test("a round's need comes from its task, its phase, its job and its tally", (t)
     dueChunks: 3,
     judgedSeq: 9,
     accepted: new Map([["ann", new Set([9, 7, 8])]]),
+    awaited: new Set(),
   });
   t.is(needOf(round, undefined, undefined).age, 0);
   t.is(needOf(Round.fromPartial({ status: { phase: "Training" } }), undefined, undefined).dueChunks, Infinity);

@@ -1,5 +1,5 @@
 import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
-import { API_VERSION, newMeta, type Violation } from "#common/domain/resources.js";
+import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { type AdapterFiles, importAdapter } from "#common/graph/adapter.js";
 import { parseModelConfig } from "#common/graph/config.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
@@ -9,8 +9,7 @@ import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import { encodeAdapter } from "./adapter-template.js";
 import { readVector, wholeWeights } from "./model-export.js";
-
-const shown = (value: unknown): string => (value === undefined ? "" : JSON.stringify(value).slice(0, 80));
+import { violation } from "./model-import.js";
 
 /**
  * The Model that an adapter's files make beside a stored model. If that one is itself an adapter, it is folded into its base
@@ -31,12 +30,8 @@ export async function modelOfAdapter(
   }
   const imported = importAdapter(parsed.config, files);
   if (!imported.ok) {
-    const violations: Violation[] = imported.violations.map(({ field, value, description }) => ({
-      field,
-      value: shown(value),
-      description,
-    }));
-    return invalid(...violations);
+    const found = imported.violations.map(({ field, value, description }) => violation(field, value, description));
+    return invalid(...found);
   }
   const wholeRef: BlobRef | undefined = base.base === undefined ? base.weights : await blobs.put(viewBytes(whole));
   const { lora } = imported;

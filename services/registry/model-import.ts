@@ -47,7 +47,8 @@ interface Incoming {
 }
 
 const text = (value: unknown): string => (value === undefined ? "" : JSON.stringify(value).slice(0, 80));
-const violation = (field: string, value: unknown, description: string): Violation => ({
+/** What is wrong with a field, and as much of its value as tells it. */
+export const violation = (field: string, value: unknown, description: string): Violation => ({
   field,
   value: typeof value === "string" ? value.slice(0, 80) : text(value),
   description,

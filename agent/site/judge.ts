@@ -54,9 +54,11 @@ async function judgeOne(
   const { manifest, device, seq } = commit;
   const due = manifest !== undefined && manifest.values > 0 && screen(commit, context) === undefined;
   const verdict = accept(commit, context, due ? await readPayload(log, manifest, context.codec) : undefined);
-  if (verdict.manifest === undefined) return undefined;
+  // A verdict keeps no sequences of chunks, which folding needs.
+  const kept = verdict.accepted ? manifest : verdict.manifest;
+  if (kept === undefined) return undefined;
   const { norm, reason: refusal, message } = verdict;
-  return { device, seq, manifest: verdict.manifest, norm, refusal, message };
+  return { device, seq, manifest: kept, norm, refusal, message };
 }
 
 /**

@@ -6,6 +6,7 @@ import { composeResult, partVerdicts } from "./finalize.js";
 import { bytesOf, planFold, shardsOf, taskOf, type FoldPlan } from "./fold-round.js";
 import { againstSums } from "./log-source.js";
 import { judgeCommits } from "./judge.js";
+import { readManifests } from "./logged-commits.js";
 import {
   advanceFold,
   clearFold,
@@ -36,13 +37,22 @@ function strategyOf(job: TrainingJob): StrategySpec {
   return strategy;
 }
 
-/** The plan of a round's fold; undefined for a round that only evaluates. */
-function planOf(round: Round, spec: RoundSpec, job: TrainingJob, tally: UpdateTally | undefined): FoldPlan | undefined {
+/** The plan of a round's fold; undefined for a round that only evaluates. Throws code "LOG_CORRUPT" without its commits. */
+async function planOf(
+  { log }: AggregatorPorts,
+  round: Round,
+  spec: RoundSpec,
+  job: TrainingJob,
+  tally: UpdateTally | undefined,
+): Promise<FoldPlan | undefined> {
   if (spec.evaluationOnly) return undefined;
   const { folded } = partVerdicts(tally, round.status?.foldSet ?? []);
-  const updates = folded.flatMap(({ manifest, norm, shardSums }) =>
-    manifest === undefined ? [] : [{ manifest, norm, check: againstSums(shardSums) }],
-  );
+  const trained = folded.filter(({ manifest }) => (manifest?.values ?? 0) > 0);
+  const manifests = await readManifests(log, round.metadata?.name ?? "", trained);
+  const updates = manifests.map((manifest, k) => {
+    const { norm = 0, shardSums = [] } = trained[k] ?? {};
+    return { manifest, norm, check: againstSums(shardSums) };
+  });
   return planFold(spec, strategyOf(job), updates);
 }
 
@@ -73,7 +83,7 @@ async function aggregate(
   tally: UpdateTally | undefined,
 ): Promise<boolean> {
   const verdicts = partVerdicts(tally, round.status?.foldSet ?? []);
-  const plan = planOf(round, spec, job, tally);
+  const plan = await planOf(ports, round, spec, job, tally);
   const outcome = await computeOutcome(ports, round, spec, plan);
   if (outcome === undefined) return false;
   const { weights, outerState, updateNorm } = outcome;
@@ -145,7 +155,7 @@ async function reconcileShard(ports: AggregatorPorts, name: string, index: numbe
     ports.store.get("RoundResult", name),
   ]);
   if (job === undefined || result !== undefined) return;
-  const plan = planOf(round, round.spec, job, tally);
+  const plan = await planOf(ports, round, round.spec, job, tally);
   if (plan !== undefined) await workOnShard(ports, round, plan, index);
 }
 

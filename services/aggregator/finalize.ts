@@ -103,7 +103,9 @@ export function composeResult(
     metadata: newMeta(name, { job: spec.job }),
     job: spec.job,
     number: spec.number,
-    ...verdicts,
+    // Checksums are for those who fold: nobody does any more.
+    folded: verdicts.folded.map((verdict) => ({ ...verdict, shardSums: [] })),
+    refused: verdicts.refused.map((verdict) => ({ ...verdict, shardSums: [] })),
     ...summarise(verdicts.folded),
     ...outcome,
   };

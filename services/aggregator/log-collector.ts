@@ -2,6 +2,7 @@ import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { CollectableLog, LogPart } from "#common/ports/update-log.js";
+import { readCommits } from "./logged-commits.js";
 import type { LogMeters } from "./meters.js";
 import { dispensableRounds, needOf, planPurges, pressureOf, type Purge, type RoundNeed } from "./retention.js";
 
@@ -30,8 +31,29 @@ async function needsOf(store: ResourceStore, parts: readonly LogPart[]): Promise
   return needs;
 }
 
-async function carryOut({ log, meters, journal }: CollectorPorts, { why, ...selection }: Purge): Promise<void> {
-  const purged = await log.purge(selection);
+/** The sequences of these commits and of their chunks; undefined if the log does not say all of them. */
+async function updatesAt(
+  log: CollectableLog,
+  round: string,
+  seqs: ReadonlySet<number>,
+): Promise<Set<number> | undefined> {
+  const commits = await readCommits(log, round, [...seqs]);
+  const whole = new Set(seqs);
+  for (const seq of seqs) {
+    const manifest = commits.get(seq)?.manifest;
+    if (manifest === undefined) return undefined;
+    for (const chunk of manifest.chunkSeqs) whole.add(chunk);
+  }
+  return whole;
+}
+
+async function carryOut({ log, meters, journal }: CollectorPorts, { why, keep, ...selection }: Purge): Promise<void> {
+  const kept = selection.part === "commit" ? keep : keep && (await updatesAt(log, selection.round, keep));
+  if (keep !== undefined && kept === undefined) {
+    journal.warn("the log is not relieved where it does not hold what was accepted", { why, ...selection });
+    return;
+  }
+  const purged = await log.purge(kept === undefined ? selection : { ...selection, keep: kept });
   if (purged === 0) return;
   meters.purged(why, purged);
   const { round, device, part } = selection;

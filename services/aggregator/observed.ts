@@ -13,6 +13,7 @@ export function observedLog(log: UpdateLog, count: ReadCount, signal: AbortSigna
     commits: (round, afterSeq) => log.commits(round, afterSeq),
     watchCommits: (until) => log.watchCommits(until),
     purgeRound: (round) => log.purgeRound(round),
+    readCommit: (seq) => log.readCommit(seq),
     async readChunk(seq) {
       signal.throwIfAborted();
       const chunk = await log.readChunk(seq);

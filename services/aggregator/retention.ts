@@ -25,7 +25,7 @@ export interface RoundNeed {
   dueChunks: number;
   /** Commits up to here have their verdict. */
   judgedSeq: number;
-  /** Sequences of the commits and chunks of accepted updates, by device. */
+  /** Sequences of the commits of accepted updates, by device. */
   accepted: ReadonlyMap<string, ReadonlySet<number>>;
   /** Devices of which an update may yet be accepted, and so any of their chunks. */
   awaited: ReadonlySet<string> | "anyone";
@@ -34,13 +34,14 @@ export interface RoundNeed {
 /** Why messages are purged. */
 export type PurgeReason = "NoRound" | "Retired" | "NotFolded" | "Excess" | "Pressure";
 
-/** Messages to purge; the selection of `CollectableLog.purge`. */
+/** Messages to purge: the selection of `CollectableLog.purge`, but for the chunks that stay. */
 export interface Purge {
   why: PurgeReason;
   round: string;
   device?: string;
   part?: "chunk" | "commit";
   upToSeq: number;
+  /** Commits that stay, with the chunks that they name. */
   keep?: ReadonlySet<number>;
 }
 
@@ -60,9 +61,9 @@ function acceptedSeqs(tally: UpdateTally | undefined): Map<string, Set<number>> 
   const accepted = new Map<string, Set<number>>();
   for (const { accepted: counts, commitSeq, manifest } of tally?.verdicts ?? []) {
     if (!counts || !manifest) continue;
-    const { device, chunkSeqs } = manifest;
+    const { device } = manifest;
     // A gateway may have several.
-    accepted.set(device, new Set([...(accepted.get(device) ?? []), commitSeq, ...chunkSeqs]));
+    accepted.set(device, new Set([...(accepted.get(device) ?? []), commitSeq]));
   }
   return accepted;
 }

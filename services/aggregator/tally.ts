@@ -1,5 +1,5 @@
 import type { UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
-import { MOST_REFUSALS } from "#common/domain/cut-off.js";
+import { MOST_KEPT_REFUSALS, refusalsOf } from "#common/domain/cut-off.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { countedDevices } from "#common/domain/site.js";
 
@@ -18,14 +18,14 @@ export function acceptedDevices(tally: UpdateTally): Set<string> {
 }
 
 /**
- * The tally with one more verdict, which must be of a later commit. A device that floods the log does not grow it: its
- * last refusal says that the rest is refused unseen.
+ * The tally with one more verdict, which must be of a later commit. Devices that flood the log do not grow it: the last
+ * refusal of each says that the rest is refused unseen, and of all devices together so many are kept that the tally fits its store.
  */
 export function withVerdict(tally: UpdateTally, verdict: Verdict): UpdateTally {
-  const device = verdict.manifest?.device;
-  const refusals = tally.verdicts.filter((each) => !each.accepted && each.manifest?.device === device).length;
-  const kept = verdict.accepted || refusals < MOST_REFUSALS;
-  const isLast = !verdict.accepted && refusals === MOST_REFUSALS - 1;
+  const { byDevice, total, most } = refusalsOf(tally);
+  const refusals = byDevice.get(verdict.manifest?.device ?? "") ?? 0;
+  const kept = verdict.accepted || (refusals < most && total < MOST_KEPT_REFUSALS);
+  const isLast = !verdict.accepted && refusals === most - 1;
   const message = `${verdict.message}; further commits of this device are refused unseen`;
   return {
     ...tally,

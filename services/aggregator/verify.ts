@@ -3,6 +3,7 @@ import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import type { Verdict } from "#proto/shoal/v1/round.js";
+import { withoutChunks } from "#common/domain/accept.js";
 import { roundName } from "#common/domain/resources.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Clock } from "#common/ports/clock.js";
@@ -170,7 +171,8 @@ class Walker {
   ): Promise<string | undefined> {
     if (commit?.manifest === undefined) return "the log does not hold it";
     if (commit.device !== folded.manifest?.device) return `the log holds one of ${commit.device}`;
-    if (!isSameManifest(commit.manifest, folded.manifest)) return "the log holds another manifest";
+    if (!isSameManifest(withoutChunks(commit.manifest), withoutChunks(folded.manifest)))
+      return "the log holds another manifest";
     if (commit.manifest.values === 0 || round.spec === undefined) return undefined;
     const facts = await readPayload(this.ports.log, commit.manifest, codecOf(taskOf(round.spec)));
     if (!facts.ok) return facts.refusal.message;

@@ -3,7 +3,7 @@ import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import type { Fragment, Round, RoundTask } from "#proto/shoal/v1/round.js";
 import { fragmentOfRound } from "#common/domain/fragment.js";
-import { FOLD_SHARD_VALUES, newRoundStatus } from "#common/domain/round.js";
+import { foldShardValues, newRoundStatus } from "#common/domain/round.js";
 import { API_VERSION, newMeta, roundName } from "#common/domain/resources.js";
 import { deriveSeed } from "#common/domain/seed.js";
 import { siteWeighting } from "#common/domain/site.js";
@@ -88,7 +88,7 @@ export function draftRound(
       seed: deriveSeed(spec?.seed ?? 0, "round", number),
       task,
       outerState: status?.outerState,
-      foldShardValues: FOLD_SHARD_VALUES,
+      foldShardValues: foldShardValues(task.parameters),
     },
     status: newRoundStatus(),
   };

@@ -86,6 +86,7 @@ test("what a gateway refused is told without counting, alone or beside others", 
   t.deepEqual([...acceptedDevices(withVerdict(emptyTally("tiny-1", "tiny"), alone))], []);
 });
 
+const long = "x".repeat(2000);
 const both = [member("ann"), member("bob")];
 const refusals: [string, RefusalReason, Commit, Partial<AcceptContext>?][] = [
   ["from a device that is no gateway", "NotAssigned", siteCommit(both), { gatewaySite: undefined }],
@@ -117,6 +118,8 @@ const refusals: [string, RefusalReason, Commit, Partial<AcceptContext>?][] = [
   ["folded where each is due by itself", "BadPayload", siteCommit(both), { siteWeighting: "" }],
   ["of one member with other bytes than that one's", "WrongDigest", siteCommit([member("ann")])],
   ["of too few values", "WrongShape", siteCommit(both, { values: 999 })],
+  ["with a member's endless digest", "BadPayload", siteCommit([member("ann", { digest: long }), member("bob")])],
+  ["with an endless digest of a refused one", "BadPayload", siteCommit([{ ...refused("ann"), digest: long }], nothing)],
   ["with an endless reason", "BadPayload", siteCommit([member("ann"), refused("bob", "NotFinite", "x".repeat(999))])],
   ["too late", "Late", siteCommit(both), { open: false }],
 ];

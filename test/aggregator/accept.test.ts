@@ -12,7 +12,7 @@ import {
   type PayloadFacts,
 } from "#common/domain/accept.js";
 import type { RefusalReason } from "#common/domain/refusal.js";
-import { MOST_REFUSALS } from "#common/domain/cut-off.js";
+import { cutOffDevices, MOST_KEPT_REFUSALS, MOST_REFUSALS } from "#common/domain/cut-off.js";
 import { acceptedDevices, emptyTally, withVerdict } from "#services/aggregator/tally.js";
 
 const PARAMETERS = 600_000;
@@ -74,7 +74,16 @@ const nothing: Partial<UpdateManifest> = {
 test("an honest update is accepted with its norm", (t) => {
   t.is(chunkCount(PARAMETERS, codec), 2);
   const verdict = accept(commitOf({}), context, facts);
-  t.deepEqual(verdict, { commitSeq: 9, accepted: true, reason: "", message: "", norm: 2.5, manifest, shardSums: [] });
+  const kept = { ...manifest, chunkSeqs: [] };
+  t.deepEqual(verdict, {
+    commitSeq: 9,
+    accepted: true,
+    reason: "",
+    message: "",
+    norm: 2.5,
+    manifest: kept,
+    shardSums: [],
+  });
   t.true(accept(commitOf({ localSteps: 3, tokens: 48, evalTokens: 0, evalLossSum: 0 }), context, facts).accepted);
 });
 
@@ -194,6 +203,30 @@ test("judging is total: any manifest gets a verdict, and what counts is bounded 
     { numRuns: 500 },
   );
   t.pass();
+});
+
+test("nobody writes more into a tally than it has room for", (t) => {
+  const long = "x".repeat(2000);
+  const eve = (change: Partial<UpdateManifest>) =>
+    accept({ ...commitOf({ ...nothing, device: "eve", ...change }), device: "eve" }, context, undefined);
+  for (const verdict of [
+    eve({ digest: long }),
+    eve({ codec: long }),
+    accept(commitOf({ digest: long }), context, facts),
+  ]) {
+    t.false(verdict.accepted);
+    t.true(verdict.message.length < 200);
+  }
+  let tally = emptyTally("tiny-1", "tiny");
+  const closed = { ...context, open: false };
+  for (let seq = 1; seq <= 2000; seq++) {
+    const device = `d${seq % 900}`;
+    tally = withVerdict(tally, accept({ ...commitOf({ device }), device, seq }, closed, undefined));
+  }
+  t.is(tally.verdicts.length, MOST_KEPT_REFUSALS);
+  t.true(cutOffDevices(tally).has("d5"), "one refusal is enough in a round that has hundreds");
+  t.false(cutOffDevices(tally).has("d899"));
+  t.is(tally.lastSeq, 2000);
 });
 
 test("a tally keeps every accepted verdict and a few refusals a device", (t) => {

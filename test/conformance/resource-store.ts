@@ -55,6 +55,19 @@ export function resourceStoreConformance(test: TestFn, label: string, open: () =
     t.is(await store.get("Device", "a-create"), undefined);
   });
 
+  test(title("what no message holds is refused with a code and a remedy, and changes nothing"), async (t) => {
+    const store = open();
+    const { metadata } = await created(store, "a-large");
+    const labels = { note: "x".repeat(1024 ** 2) };
+    const large = Lease.fromPartial({ metadata: { ...metadata, labels } });
+    const refused = await t.throwsAsync(store.update("Lease", large), { code: "RESOURCE_TOO_LARGE" });
+    t.regex(refused.message, /Lease "a-large" has \d{7} bytes and the store takes \d{7}: make it smaller/);
+    const other = Lease.fromPartial({ metadata: { ...newMeta("b-large"), labels } });
+    await t.throwsAsync(store.create("Lease", other), { code: "RESOURCE_TOO_LARGE" });
+    t.is(await store.get("Lease", "b-large"), undefined);
+    t.is((await store.get("Lease", "a-large"))?.metadata?.resourceVersion, metadata?.resourceVersion);
+  });
+
   test(title("a resource with nested values comes back as it was"), async (t) => {
     const store = open();
     const job = TrainingJob.fromPartial({

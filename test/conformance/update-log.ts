@@ -104,6 +104,19 @@ export function updateLogConformance(test: TestFn, label: string, open: () => Op
     for (const absent of [seq, seq + 100_000, 0, -1, 1.5]) t.is(await log.readChunk(absent), undefined);
   });
 
+  test(title("a commit is read by its sequence"), async (t) => {
+    const { log, uplink, publishRaw } = open();
+    const chunk = await uplink("dev-a").appendChunk("one-1", "one-1/0", Uint8Array.of(1));
+    const sent = manifest("dev-a", "one-1", [chunk.seq]);
+    const { seq } = await uplink("dev-a").appendCommit("one-1", "one-1/c", sent);
+    await publishRaw("dev-b", "one-1", Uint8Array.of(0xff, 0xff));
+    t.deepEqual(await log.readCommit(seq), { seq, device: "dev-a", round: "one-1", manifest: sent });
+    const foreign = (await log.commits("one-1"))[1];
+    t.is(foreign?.manifest, undefined);
+    t.deepEqual(await log.readCommit(foreign?.seq ?? 0), foreign);
+    for (const absent of [chunk.seq, seq + 100_000, 0, -1, 1.5]) t.is(await log.readCommit(absent), undefined);
+  });
+
   test(title("a round without commits has none"), async (t) => {
     t.deepEqual(await open().log.commits("nobody-1"), []);
   });

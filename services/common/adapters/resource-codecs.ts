@@ -3,6 +3,7 @@ import { TrainingJob } from "#proto/shoal/v1/job.js";
 import { Dataset, Model } from "#proto/shoal/v1/model.js";
 import { FoldShard, Round, RoundResult, UpdateTally } from "#proto/shoal/v1/round.js";
 import type { Kind, ResourceOf } from "../ports/resource-store.js";
+import { CodedError } from "./coded-error.js";
 
 interface Codec<T> {
   toJSON(message: T): unknown;
@@ -22,11 +23,28 @@ const codecs: { [K in Kind]: Codec<ResourceOf[K]> } = {
   Dataset,
 };
 
-/** JSON text of a resource in protobuf's JSON mapping; its resourceVersion, which the store owns, is left out. */
+/** Most bytes of a stored resource: NATS's usual 1 MiB for a message, less what stands around it. */
+export const MOST_RESOURCE_BYTES = 1024 ** 2 - 4096;
+
+/** Says of a resource that no message of the store can hold it. */
+export function tooLarge(kind: Kind, name: string, bytes: number, mostBytes: number): CodedError {
+  const isOfRound = kind === "Round" || kind === "UpdateTally" || kind === "RoundResult";
+  const remedy = isOfRound ? "give its job fewer devices a round (spec.cohort.target)" : "make it smaller";
+  const message = `${kind} "${name}" has ${bytes} bytes and the store takes ${mostBytes}: ${remedy}`;
+  return new CodedError("RESOURCE_TOO_LARGE", message);
+}
+
+/**
+ * JSON text of a resource in protobuf's JSON mapping; its resourceVersion, which the store owns, is left out. Throws code
+ * "RESOURCE_TOO_LARGE" above MOST_RESOURCE_BYTES.
+ */
 export function encodeResource<K extends Kind>(kind: K, resource: ResourceOf[K]): string {
   const { metadata } = resource;
   const bare = metadata === undefined ? resource : { ...resource, metadata: { ...metadata, resourceVersion: "" } };
-  return JSON.stringify(codecs[kind].toJSON(bare));
+  const text = JSON.stringify(codecs[kind].toJSON(bare));
+  const bytes = Buffer.byteLength(text);
+  if (bytes > MOST_RESOURCE_BYTES) throw tooLarge(kind, metadata?.name ?? "", bytes, MOST_RESOURCE_BYTES);
+  return text;
 }
 
 /** The inverse of encodeResource, with the version filled in. */

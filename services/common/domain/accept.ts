@@ -38,6 +38,11 @@ export interface AcceptContext {
   siteWeighting: string;
 }
 
+/** A manifest as verdicts keep it. */
+export function withoutChunks(manifest: UpdateManifest): UpdateManifest {
+  return { ...manifest, chunkSeqs: [] };
+}
+
 /** What reading the chunks of a commit has shown. */
 export type PayloadFacts = { ok: true; digest: string; norm: number } | { ok: false; refusal: Refusal };
 
@@ -45,6 +50,9 @@ export type PayloadFacts = { ok: true; digest: string; norm: number } | { ok: fa
 export const NORM_CEILING = 2 ** 100;
 /** Most characters in which a gateway says why it refused an update. */
 const MOST_REFUSAL_TEXT = 240;
+/** "sha256:" and 64 digits. */
+const MOST_DIGEST_TEXT = 71;
+const MOST_CODEC_TEXT = 16;
 
 /** Whether this device's commit must bring an update, and not an evaluation alone. */
 function expectsPayload(context: Pick<AcceptContext, "evaluationOnly">, assignment: Assignment): boolean {
@@ -63,6 +71,13 @@ function judgeNumbers(
     if (!isCount(value)) return refuse("BadPayload", `${name} is ${value}, not a whole number from 0`);
   }
   return undefined;
+}
+
+/** Of what a device is free to write nothing may be long: a tally keeps it, and must fit one message of the store. */
+function judgeTexts({ digest, codec }: { digest: string; codec?: string }): Refusal | undefined {
+  if (digest.length > MOST_DIGEST_TEXT) return refuse("BadPayload", `"${shown(digest)}" is no digest`);
+  if ((codec ?? "").length <= MOST_CODEC_TEXT) return undefined;
+  return refuse("WrongShape", `"${shown(codec ?? "")}" is no codec`);
 }
 
 function judgeManifestNumbers(manifest: UpdateManifest): Refusal | undefined {
@@ -118,7 +133,7 @@ function judgeMemberWork(member: MemberUpdate, assignment: Assignment, context: 
   const { trainLoss, evalLossSum, norm, tokens, localSteps, evalTokens, sizeBytes, bytesDown, fetchMs, trainMs } =
     member;
   const counts = { tokens, localSteps, evalTokens, sizeBytes, bytesDown, fetchMs, trainMs };
-  const numbers = judgeNumbers({ trainLoss, evalLossSum, norm }, counts);
+  const numbers = judgeTexts(member) ?? judgeNumbers({ trainLoss, evalLossSum, norm }, counts);
   if (numbers !== undefined) return numbers;
   if (expectsPayload(context, assignment)) return judgeWork(member, assignment, context);
   if (tokens === 0 && localSteps === 0) return undefined;
@@ -130,12 +145,15 @@ function judgeMember(member: MemberUpdate, site: string, context: AcceptContext)
   if (assignment?.site !== site) return refuse("NotAssigned", `the device has no assignment at site "${shown(site)}"`);
   if (context.acceptedDevices.has(member.device)) return refuse("Duplicate", "an update of this device counts already");
   if (member.refusal === "") return judgeMemberWork(member, assignment, context);
-  const isShort = shown(member.refusal) === member.refusal && member.message.length <= MOST_REFUSAL_TEXT;
+  const isShort =
+    shown(member.refusal) === member.refusal &&
+    member.message.length <= MOST_REFUSAL_TEXT &&
+    judgeTexts(member) === undefined;
   return isShort ? undefined : refuse("BadPayload", "the reason of its refusal is too long");
 }
 
 function judgeBase(manifest: UpdateManifest, context: AcceptContext): Refusal | undefined {
-  if (manifest.baseDigest === context.baseDigest) return undefined;
+  if (manifest.baseDigest === context.baseDigest) return judgeTexts(manifest);
   return refuse("WrongBase", `it starts from the weights "${shown(manifest.baseDigest)}"`);
 }
 
@@ -228,7 +246,8 @@ function refusedVerdict(commit: Commit, refusal: Refusal): Verdict {
 }
 
 /**
- * The verdict on one commit. Pure and total: two replicas with the same context judge alike.
+ * The verdict on one commit. An accepted one keeps the manifest without the sequences of the chunks, whose number grows with
+ * the model: whoever reads the chunks reads the commit. Pure and total: two replicas with the same context judge alike.
  * @param payload what its chunks hold; undefined where the manifest alone refuses it or no update is due.
  */
 export function accept(commit: Commit, context: AcceptContext, payload: PayloadFacts | undefined): Verdict {
@@ -243,5 +262,6 @@ export function accept(commit: Commit, context: AcceptContext, payload: PayloadF
     if (judged !== undefined) return refusedVerdict(commit, judged);
   }
   const norm = payload?.ok === true ? payload.norm : 0;
-  return { commitSeq: commit.seq, accepted: true, reason: "", message: "", norm, manifest, shardSums: [] };
+  const kept = withoutChunks(manifest);
+  return { commitSeq: commit.seq, accepted: true, reason: "", message: "", norm, manifest: kept, shardSums: [] };
 }

@@ -8,6 +8,14 @@ import { countedDevices } from "./site.js";
  */
 export const FOLD_SHARD_VALUES = 8 * 1024 * 1024;
 
+/** Most shards of a round: a verdict has a checksum for each, and a thousand verdicts must fit one message of the store. */
+const MOST_FOLD_SHARDS = 24;
+
+/** Values, about, of a shard in a round whose updates have so many values. */
+export function foldShardValues(values: number): number {
+  return Math.max(FOLD_SHARD_VALUES, Math.ceil(values / MOST_FOLD_SHARDS));
+}
+
 /** What the world says of a round, gathered by the caller. */
 export interface RoundFacts {
   /** The aggregator's judgement so far. */

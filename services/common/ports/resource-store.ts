@@ -41,7 +41,7 @@ export interface WatchOptions {
  *
  * Versions are decimal strings that grow with every write of any kind. `create` fills metadata.uid, createdAtMs and
  * generation where they are unset; every write fills metadata.resourceVersion in the resource it returns. IO failures
- * are thrown with a `code`; lost races are returned.
+ * are thrown with a `code`, "RESOURCE_TOO_LARGE" for what no message holds; lost races are returned.
  */
 export interface ResourceStore {
   get<K extends Kind>(kind: K, name: string): Promise<ResourceOf[K] | undefined>;

@@ -46,6 +46,8 @@ export interface UpdateLog {
    * least one if there is any. More lie behind the last.
    */
   commits(round: string, afterSeq?: number): Promise<CommitRecord[]>;
+  /** The commit at this sequence, of whatever round; undefined if there is none. */
+  readCommit(seq: number): Promise<CommitRecord | undefined>;
   /** The chunk at this sequence with the device and round of its subject; undefined if there is none. */
   readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined>;
   /** Round names as commits arrive, past ones not repeated; a hint for wake-ups, may lose some on reconnect. */

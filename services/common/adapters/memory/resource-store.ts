@@ -42,7 +42,7 @@ export class MemoryResourceStore implements ResourceStore {
     const name = nameOf(resource);
     if (this.entries.get(`${kind}.${name}`)?.text !== undefined)
       return Promise.resolve({ ok: false, reason: "Exists" });
-    return Promise.resolve(this.write(kind, name, withIdentity(resource, randomUUID(), this.clock.nowMs())));
+    return this.write(kind, name, withIdentity(resource, randomUUID(), this.clock.nowMs()));
   }
 
   update<K extends Kind>(kind: K, resource: ResourceOf[K]): Promise<Written<K>> {
@@ -51,7 +51,7 @@ export class MemoryResourceStore implements ResourceStore {
     if (entry?.text === undefined) return Promise.resolve({ ok: false, reason: "NotFound" });
     if (resource.metadata?.resourceVersion !== String(entry.version))
       return Promise.resolve({ ok: false, reason: "Conflict" });
-    return Promise.resolve(this.write(kind, name, resource));
+    return this.write(kind, name, resource);
   }
 
   delete(
@@ -95,10 +95,12 @@ export class MemoryResourceStore implements ResourceStore {
     }
   }
 
-  private write<K extends Kind>(kind: K, name: string, resource: ResourceOf[K]): Written<K> {
-    const text = encodeResource(kind, resource);
-    const entry = this.record(kind, name, text);
-    return { ok: true, resource: decode(kind, text, entry.version) };
+  private write<K extends Kind>(kind: K, name: string, resource: ResourceOf[K]): Promise<Written<K>> {
+    return new Promise((resolve) => {
+      const text = encodeResource(kind, resource);
+      const entry = this.record(kind, name, text);
+      resolve({ ok: true, resource: decode(kind, text, entry.version) });
+    });
   }
 
   private record(kind: Kind, name: string, text: string | undefined): Entry {

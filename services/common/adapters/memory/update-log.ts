@@ -66,6 +66,14 @@ export class MemoryUpdateLog implements CollectableLog {
     return Promise.resolve(records);
   }
 
+  readCommit(seq: number): Promise<CommitRecord | undefined> {
+    const message = this.messages.get(seq);
+    const parsed = message && parseUpdateSubject(message.subject);
+    if (message === undefined || parsed?.part !== "commit") return Promise.resolve(undefined);
+    const { device, round } = parsed;
+    return Promise.resolve({ seq, device, round, manifest: decodeManifest(message.data) });
+  }
+
   readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined> {
     const message = this.messages.get(seq);
     const parsed = message && parseUpdateSubject(message.subject);

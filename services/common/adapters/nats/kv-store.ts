@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
-import { NatsError, type KV } from "nats";
+import { ErrorCode, NatsError, type KV } from "nats";
 import type { Kind, ResourceOf, ResourceStore, StoreEvent, WatchOptions, Written } from "../../ports/resource-store.js";
-import { decodeResource, encodeResource, isSelected, nameOf, withIdentity } from "../resource-codecs.js";
+import { decodeResource, encodeResource, isSelected, nameOf, tooLarge, withIdentity } from "../resource-codecs.js";
 import type { NatsLink } from "./connection.js";
 import { follow, readPast, type StoredMessage } from "./follow.js";
 import { BUCKET, STREAMS } from "./streams.js";
@@ -114,6 +114,10 @@ export class NatsResourceStore implements ResourceStore {
       return { ok: true, resource: decodeResource(kind, text, String(seq)) };
     } catch (error) {
       if (isLostRace(error)) return { ok: false, reason: lostRace };
+      if (isTooLarge(error)) {
+        const mostBytes = this.link.nc.info?.max_payload ?? 0;
+        throw tooLarge(kind, nameOf(resource), Buffer.byteLength(text), mostBytes);
+      }
       throw error;
     }
   }
@@ -121,6 +125,11 @@ export class NatsResourceStore implements ResourceStore {
 
 function isLostRace(error: unknown): boolean {
   return error instanceof NatsError && error.api_error?.err_code === WRONG_LAST_SEQUENCE;
+}
+
+/** The server was set to take less in a message than is usual. */
+function isTooLarge(error: unknown): boolean {
+  return error instanceof NatsError && error.code === (ErrorCode.MaxPayloadExceeded as string);
 }
 
 function isDelete({ operation }: StoredMessage): boolean {

@@ -37,11 +37,23 @@ export class NatsUpdateLog implements CollectableLog {
     });
   }
 
-  async readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined> {
+  async readCommit(seq: number): Promise<CommitRecord | undefined> {
+    const stored = await this.readOf("commit", seq);
+    return stored && { seq, device: stored.device, round: stored.round, manifest: decodeManifest(stored.bytes) };
+  }
+
+  readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined> {
+    return this.readOf("chunk", seq);
+  }
+
+  private async readOf(
+    part: "chunk" | "commit",
+    seq: number,
+  ): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined> {
     if (!Number.isSafeInteger(seq) || seq < 1) return undefined;
     const stored = await readStored(this.link, STREAMS.updates, { seq });
     const parsed = stored && parseUpdateSubject(stored.subject);
-    if (stored === undefined || parsed?.part !== "chunk") return undefined;
+    if (stored === undefined || parsed?.part !== part) return undefined;
     return { device: parsed.device, round: parsed.round, bytes: stored.data };
   }
 

@@ -2,6 +2,7 @@ import type { StrategySpec, TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, RoundSpec, UpdateTally } from "#proto/shoal/v1/round.js";
 import { roundName } from "#common/domain/resources.js";
 import { InvariantError } from "#common/tensor/invariant.js";
+import { noteFailure } from "./failure-note.js";
 import { composeResult, partVerdicts } from "./finalize.js";
 import { bytesOf, planFold, shardsOf, taskOf, type FoldPlan } from "./fold-round.js";
 import { againstSums } from "./log-source.js";
@@ -159,8 +160,17 @@ async function reconcileShard(ports: AggregatorPorts, name: string, index: numbe
   if (plan !== undefined) await workOnShard(ports, round, plan, index);
 }
 
-/** Brings a key of the aggregator's queue forward: a round, or a shard of a round's fold. Throws on IO failures. */
+/**
+ * Brings a key of the aggregator's queue forward: a round, or a shard of a round's fold. Throws on IO failures, and of a round
+ * whose data is damaged until it was tried often and long enough.
+ */
 export async function reconcileKey(ports: AggregatorPorts, key: string): Promise<void> {
   const shard = parseShardKey(key);
-  await (shard === undefined ? reconcileRound(ports, key) : reconcileShard(ports, shard.round, shard.index));
+  try {
+    await (shard === undefined ? reconcileRound(ports, key) : reconcileShard(ports, shard.round, shard.index));
+  } catch (error) {
+    const round = shard?.round ?? key;
+    if (!(await noteFailure(ports, round, error))) throw error;
+    ports.journal.error("a round cannot be folded and is given up", { round, error });
+  }
 }

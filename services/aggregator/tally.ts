@@ -5,7 +5,8 @@ import { countedDevices } from "#common/domain/site.js";
 
 /** A tally without verdicts. */
 export function emptyTally(round: string, job: string): UpdateTally {
-  return { apiVersion: API_VERSION, kind: "UpdateTally", metadata: newMeta(round, { job }), verdicts: [], lastSeq: 0 };
+  const metadata = newMeta(round, { job });
+  return { apiVersion: API_VERSION, kind: "UpdateTally", metadata, verdicts: [], lastSeq: 0, failure: undefined };
 }
 
 /** Devices of which an update counts. */

@@ -1,5 +1,5 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
-import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
+import type { Round, RoundStatus, UpdateTally } from "#proto/shoal/v1/round.js";
 import { standingOf } from "#common/domain/round.js";
 import { roundName } from "#common/domain/resources.js";
 
@@ -21,6 +21,11 @@ function explainTraining(round: Round, tally: UpdateTally | undefined): string[]
   return lines;
 }
 
+function explainDamage({ conditions }: RoundStatus): string[] {
+  const broken = conditions.find(({ type, status }) => type === "Completed" && status === "False");
+  return broken === undefined ? [] : [`${broken.message}.`];
+}
+
 function explainRound(round: Round, tally: UpdateTally | undefined): string[] {
   const { number = 0, evaluationOnly = false } = round.spec ?? {};
   const status = round.status;
@@ -31,13 +36,14 @@ function explainRound(round: Round, tally: UpdateTally | undefined): string[] {
       lines.push(`${what} is training.`, ...explainTraining(round, tally));
       break;
     case "Aggregating":
-      lines.push(`${what} is being folded from ${status.foldSet.length} updates.`);
+      lines.push(`${what} is being folded from ${status.foldSet.length} updates.`, ...explainDamage(status));
       break;
     case "Completed":
       lines.push(`${what} is complete; ${status.foldSet.length} updates were folded.`);
       break;
     default: {
-      const last = status?.conditions.find((condition) => condition.type === "Planned");
+      const type = status?.phase === "Failed" ? "Completed" : "Planned";
+      const last = status?.conditions.find((condition) => condition.type === type);
       const why = last?.status === "False" ? `: ${last.message}` : "";
       lines.push(`${what} is ${status?.phase === "Failed" ? "failed" : "waiting for a plan"}${why}.`);
     }

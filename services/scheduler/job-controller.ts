@@ -2,7 +2,7 @@ import type { TrainingJob, TrainingJobStatus } from "#proto/shoal/v1/job.js";
 import { TrainingJobStatus as JobStatus } from "#proto/shoal/v1/job.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import type { Round, RoundResult } from "#proto/shoal/v1/round.js";
-import { setCondition } from "#common/domain/condition.js";
+import { findCondition, setCondition } from "#common/domain/condition.js";
 import { roundName } from "#common/domain/resources.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Clock } from "#common/ports/clock.js";
@@ -172,14 +172,18 @@ export class JobController {
     const number = round.spec?.number ?? 0;
     if (round.status?.phase === "Completed") return this.takeIn(job, status, round, "Running");
     if (round.status?.phase === "Failed") {
-      const message = `round ${number} failed`;
+      const why = findCondition(round.status.conditions, "Completed");
+      const message = `round ${number} failed${why === undefined ? "" : `: ${why.message}`}`;
       const failed = { ...status, finishedAtMs: this.parts.clock.nowMs() };
       return this.write(job, failed, "Failed", { type: "Completed", status: false, reason: "RoundFailed", message });
     }
-    const planned = round.status?.conditions.find((condition) => condition.type === "Planned");
-    const waits = round.status?.phase === "Planning" && planned?.status === "False";
-    const fact: Fact = waits
-      ? { type: "Progressing", status: false, reason: planned.reason, message: planned.message }
+    const conditions = round.status?.conditions ?? [];
+    const planned = round.status?.phase === "Planning" ? findCondition(conditions, "Planned") : undefined;
+    // Of an open round: what is stored of it is damaged.
+    const broken = findCondition(conditions, "Completed");
+    const obstacle = [broken, planned].find((condition) => condition?.status === "False");
+    const fact: Fact = obstacle
+      ? { type: "Progressing", status: false, reason: obstacle.reason, message: obstacle.message }
       : { type: "Progressing", status: true, reason: "RoundUnderWay", message: `round ${number} is under way` };
     return this.write(job, { ...status, currentRound: number }, "Running", fact);
   }

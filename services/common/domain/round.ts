@@ -1,5 +1,6 @@
 import { RoundStatus, type Exclusion, type Round, type UpdateTally, type Verdict } from "#proto/shoal/v1/round.js";
-import { type Observation, setCondition } from "./condition.js";
+import { findCondition, type Observation, setCondition } from "./condition.js";
+import { describeFailure } from "./damage.js";
 import { countedDevices } from "./site.js";
 
 /**
@@ -158,6 +159,8 @@ function fold(status: RoundStatus, { accepted, outstanding, withdrawn }: Standin
  *    ▼                                              ▼      RoundResult exists
  *   Failed ◀────────────────────────────────────────┘
  * ```
+ *
+ * From every open phase a round also fails when the aggregator has given it up because what is stored is damaged.
  */
 export function advance(round: Round, facts: RoundFacts, nowMs: number): Advance {
   const status = round.status ?? newRoundStatus();
@@ -168,6 +171,8 @@ export function advance(round: Round, facts: RoundFacts, nowMs: number): Advance
       status: { ...next, conditions: setCondition(next.conditions, { ...seen, generation }, nowMs) },
     };
   };
+  const damaged = facts.hasResult ? undefined : advanceDamaged(round, status, facts, observed);
+  if (damaged !== undefined) return damaged;
   switch (status.phase) {
     case "Planning":
       return advancePlanning(status, facts, nowMs, observed);
@@ -182,6 +187,26 @@ export function advance(round: Round, facts: RoundFacts, nowMs: number): Advance
     default:
       return { changed: false, wakeAtMs: undefined };
   }
+}
+
+const OPEN: ReadonlySet<string> = new Set(["Planning", "Training", "Aggregating"]);
+
+/**
+ * A round whose data is damaged says so, and ends when the aggregator has given it up: what the fold set names is folded as a
+ * whole or not at all. Undefined if there is nothing new to say.
+ */
+function advanceDamaged(
+  round: Round,
+  status: RoundStatus,
+  { tally }: RoundFacts,
+  observed: Observed,
+): Advance | undefined {
+  const found = tally?.failure;
+  if (found === undefined || !OPEN.has(status.phase)) return undefined;
+  const { reason, message } = describeFailure(found, round.spec?.job ?? "");
+  const seen = { type: "Completed", status: false, reason, message };
+  if (found.final) return observed({ ...status, phase: "Failed" }, seen);
+  return findCondition(status.conditions, "Completed")?.message === message ? undefined : observed(status, seen);
 }
 
 const failure = (message: string): Omit<Observation, "generation"> => ({

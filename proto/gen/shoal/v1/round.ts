@@ -232,6 +232,22 @@ export interface UpdateTally {
   verdicts: Verdict[];
   /** Sequence of the last commit judged. */
   lastSeq: number;
+  /** Why the round cannot be judged or folded; unset while nothing is damaged. The scheduler ends a round whose failure is final. */
+  failure: FoldFailure | undefined;
+}
+
+/** What keeps the aggregator from folding a round: something stored that is not what it was. */
+export interface FoldFailure {
+  /** "LOG_CORRUPT", "BLOB_MISSING", "BLOB_CORRUPT", "RESOURCE_TOO_LARGE", "BROKEN_INVARIANT" or "UNSUPPORTED". */
+  code: string;
+  /** The same for people. */
+  message: string;
+  /** How often it was met; counted up to 5. */
+  attempts: number;
+  /** Unix milliseconds at which it was met first. */
+  firstAtMs: number;
+  /** It was met often and long enough: nobody tries any more. */
+  final: boolean;
 }
 
 /** Whether a commit counts. */
@@ -2155,7 +2171,7 @@ export const FoldEntry: MessageFns<FoldEntry> = {
 };
 
 function createBaseUpdateTally(): UpdateTally {
-  return { apiVersion: "", kind: "", metadata: undefined, verdicts: [], lastSeq: 0 };
+  return { apiVersion: "", kind: "", metadata: undefined, verdicts: [], lastSeq: 0, failure: undefined };
 }
 
 export const UpdateTally: MessageFns<UpdateTally> = {
@@ -2174,6 +2190,9 @@ export const UpdateTally: MessageFns<UpdateTally> = {
     }
     if (message.lastSeq !== 0) {
       writer.uint32(40).int64(message.lastSeq);
+    }
+    if (message.failure !== undefined) {
+      FoldFailure.encode(message.failure, writer.uint32(322).fork()).join();
     }
     return writer;
   },
@@ -2231,6 +2250,14 @@ export const UpdateTally: MessageFns<UpdateTally> = {
             message.lastSeq = longToNumber(reader.int64());
             continue;
           }
+          case 40: {
+            if (tag !== 322) {
+              break;
+            }
+
+            message.failure = FoldFailure.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2258,6 +2285,7 @@ export const UpdateTally: MessageFns<UpdateTally> = {
         : isSet(object.last_seq)
         ? globalThis.Number(object.last_seq)
         : 0,
+      failure: isSet(object.failure) ? FoldFailure.fromJSON(object.failure) : undefined,
     };
   },
 
@@ -2278,6 +2306,9 @@ export const UpdateTally: MessageFns<UpdateTally> = {
     if (message.lastSeq !== 0) {
       obj.lastSeq = Math.round(message.lastSeq);
     }
+    if (message.failure !== undefined) {
+      obj.failure = FoldFailure.toJSON(message.failure);
+    }
     return obj;
   },
 
@@ -2293,6 +2324,146 @@ export const UpdateTally: MessageFns<UpdateTally> = {
       : undefined;
     message.verdicts = object.verdicts?.map((e) => Verdict.fromPartial(e)) || [];
     message.lastSeq = object.lastSeq ?? 0;
+    message.failure = (object.failure !== undefined && object.failure !== null)
+      ? FoldFailure.fromPartial(object.failure)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseFoldFailure(): FoldFailure {
+  return { code: "", message: "", attempts: 0, firstAtMs: 0, final: false };
+}
+
+export const FoldFailure: MessageFns<FoldFailure> = {
+  encode(message: FoldFailure, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.code !== "") {
+      writer.uint32(10).string(message.code);
+    }
+    if (message.message !== "") {
+      writer.uint32(18).string(message.message);
+    }
+    if (message.attempts !== 0) {
+      writer.uint32(24).int32(message.attempts);
+    }
+    if (message.firstAtMs !== 0) {
+      writer.uint32(32).int64(message.firstAtMs);
+    }
+    if (message.final !== false) {
+      writer.uint32(40).bool(message.final);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): FoldFailure {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseFoldFailure();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.code = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.message = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.attempts = reader.int32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.firstAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.final = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): FoldFailure {
+    return {
+      code: isSet(object.code) ? globalThis.String(object.code) : "",
+      message: isSet(object.message) ? globalThis.String(object.message) : "",
+      attempts: isSet(object.attempts) ? globalThis.Number(object.attempts) : 0,
+      firstAtMs: isSet(object.firstAtMs)
+        ? globalThis.Number(object.firstAtMs)
+        : isSet(object.first_at_ms)
+        ? globalThis.Number(object.first_at_ms)
+        : 0,
+      final: isSet(object.final) ? globalThis.Boolean(object.final) : false,
+    };
+  },
+
+  toJSON(message: FoldFailure): unknown {
+    const obj: any = {};
+    if (message.code !== "") {
+      obj.code = message.code;
+    }
+    if (message.message !== "") {
+      obj.message = message.message;
+    }
+    if (message.attempts !== 0) {
+      obj.attempts = Math.round(message.attempts);
+    }
+    if (message.firstAtMs !== 0) {
+      obj.firstAtMs = Math.round(message.firstAtMs);
+    }
+    if (message.final !== false) {
+      obj.final = message.final;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<FoldFailure>, I>>(base?: I): FoldFailure {
+    return FoldFailure.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<FoldFailure>, I>>(object: I): FoldFailure {
+    const message = createBaseFoldFailure();
+    message.code = object.code ?? "";
+    message.message = object.message ?? "";
+    message.attempts = object.attempts ?? 0;
+    message.firstAtMs = object.firstAtMs ?? 0;
+    message.final = object.final ?? false;
     return message;
   },
 };

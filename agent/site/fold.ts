@@ -163,6 +163,7 @@ export async function foldSite(
     sizeBytes: chunks.reduce((sum, chunk) => sum + chunk.length, 0),
     digest: sha256Digest(...chunks),
     baseDigest: task.weights?.digest ?? "",
+    jobUid: task.jobUid,
     bytesDown: folder.bytesDown,
     trainMs: Math.max(0, ...members.map(({ trainMs }) => trainMs)),
     members,

@@ -36,6 +36,7 @@ function contextOf(round: SiteRound, known: ReadonlyMap<string, MemberCommit>): 
     acceptedDevices: new Set(counted),
     values: updateLength(task),
     codec: codecOf(task),
+    jobUid: task.jobUid,
     baseDigest: task.weights?.digest ?? "",
     seqLen: task.seqLen,
     referenceSteps: task.referenceSteps,

@@ -83,6 +83,7 @@ export function encodeOutcome(
     fetchMs: Math.round(cost.fetchMs),
     trainMs: Math.round(outcome.trainMs),
     baseDigest: task.weights?.digest ?? "",
+    jobUid: task.jobUid,
   });
   return {
     ok: true,

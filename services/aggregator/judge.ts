@@ -42,6 +42,7 @@ function contextOf(round: Round, name: string, maxUpdateNorm: number, tally: Upd
     acceptedDevices: acceptedDevices(tally),
     values: updateLength(task),
     codec: codecOf(task),
+    jobUid: task.jobUid,
     baseDigest: task.weights?.digest ?? "",
     seqLen: task.seqLen,
     referenceSteps: task.referenceSteps,

@@ -129,6 +129,8 @@ function verdictFault(
     return `${who} was folded with another manifest or norm than it was judged with`;
   }
   if (manifest?.round !== name) return `${who} is of round "${manifest?.round ?? ""}"`;
+  const { jobUid = "" } = round.spec?.task ?? {};
+  if (manifest.jobUid !== "" && manifest.jobUid !== jobUid) return `${who} is of another job that had this name`;
   const start = round.spec?.task?.weights?.digest ?? "";
   return manifest.baseDigest === start ? undefined : `${who} starts from other weights than the round`;
 }

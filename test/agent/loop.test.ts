@@ -181,6 +181,7 @@ test.serial(
       const agent = await rig.start({ plane });
       plane.give([assigned("job-1", 4, jobUid)]);
       await until("commit", async () => (await plane.updates.commits("job-1")).length === 1);
+      t.is((await plane.updates.commits("job-1"))[0]?.manifest?.jobUid, jobUid);
       await until("idle", () => plane.beats.at(-1)?.roundsToday === (jobUid.endsWith("old") ? 1 : 2));
       await agent.stop();
     }

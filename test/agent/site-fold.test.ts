@@ -189,9 +189,10 @@ test("the aggregator accepts what a gateway makes, with the members' figures", a
     tokens: 64 * (i + 1),
     delta: draw(700_000, i, 0.01),
   }));
-  const site = await siteOf(given, "int8");
+  const site = await siteOf(given, "int8", { jobUid: "uid-1" });
   const { draft } = await fold(site);
   const { assignments, task } = site.round;
+  t.is(draft.manifest.jobUid, "uid-1");
   const manifest = { ...draft.manifest, chunkSeqs: draft.chunks.map((_, i) => i + 1) };
   t.true(draft.chunks.length > 1);
   const verdict = accept(
@@ -204,6 +205,7 @@ test("the aggregator accepts what a gateway makes, with the members' figures", a
       acceptedDevices: new Set(),
       values: task?.parameters ?? 0,
       codec: site.codec,
+      jobUid: "uid-1",
       baseDigest: "sha256:base",
       seqLen: SEQ_LEN,
       referenceSteps: STEPS,

@@ -25,6 +25,7 @@ const context: AcceptContext = {
   acceptedDevices: new Set(),
   values: PARAMETERS,
   codec,
+  jobUid: "uid-1",
   baseDigest: "sha256:base",
   seqLen: 8,
   referenceSteps: 5,

@@ -28,6 +28,7 @@ const context: AcceptContext = {
   acceptedDevices: new Set(),
   values: PARAMETERS,
   codec,
+  jobUid: "uid-1",
   baseDigest: "sha256:base",
   seqLen: 8,
   referenceSteps: 5,
@@ -54,6 +55,7 @@ const manifest: UpdateManifest = {
   baseDigest: "sha256:base",
   members: [],
   site: "",
+  jobUid: "uid-1",
 };
 const facts: PayloadFacts = { ok: true, digest: "sha256:chunks", norm: 2.5 };
 const commitOf = (change: Partial<UpdateManifest>): Commit => ({
@@ -100,6 +102,7 @@ const refusals: [string, RefusalReason, Partial<UpdateManifest>][] = [
   ["another round", "WrongRound", { round: "tiny-2" }],
   ["another device in the manifest", "BadPayload", { device: "bob" }],
   ["other weights", "WrongBase", { baseDigest: "sha256:old" }],
+  ["an earlier job of this name", "WrongRound", { jobUid: "uid-0" }],
   ["too few values", "WrongShape", { values: PARAMETERS - 1 }],
   ["a giant size", "WrongShape", { values: 2 ** 52, sizeBytes: 2 ** 52 }],
   ["another codec", "WrongShape", { codec: "fp32" }],

@@ -109,6 +109,7 @@ test("a hostile fleet is refused commit by commit, and the honest update still c
     ["WrongDigest", { ...bobs, digest: honest.digest }],
     ["WrongShape", { ...bobs, values: 601 }],
     ["WrongRound", { ...bobs, round: "tiny-2" }],
+    ["WrongRound", { ...bobs, jobUid: "of an earlier job" }],
     ["BadPayload", { ...bobs, chunkSeqs: honest.chunkSeqs, digest: honest.digest }],
     ["BadPayload", { ...bobs, chunkSeqs: [4] }],
     ["BadPayload", { ...bobs, chunkSeqs: [2 ** 40] }],
@@ -122,7 +123,7 @@ test("a hostile fleet is refused commit by commit, and the honest update still c
   ];
   for (const [, manifest, device] of hostile) await commit(world, manifest, device);
   await world.log.append(subjects.updateCommit("bob", "tiny-1"), "rubbish", Uint8Array.of(0xff, 0xff, 0xff));
-  await commit(world, honest);
+  await commit(world, { ...honest, jobUid: (await world.store.get("TrainingJob", "tiny"))?.metadata?.uid ?? "" });
   await commit(world, honest);
   await commit(world, bobs);
   await reconcile(world);

@@ -177,6 +177,20 @@ const FORGERIES: readonly [string, (world: World) => Promise<unknown>, readonly 
     },
     ["4 commits"],
   ],
+  [
+    "a folded update is of another job that had this name",
+    async (world) => {
+      const change = (verdict: RoundResult["folded"][number]) => ({
+        ...verdict,
+        manifest: verdict.manifest && { ...verdict.manifest, jobUid: "another" },
+      });
+      await editResult(4, ({ folded }) => ({ folded: folded.map(change) }))(world);
+      await forge(world, "UpdateTally", `${JOB}-4`, (tally) =>
+        UpdateTally.fromPartial({ ...tally, verdicts: tally.verdicts.map(change) }),
+      );
+    },
+    ["4 verdicts", "4 commits"],
+  ],
   ["a result is gone", (world) => world.store.delete("RoundResult", `${JOB}-2`), ["2 start"]],
   ["a round is gone", (world) => world.store.delete("Round", `${JOB}-3`), ["3 start"]],
 ];

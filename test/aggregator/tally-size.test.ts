@@ -16,6 +16,7 @@ const codec = codecByName("fp32") as Codec;
 const nameOf = (index: number): string => `d${index}`.padEnd(63, "x");
 const ROUND = "r".repeat(63);
 const DIGEST = `sha256:${"9".repeat(64)}`;
+const UID = "01234567-89ab-cdef-0123-456789abcdef";
 /** Figures with as many digits as float64 writes. */
 const LOSS = 1234.567890123456;
 
@@ -47,6 +48,7 @@ function contextOf(values: number): AcceptContext {
     acceptedDevices: new Set(),
     values,
     codec,
+    jobUid: UID,
     baseDigest: DIGEST,
     seqLen: 4096,
     referenceSteps: 99_999,
@@ -70,6 +72,7 @@ function manifestOf(index: number, values: number): UpdateManifest {
     digest: DIGEST,
     chunkSeqs: Array.from({ length: chunkCount(values, codec) }, (_, chunk) => first + chunk),
     baseDigest: DIGEST,
+    jobUid: UID,
     ...work,
   });
 }

@@ -24,6 +24,8 @@ export interface AcceptContext {
   /** Values of an update: those of the model, or of the round's fragment of it. */
   values: number;
   codec: Codec;
+  /** Uid of the round's job. */
+  jobUid: string;
   /** Digest of the weights the round starts from. */
   baseDigest: string;
   /** Tokens per sequence, which bounds the tokens a device may claim. */
@@ -217,6 +219,10 @@ export function screen(commit: Commit, context: AcceptContext): Refusal | undefi
   if (manifest === undefined) return refuse("BadPayload", "the commit is not a manifest");
   if (commit.round !== context.round || manifest.round !== context.round) {
     return refuse("WrongRound", `the manifest is of round "${shown(manifest.round)}"`);
+  }
+  // An agent that does not say it, from before the field was, is held to the round's weights alone.
+  if (manifest.jobUid !== "" && manifest.jobUid !== context.jobUid) {
+    return refuse("WrongRound", `it is of another job that had this name, with the uid "${shown(manifest.jobUid)}"`);
   }
   if (manifest.device !== commit.device) {
     return refuse("BadPayload", `the manifest names the device "${shown(manifest.device)}"`);

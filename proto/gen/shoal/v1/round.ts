@@ -308,6 +308,11 @@ export interface UpdateManifest {
   members: MemberUpdate[];
   /** Of a gateway: its site. */
   site: string;
+  /**
+   * Uid of the TrainingJob, from the task: tells the round from one of this name of a job that was deleted. Empty from agents
+   * that do not know it yet.
+   */
+  jobUid: string;
 }
 
 /** What a gateway says of the update of one device of its site. */
@@ -2677,6 +2682,7 @@ function createBaseUpdateManifest(): UpdateManifest {
     baseDigest: "",
     members: [],
     site: "",
+    jobUid: "",
   };
 }
 
@@ -2739,6 +2745,9 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
     }
     if (message.site !== "") {
       writer.uint32(146).string(message.site);
+    }
+    if (message.jobUid !== "") {
+      writer.uint32(178).string(message.jobUid);
     }
     return writer;
   },
@@ -2910,6 +2919,14 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
             message.site = reader.string();
             continue;
           }
+          case 22: {
+            if (tag !== 178) {
+              break;
+            }
+
+            message.jobUid = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2984,6 +3001,11 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
         ? object.members.map((e: any) => MemberUpdate.fromJSON(e))
         : [],
       site: isSet(object.site) ? globalThis.String(object.site) : "",
+      jobUid: isSet(object.jobUid)
+        ? globalThis.String(object.jobUid)
+        : isSet(object.job_uid)
+        ? globalThis.String(object.job_uid)
+        : "",
     };
   },
 
@@ -3043,6 +3065,9 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
     if (message.site !== "") {
       obj.site = message.site;
     }
+    if (message.jobUid !== "") {
+      obj.jobUid = message.jobUid;
+    }
     return obj;
   },
 
@@ -3069,6 +3094,7 @@ export const UpdateManifest: MessageFns<UpdateManifest> = {
     message.baseDigest = object.baseDigest ?? "";
     message.members = object.members?.map((e) => MemberUpdate.fromPartial(e)) || [];
     message.site = object.site ?? "";
+    message.jobUid = object.jobUid ?? "";
     return message;
   },
 };

@@ -98,10 +98,15 @@ async function aggregate(
   return true;
 }
 
-/** Drops the updates of the round that now leaves the retained ones. Repeating it does no harm. */
-async function retire({ log, retainRounds }: AggregatorPorts, spec: RoundSpec): Promise<void> {
-  const last = spec.number - retainRounds;
-  if (retainRounds > 0 && last >= 1) await log.purgeRound(roundName(spec.job, last));
+/**
+ * Drops the updates of the round that now leaves the retained ones. Repeating it does no harm, nor does it when the job was
+ * deleted and applied again meanwhile: what is purged was appended before the last commit that this round folded.
+ */
+async function retire({ log, retainRounds }: AggregatorPorts, { spec, status }: Round): Promise<void> {
+  const last = (spec?.number ?? 0) - retainRounds;
+  const upToSeq = Math.max(0, ...(status?.foldSet ?? []).map(({ commitSeq }) => commitSeq));
+  // Of what came later, and where nothing was folded, the log's collection disposes.
+  if (retainRounds > 0 && last >= 1 && upToSeq > 0) await log.purgeRound(roundName(spec?.job ?? "", last), upToSeq);
 }
 
 /**
@@ -143,7 +148,7 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
     if (!(await aggregate(ports, name, round, spec, job, tally))) return;
   }
   if (!spec.evaluationOnly && shardsOf(spec).length > 1) await clearFold(ports, round);
-  await retire(ports, spec);
+  await retire(ports, round);
 }
 
 /** Does one shard of a round's fold, unless it is done or the round has its result. Throws on IO failures. */

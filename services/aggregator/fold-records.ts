@@ -67,15 +67,21 @@ export async function forgetShard(store: ResourceStore, round: Round, pass: Fold
 }
 
 /**
- * Deletes every record of a round's name.
- * @param beforehand called with the uid of each round that left some, so that what goes with them goes first.
+ * Deletes the records of a round, and those of earlier rounds of its name. One that has the name by now, because the job was
+ * deleted and applied again while this replica was held up, keeps its own.
+ * @param beforehand called with the uid of each round whose records go, so that what goes with them goes first.
  */
 export async function clearRecords(
   store: ResourceStore,
-  round: string,
+  round: Round,
   beforehand: (uid: string) => Promise<void>,
 ): Promise<void> {
-  const records = await recordsOf(store, round);
-  for (const uid of new Set(records.map(({ roundUid }) => roundUid))) await beforehand(uid);
-  for (const { metadata } of records) await store.delete("FoldShard", metadata?.name ?? "");
+  const { name = "", uid: own = "" } = round.metadata ?? {};
+  const records = await recordsOf(store, name);
+  if (records.length === 0) return;
+  // Read after the records: whoever wrote one and is not this round by now will not be again.
+  const current = (await store.get("Round", name))?.metadata?.uid;
+  const past = records.filter(({ roundUid }) => roundUid === own || roundUid !== current);
+  for (const uid of new Set(past.map(({ roundUid }) => roundUid))) await beforehand(uid);
+  for (const { metadata } of past) await store.delete("FoldShard", metadata?.name ?? "", metadata?.resourceVersion);
 }

@@ -12,7 +12,7 @@ export function observedLog(log: UpdateLog, count: ReadCount, signal: AbortSigna
   return {
     commits: (round, afterSeq) => log.commits(round, afterSeq),
     watchCommits: (until) => log.watchCommits(until),
-    purgeRound: (round) => log.purgeRound(round),
+    purgeRound: (round, upToSeq) => log.purgeRound(round, upToSeq),
     readCommit: (seq) => log.readCommit(seq),
     async readChunk(seq) {
       signal.throwIfAborted();

@@ -197,7 +197,7 @@ export async function advanceFold(
 
 /** Drops what the fold of a round with a result left behind: staged parts that became no blob, then the records. */
 export async function clearFold({ blobs, store }: SharedFoldPorts, round: Round): Promise<void> {
-  await clearRecords(store, nameOf(round), async (uid) => {
+  await clearRecords(store, round, async (uid) => {
     for (const stage of Object.values(stagesOf(uid))) await blobs.unstage(stage);
   });
 }

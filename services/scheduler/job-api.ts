@@ -1,6 +1,6 @@
 import { TrainingJob, TrainingJobStatus } from "#proto/shoal/v1/job.js";
 import type * as rpc from "#proto/shoal/v1/job_service.js";
-import { WatchEventType } from "#proto/shoal/v1/meta.js";
+import { type ObjectMeta, WatchEventType } from "#proto/shoal/v1/meta.js";
 import type { Round } from "#proto/shoal/v1/round.js";
 import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
 import { setCondition } from "#common/domain/condition.js";
@@ -8,8 +8,8 @@ import { checkAgainstModel, decodeTrainingJob } from "#common/domain/manifest.js
 import { cutPage, parsePage } from "#common/domain/pages.js";
 import { API_VERSION, isResourceName, nameViolations, newMeta, roundName } from "#common/domain/resources.js";
 import type { Clock } from "#common/ports/clock.js";
-import type { ResourceStore } from "#common/ports/resource-store.js";
-import type { UpdateLog } from "#common/ports/update-log.js";
+import type { Kind, ResourceStore } from "#common/ports/resource-store.js";
+import type { CollectableLog } from "#common/ports/update-log.js";
 import { completeTrainingJob } from "#common/domain/typed-job.js";
 import { explain } from "./explanation.js";
 import { isFinal } from "./fleet-view.js";
@@ -19,7 +19,7 @@ import { configOf, factsOf, readModel } from "./model-reading.js";
 
 export interface JobApiParts {
   store: ResourceStore;
-  updates: UpdateLog;
+  updates: CollectableLog;
   clock: Clock;
 }
 
@@ -186,9 +186,15 @@ export class JobApi {
     const bad = badName("name", name);
     if (bad !== undefined) return bad;
     const { store, updates } = this.parts;
+    // Before the job is looked at: what a job that is applied anew under its name brings lies behind.
+    const { lastSeq } = await updates.usage();
+    let meant: string | undefined;
     for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
       const job = await store.get("TrainingJob", name);
-      if (job === undefined) return noJob(name);
+      if (job === undefined) return meant === undefined ? noJob(name) : answer({});
+      meant ??= job.metadata?.uid ?? "";
+      // Another call was quicker, and the name is used again.
+      if (job.metadata?.uid !== meant) return answer({});
       const phase = job.status?.phase ?? "";
       if (!FINISHED.has(phase) && phase !== "Pending" && phase !== "") {
         return refuse("FAILED_PRECONDITION", `job "${name}" is ${phase.toLowerCase()}: cancel it first`);
@@ -201,21 +207,41 @@ export class JobApi {
           `round ${open.spec?.number ?? 0} of job "${name}" is still being closed: try again in a moment`,
         );
       }
-      for (const round of rounds) {
-        const key = round.metadata?.name ?? "";
-        await updates.purgeRound(key);
-        await store.delete("UpdateTally", key);
-        // The aggregator's records of a fold whose clearing a crash cut off; what they staged stays, as superseded blobs do.
-        const { items } = await store.list("FoldShard", { labels: { round: key } });
-        for (const { metadata } of items) await store.delete("FoldShard", metadata?.name ?? "");
-        await store.delete("RoundResult", key);
-        await store.delete("Round", key);
-      }
+      let isRemoved = true;
+      for (const round of rounds) isRemoved &&= await this.removeRound(round, lastSeq);
+      if (!isRemoved) continue;
       // Last, and only as it was seen: after a crash before this the same call finishes the work.
-      const removed = await store.delete("TrainingJob", name, job.metadata?.resourceVersion);
+      const removed = await store.delete("TrainingJob", name, job.metadata.resourceVersion);
       if (removed.ok) return answer({});
     }
     return lostRaces();
+  }
+
+  /**
+   * Removes a round with all that belongs to it, only as it is seen here.
+   * @returns false if it changed meanwhile, or is another job's by now.
+   */
+  private async removeRound({ metadata }: Round, lastSeq: number): Promise<boolean> {
+    const { store, updates } = this.parts;
+    const name = metadata?.name ?? "";
+    const [tally, result, shards] = await Promise.all([
+      store.get("UpdateTally", name),
+      store.get("RoundResult", name),
+      // The aggregator's records of a fold whose clearing a crash cut off; what they staged stays, as superseded blobs do.
+      store.list("FoldShard", { labels: { round: name } }),
+    ]);
+    // The round goes last, so while it is there what was read before is its own.
+    const round = await store.get("Round", name);
+    if (round?.metadata?.uid !== metadata?.uid) return round === undefined;
+    await updates.purgeRound(name, lastSeq);
+    const isGone = async (kind: Kind, of: { metadata: ObjectMeta | undefined } | undefined): Promise<boolean> => {
+      if (of === undefined) return true;
+      const removed = await store.delete(kind, of.metadata?.name ?? "", of.metadata?.resourceVersion);
+      return removed.ok || removed.reason === "NotFound";
+    };
+    if (!(await isGone("UpdateTally", tally))) return false;
+    for (const shard of shards.items) if (!(await isGone("FoldShard", shard))) return false;
+    return (await isGone("RoundResult", result)) && (await isGone("Round", round));
   }
 
   /** Why the job is where it is. */

@@ -84,6 +84,22 @@ test("an honest commit behind pages of a device that is cut off is judged, by th
   t.is(lastSeq, (await world.log.usage()).lastSeq);
 });
 
+test("a replica that retires a round late leaves what another job of the name brought since", async (t) => {
+  const world = await createWorld({ retainRounds: 1 });
+  await commit(world, await upload(world, "ann", draw(600, 1)));
+  await openRound(world, 2);
+  await commit(world, await upload(world, "ann", draw(600, 1), 10, 2), "ann", 2);
+  await reconcile(world, 2);
+  await freeze(world, undefined, 2);
+  const later = await commit(world, await upload(world, "bob", draw(600, 2)));
+  await reconcile(world, 2);
+  t.truthy(await resultOf(world, 2));
+  t.deepEqual(
+    (await world.log.commits("tiny-1")).map(({ seq }) => seq),
+    [later],
+  );
+});
+
 test("junk for rounds that do not exist and under names that are none goes, the rest stays", async (t) => {
   const world = await completedWorld();
   for (const round of ["tiny-77", "nobody-1", "*", ">"])

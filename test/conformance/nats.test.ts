@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import test from "ava";
 import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
 import { NatsBus } from "#common/adapters/nats/bus.js";
@@ -60,6 +61,35 @@ test("NATS blobs: without its reference, which is written last, a blob does not 
   t.is(await blobs.get(digest), undefined);
   await blobs.put(Buffer.from("torn by a crash"));
   t.is(Buffer.from((await blobs.get(digest)) ?? []).toString(), "torn by a crash");
+});
+
+test("NATS blobs: who was held up while sealing takes the place of nobody who sealed the same bits", async (t) => {
+  const blobs = new NatsBlobStore(link);
+  const bytes = Buffer.from("the same weights of two rounds");
+  const digest = `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
+  for (const name of ["first", "second"]) await blobs.stage(name, 0, bytes);
+  // Another replica seals the first round, and ends the second, while this one is about to seal the second.
+  let meanwhile = async (): Promise<void> => {
+    await blobs.seal("first", [bytes.length], digest);
+    await blobs.unstage("second");
+  };
+  const held = Object.assign(Object.create(link) as NatsLink, {
+    jetstream: () => {
+      const js = link.jetstream();
+      const publish: typeof js.publish = async (...args) => {
+        const now = meanwhile;
+        meanwhile = () => Promise.resolve();
+        await now();
+        return js.publish(...args);
+      };
+      return Object.assign(Object.create(js) as typeof js, { publish });
+    },
+  });
+  t.deepEqual(await new NatsBlobStore(held).seal("second", [bytes.length], digest), {
+    digest,
+    sizeBytes: bytes.length,
+  });
+  t.deepEqual(Buffer.from((await blobs.get(digest)) ?? "absent"), bytes);
 });
 
 test("NATS blobs: changed and lost pieces are told apart from absent blobs", async (t) => {

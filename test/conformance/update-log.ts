@@ -152,6 +152,12 @@ export function updateLogConformance(test: TestFn, label: string, open: () => Op
     t.deepEqual(await log.commits("purge-1"), []);
     t.is(await log.readChunk(seq), undefined);
     t.is((await log.commits("purge-2")).length, 1);
+    const later = await uplink("dev-q").appendCommit("purge-2", "purge-2/q", manifest("dev-q", "purge-2"));
+    await log.purgeRound("purge-2", later.seq - 1);
+    t.deepEqual(
+      (await log.commits("purge-2")).map(({ device }) => device),
+      ["dev-q"],
+    );
   });
 }
 

@@ -3,7 +3,7 @@ import { stringify } from "yaml";
 import { TrainingJob, TrainingJobStatus } from "#proto/shoal/v1/job.js";
 import { WatchEventType } from "#proto/shoal/v1/meta.js";
 import { Model } from "#proto/shoal/v1/model.js";
-import { Round, RoundResult, UpdateTally } from "#proto/shoal/v1/round.js";
+import { Round, RoundResult, UpdateManifest, UpdateTally } from "#proto/shoal/v1/round.js";
 import { MemoryBlobStore } from "#common/adapters/memory/blob-store.js";
 import { ManualClock } from "#common/adapters/memory/clock.js";
 import { MemoryLog } from "#common/adapters/memory/log.js";
@@ -21,6 +21,7 @@ import { deviceOf, leaseOf, manifest, NOW, TINY } from "./world.js";
 
 function worldOf(): {
   store: MemoryResourceStore;
+  updates: MemoryUpdateLog;
   api: JobApi;
   jobs: JobController;
   rounds: RoundController;
@@ -34,6 +35,7 @@ function worldOf(): {
   const log = new MemoryLog();
   return {
     store,
+    updates,
     clock,
     api: new JobApi({ store, updates, clock }),
     jobs: new JobController({ store, blobs, graphs, clock, log }),
@@ -41,6 +43,8 @@ function worldOf(): {
   };
 }
 
+const roundOf = (status: { phase: string }): Round =>
+  Round.fromPartial({ metadata: newMeta("one-1"), spec: { job: "one", number: 1 }, status });
 const text = (name: string, spec: Record<string, unknown> = {}): string => stringify(manifest(name, spec));
 const applied = (api: JobApi, yaml: string, dryRun = false): ReturnType<JobApi["apply"]> =>
   api.apply({ source: { $case: "manifest", value: yaml }, dryRun });
@@ -291,6 +295,44 @@ test("what keeps a job from beginning is said, and ends when it ends", async (t)
     value(t, await api.explain({ name: "words" })).explanation[0] ?? "",
     /cannot begin: waiting for the tokenizer/,
   );
+});
+
+test("a call to delete that was held up takes nothing of a job that was applied under the name meanwhile", async (t) => {
+  for (const heldAt of ["Round", "UpdateTally"]) {
+    const { api, store, updates, clock } = worldOf();
+    await applied(api, text("one", { seed: 1 }));
+    await setStatus(store, "one", { phase: "Completed", currentRound: 1 });
+    await store.create("Round", roundOf({ phase: "Completed" }));
+    await store.create("UpdateTally", UpdateTally.fromPartial({ metadata: newMeta("one-1") }));
+    const meanwhile = async (): Promise<void> => {
+      value(t, await api.delete({ name: "one" }));
+      await applied(api, text("one", { seed: 2 }));
+      await store.create("Round", roundOf({ phase: "Training" }));
+      await store.create("UpdateTally", UpdateTally.fromPartial({ metadata: newMeta("one-1"), lastSeq: 7 }));
+      await updates.uplink("ann").appendCommit("one-1", "c", UpdateManifest.fromPartial({ device: "ann" }));
+    };
+    let isHeld = true;
+    const held = new Proxy(store, {
+      get: (target, key) => {
+        const method: unknown = Reflect.get(target, key);
+        if (typeof method !== "function") return method;
+        return async (...args: unknown[]): Promise<unknown> => {
+          const got: unknown = await Reflect.apply(method, target, args);
+          if (isHeld && args[0] === heldAt && (key === "list" || key === "get")) {
+            isHeld = false;
+            await meanwhile();
+          }
+          return got;
+        };
+      },
+    });
+    t.deepEqual(value(t, await new JobApi({ store: held, updates, clock }).delete({ name: "one" })), {});
+    t.false(isHeld);
+    t.is((await store.get("TrainingJob", "one"))?.spec?.seed, 2, heldAt);
+    t.is((await store.get("Round", "one-1"))?.status?.phase, "Training", heldAt);
+    t.is((await store.get("UpdateTally", "one-1"))?.lastSeq, 7, heldAt);
+    t.is((await updates.commits("one-1")).length, 1, heldAt);
+  }
 });
 
 test("a deleted job's model is kept when its name is used again", async (t) => {

@@ -52,8 +52,8 @@ export interface UpdateLog {
   readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined>;
   /** Round names as commits arrive, past ones not repeated; a hint for wake-ups, may lose some on reconnect. */
   watchCommits(signal: AbortSignal): AsyncIterable<{ device: string; round: string; seq: number }>;
-  /** Drops chunks and commits of a round. */
-  purgeRound(round: string): Promise<void>;
+  /** Drops chunks and commits of a round, with a sequence only those up to it: another job's round may have the name by now. */
+  purgeRound(round: string, upToSeq?: number): Promise<void>;
 }
 
 /** The same log, as the one who collects what nobody needs any more sees it. */

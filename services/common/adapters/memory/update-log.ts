@@ -95,8 +95,8 @@ export class MemoryUpdateLog implements CollectableLog {
     }
   }
 
-  async purgeRound(round: string): Promise<void> {
-    await this.purge({ round, upToSeq: this.lastSeq });
+  async purgeRound(round: string, upToSeq = this.lastSeq): Promise<void> {
+    await this.purge({ round, upToSeq });
   }
 
   usage(): Promise<LogUsage> {

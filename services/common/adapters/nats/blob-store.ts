@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { NatsError } from "nats";
 import { StoredBlob, type BlobRef } from "#proto/shoal/v1/meta.js";
 import { MAX_PIECE_BYTES } from "../../domain/subjects.js";
 import type { BlobStore } from "../../ports/blob-store.js";
@@ -11,6 +12,7 @@ import { STREAMS } from "./streams.js";
 const IN_FLIGHT = 4;
 const DIGEST = /^sha256:([0-9a-f]{64})$/;
 const WRITE = { timeout: 10_000 };
+const WRONG_LAST_SEQUENCE = 10071;
 
 /** Where a run of a blob's bytes lies: piece n of it under `<prefix>.<n>`. */
 interface Run {
@@ -81,15 +83,17 @@ export class NatsBlobStore implements BlobStore {
 
   async seal(name: string, partBytes: readonly number[], digest: string): Promise<BlobRef> {
     const sizeBytes = partBytes.reduce((sum, bytes) => sum + bytes, 0);
-    const known = await this.stat(digest);
-    if (known !== undefined) return known;
     const hex = DIGEST.exec(digest)?.[1];
-    if (hex === undefined) throw new CodedError("BAD_DIGEST", `"${digest}" is no digest`);
-    // Whoever drops staged content looks for its owner first, so the owner is there before the blob is.
-    await this.write(`shoal.blob.stage.${name}.owner`, new TextEncoder().encode(digest));
-    const stored = StoredBlob.fromPartial({ digest, sizeBytes, staged: name, partBytes: [...partBytes] });
-    await this.write(`shoal.blob.${hex}.ref`, StoredBlob.encode(stored).finish());
-    return { digest, sizeBytes };
+    for (;;) {
+      const known = await this.stat(digest);
+      if (known !== undefined) return known;
+      if (hex === undefined) throw new CodedError("BAD_DIGEST", `"${digest}" is no digest`);
+      // Whoever drops staged content looks for its owner first, so the owner is there before the blob is.
+      await this.write(`shoal.blob.stage.${name}.owner`, new TextEncoder().encode(digest));
+      const stored = StoredBlob.fromPartial({ digest, sizeBytes, staged: name, partBytes: [...partBytes] });
+      // Of two that seal the same bits the first is named: what the other staged may be dropped by now.
+      if (await this.create(`shoal.blob.${hex}.ref`, StoredBlob.encode(stored).finish())) return { digest, sizeBytes };
+    }
   }
 
   async unstage(name: string): Promise<void> {
@@ -140,6 +144,18 @@ export class NatsBlobStore implements BlobStore {
   private async write(subject: string, data: Uint8Array): Promise<void> {
     const js = this.link.jetstream();
     await this.link.call(() => js.publish(subject, data, WRITE));
+  }
+
+  /** Writes where nothing is; false if something was. */
+  private async create(subject: string, data: Uint8Array): Promise<boolean> {
+    const js = this.link.jetstream();
+    try {
+      await this.link.call(() => js.publish(subject, data, { ...WRITE, expect: { lastSubjectSequence: 0 } }));
+      return true;
+    } catch (error) {
+      if (error instanceof NatsError && error.api_error?.err_code === WRONG_LAST_SEQUENCE) return false;
+      throw error;
+    }
   }
 
   private async purge(filter: string): Promise<void> {

@@ -72,9 +72,11 @@ export class NatsUpdateLog implements CollectableLog {
     }
   }
 
-  async purgeRound(round: string): Promise<void> {
+  async purgeRound(round: string, upToSeq?: number): Promise<void> {
     const { streams } = await this.link.manager();
-    await this.link.call(() => streams.purge(STREAMS.updates, { filter: subjects.roundUpdates(round) }));
+    const filter = subjects.roundUpdates(round);
+    const selection = upToSeq === undefined ? { filter } : { filter, seq: upToSeq + 1 };
+    await this.link.call(() => streams.purge(STREAMS.updates, selection));
   }
 
   async usage(): Promise<LogUsage> {

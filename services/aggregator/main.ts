@@ -5,19 +5,31 @@ import { Controller } from "#common/runtime/controller.js";
 import { storeSource, triggerSource } from "#common/runtime/source.js";
 import { AggregatorServiceService } from "#proto/shoal/v1/aggregator_service.js";
 import { AggregatorApi } from "./aggregator-api.js";
+import { keepCollectingBlobs } from "./blob-collector.js";
 import { reconcileKey, type AggregatorPorts } from "./controller.js";
 import { serveAggregator } from "./grpc.js";
 import { keepCollecting } from "./log-collector.js";
-import { aggregatorMeters, logMeters } from "./meters.js";
+import { aggregatorMeters, blobMeters, logMeters } from "./meters.js";
 import { roundKeys } from "./watched-rounds.js";
 
 const DEFAULT_RETAINED_ROUNDS = 3;
+const DEFAULT_BLOB_GRACE_MS = 10 * 60_000;
+/** Within the grace a writer must get from a blob to the resource that refers to it. */
+const LEAST_BLOB_GRACE_MS = 1_000;
 
 /** SHOAL_LOG_RETAIN_ROUNDS: rounds of a job whose updates stay in the log; 0 keeps all. */
 function readRetainedRounds(text: string | undefined): number {
   if (text === undefined || text.trim() === "") return DEFAULT_RETAINED_ROUNDS;
   if (/^\d{1,6}$/.test(text.trim())) return Number(text);
   throw new CodedError("BAD_CONFIG", `SHOAL_LOG_RETAIN_ROUNDS=${JSON.stringify(text)}: must be a whole number from 0`);
+}
+
+/** SHOAL_BLOB_GRACE_MS: milliseconds that a blob to which nothing refers stays at least. */
+function readBlobGraceMs(text: string | undefined): number {
+  if (text === undefined || text.trim() === "") return DEFAULT_BLOB_GRACE_MS;
+  if (/^\d{4,10}$/.test(text.trim()) && Number(text) >= LEAST_BLOB_GRACE_MS) return Number(text);
+  const remedy = `must be whole milliseconds from ${LEAST_BLOB_GRACE_MS}`;
+  throw new CodedError("BAD_CONFIG", `SHOAL_BLOB_GRACE_MS=${JSON.stringify(text)}: ${remedy}`);
 }
 
 async function* committedRounds(log: UpdateLog, signal: AbortSignal): AsyncGenerator<string> {
@@ -55,6 +67,9 @@ function start(host: ServiceHost): Promise<void> {
   host.grpc.addService(AggregatorServiceService, serveAggregator(new AggregatorApi(ports), host.handlers));
   const { clock, config, log: journal, store, updateLog } = host;
   const { retainRounds } = ports;
+  const graceMs = readBlobGraceMs(process.env["SHOAL_BLOB_GRACE_MS"]);
+  const blobs = { clock, journal, store, blobs: host.blobs, meters: blobMeters(host.metrics), retainRounds, graceMs };
+  host.background("collection of blobs", (signal) => keepCollectingBlobs(blobs, signal));
   const collector = { clock, journal, store, log: updateLog, meters: logMeters(host.metrics), retainRounds };
   host.background("collection of the update log", (signal) =>
     keepCollecting({ ...collector, resyncMs: config.resyncMs }, signal),

@@ -18,6 +18,32 @@ export interface LogMeters {
   holds(usage: { bytes: number; messages: number; maxBytes: number | undefined }): void;
 }
 
+/** What the collection of blobs counts. */
+export interface BlobMeters {
+  /** Something collected: "Blob", "Partial" (of a put that was cut off) or "Stage" (of a fold that was). */
+  collected(what: string, bytes: number): void;
+  /** How much the store holds now. */
+  holds(bytes: number, blobs: number): void;
+}
+
+/** Registers the metrics of the blob store. */
+export function blobMeters(metrics: Metrics): BlobMeters {
+  const collected = metrics.counter("shoal_blobs_collected_total", "Blobs and remains collected.", ["what"]);
+  const freed = metrics.counter("shoal_blobs_collected_bytes_total", "Bytes of the blobs collected.");
+  const bytes = metrics.gauge("shoal_blobs_bytes", "Bytes of the blob store on disk.");
+  const blobs = metrics.gauge("shoal_blobs", "Blobs in the blob store.");
+  return {
+    collected: (what, size) => {
+      collected.add(1, { what });
+      freed.add(size);
+    },
+    holds: (size, count) => {
+      bytes.set(size);
+      blobs.set(count);
+    },
+  };
+}
+
 /** Registers the metrics of the update log. */
 export function logMeters(metrics: Metrics): LogMeters {
   const help = "Messages purged from the update log, by reason.";

@@ -10,6 +10,7 @@ import type { Clock } from "#common/ports/clock.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { CommitRecord, UpdateLog } from "#common/ports/update-log.js";
 import type { Turns } from "#common/runtime/turns.js";
+import { firstRoundKept } from "./blob-retention.js";
 import { codecOf, taskOf } from "./fold-round.js";
 import {
   broken,
@@ -119,8 +120,10 @@ class Walker {
     const commits = await this.checkCommits(record);
     const checks = [...checkRecord(record, heritage), commits];
     const parameters = taskOf(round.spec).parameters;
-    checks.push(await this.checkBlob("weights", result.weights, 4 * parameters));
-    if ((result.outerState?.digest ?? "") !== "") checks.push(await this.checkBlob("outerState", result.outerState));
+    checks.push(await this.checkBlob("weights", number, result.weights, 4 * parameters));
+    if ((result.outerState?.digest ?? "") !== "") {
+      checks.push(await this.checkBlob("outerState", number, result.outerState));
+    }
     if (this.walk.replay && commits.outcome === "Verified") checks.push(await this.checkReplay(record));
     const next = heritageOf(result);
     return { lineage: { ...lineage, weightsDigest: next.weights, checks }, heritage: next };
@@ -180,7 +183,16 @@ class Walker {
     return facts.norm === folded.norm ? undefined : `its norm is ${facts.norm}, not ${folded.norm}`;
   }
 
-  private async checkBlob(name: string, ref: BlobRef | undefined, dueBytes?: number): Promise<Finding> {
+  /** Of a round whose blobs do not stay, one that is gone says nothing: rounds begin while this walks. */
+  private async absentBlob(name: string, number: number, digest: string): Promise<Finding> {
+    const { job } = this.walk;
+    const now = (await this.ports.store.get("TrainingJob", job.metadata?.name ?? "")) ?? job;
+    if (number >= firstRoundKept(now, this.world.retainRounds)) return broken(name, `there is no blob ${digest}`);
+    return unverifiable(name, `${digest} is not stored any more: blobs of old rounds are collected`);
+  }
+
+  /** @param number of the round that refers to it; Infinity for what stays as long as the job. */
+  private async checkBlob(name: string, number: number, ref: BlobRef | undefined, dueBytes?: number): Promise<Finding> {
     const digest = ref?.digest ?? "";
     if (digest === "") return broken(name, "the result names no blob");
     if (dueBytes !== undefined && ref?.sizeBytes !== dueBytes) {
@@ -188,7 +200,7 @@ class Walker {
     }
     if (this.sound.has(digest)) return verified(name, `${digest}, read before`);
     const state = await digestBlob(this.ports.blobs, digest, this.count, this.signal);
-    if (!state.present) return broken(name, `there is no blob ${digest}`);
+    if (!state.present) return this.absentBlob(name, number, digest);
     if (state.digest !== digest) return broken(name, `the blob ${digest} holds bytes of ${state.digest}`);
     if (state.sizeBytes !== ref?.sizeBytes) return broken(name, `${digest} has ${state.sizeBytes} bytes`);
     this.sound.add(digest);
@@ -215,7 +227,7 @@ class Walker {
     const model = await this.modelNamed(job.status?.model);
     const checks = [await this.turns.take(() => this.checkStart(start, model))];
     const frozen = first?.spec?.task?.frozen?.blob;
-    if (frozen !== undefined) checks.push(await this.checkBlob("frozen", frozen));
+    if (frozen !== undefined) checks.push(await this.checkBlob("frozen", Infinity, frozen));
     // A walk that ends early says nothing of the end.
     if (last < (job.status?.currentRound ?? 0)) return checks;
     const published = await store.get("RoundResult", roundName(name, job.status?.completedRounds ?? 0));
@@ -237,8 +249,9 @@ class Walker {
 
   private async checkStart(start: BlobRef, model: Model | undefined): Promise<Finding> {
     const { job } = this.walk;
-    const blob = await this.checkBlob("origin", start);
-    if (blob.outcome !== "Verified") return blob;
+    const blob = await this.checkBlob("origin", 1, start);
+    // What is collected is drawn again all the same, and has its digest or not.
+    if (blob.outcome === "Broken") return blob;
     const { blobs } = this.ports;
     const base = await this.modelNamed(job.spec?.model?.base);
     const kept = job.status?.baseWeights?.digest ?? "";

@@ -45,7 +45,7 @@ async function admitBase(job: TrainingJob, base: string, { store, blobs }: World
     return later("BaseMissing", `waiting for the model "${base}": import it, or name another as spec.model.base`);
   }
   const gone = `the weights of the model "${base}" are not stored any more: import it again`;
-  if ((await blobs.stat(found.weights.digest)) === undefined) return later("BaseMissing", gone);
+  if ((await blobs.touch(found.weights.digest)) === undefined) return later("BaseMissing", gone);
   const config = configOf(found);
   const misfits = checkAgainstModel(job, factsOf(config));
   if (misfits.length > 0) {
@@ -97,7 +97,7 @@ async function admitPublished(model: Model, { blobs }: World): Promise<Admission
     "BaseMissing",
     `the weights that the model "${name}" began with are not stored any more: delete the job and the model, and apply it again`,
   );
-  if ((await blobs.stat(model.weights?.digest ?? "")) === undefined) return gone;
+  if ((await blobs.touch(model.weights?.digest ?? "")) === undefined) return gone;
   if (model.base === undefined) return { ok: true, model, frozen: undefined };
   const frozen = await frozenBeside(configOf(model), model.base, blobs);
   return frozen === undefined ? gone : { ok: true, model, frozen };
@@ -152,7 +152,7 @@ export async function admit(job: TrainingJob, world: World): Promise<Admission> 
     );
   }
   const vocabulary = job.spec?.model?.tokenizer?.blob;
-  if (vocabulary !== undefined && (await blobs.stat(vocabulary.digest)) === undefined) {
+  if (vocabulary !== undefined && (await blobs.touch(vocabulary.digest)) === undefined) {
     return later("TokenizerMissing", `waiting for the tokenizer ${vocabulary.digest}: upload its tokenizer.json`);
   }
   if (taken !== undefined && isOwn(job, taken)) return admitPublished(taken, world);

@@ -61,8 +61,8 @@ export class GraphLibrary {
 
   private async stored(key: string, build: () => Uint8Array): Promise<BlobRef> {
     const known = this.remembered.get(key);
-    // What is remembered may have been deleted from the store since.
-    if (known !== undefined && (await this.blobs.stat(known.digest)) !== undefined) return known;
+    // What is remembered may have been collected since, or be about to be: no round may refer to it.
+    if (known !== undefined && (await this.blobs.touch(known.digest)) !== undefined) return known;
     const ref = await this.blobs.put(build());
     if (this.remembered.size >= MAX_REMEMBERED) this.remembered.clear();
     this.remembered.set(key, ref);

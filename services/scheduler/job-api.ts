@@ -227,7 +227,7 @@ export class JobApi {
     const [tally, result, shards] = await Promise.all([
       store.get("UpdateTally", name),
       store.get("RoundResult", name),
-      // The aggregator's records of a fold whose clearing a crash cut off; what they staged stays, as superseded blobs do.
+      // The aggregator's records of a fold whose clearing a crash cut off; what they staged it collects, as blobs of no use.
       store.list("FoldShard", { labels: { round: name } }),
     ]);
     // The round goes last, so while it is there what was read before is its own.

@@ -147,17 +147,21 @@ test("a robust rule reads the log of a real NATS column by column and comes to t
   t.is((await replayRound(fleet, "tiny-1")).weightsDigest, onNats?.weights?.digest ?? "");
 });
 
-test("an impossible retention ends in a clear message and the exit code for bad configuration", async (t) => {
-  const [nats, redis] = await Promise.all([startNats(), startRedis()]);
-  t.teardown(() => Promise.all([nats.stop(), redis.stop()]));
-  const creds = join(nats.dir, "test.creds");
-  await writeFile(creds, nats.root.serviceCreds);
-  const env = { SHOAL_NATS_URL: nats.url, SHOAL_NATS_CREDS: creds, SHOAL_REDIS_URL: redis.url };
-  const child = spawnAggregator({ ...env, SHOAL_LOG_RETAIN_ROUNDS: "-1" });
-  t.teardown(() => end(child, "SIGKILL"));
-  let said = "";
-  child.stdout?.on("data", (data: Buffer) => (said += data.toString()));
-  const [code] = (await once(child, "exit")) as [number | null];
-  t.is(code, 78);
-  t.regex(said, /SHOAL_LOG_RETAIN_ROUNDS/);
-});
+for (const [name, value] of [
+  ["SHOAL_LOG_RETAIN_ROUNDS", "-1"],
+  ["SHOAL_BLOB_GRACE_MS", "999"],
+] as const)
+  test(`${name}=${value} ends in a clear message and the exit code for bad configuration`, async (t) => {
+    const [nats, redis] = await Promise.all([startNats(), startRedis()]);
+    t.teardown(() => Promise.all([nats.stop(), redis.stop()]));
+    const creds = join(nats.dir, "test.creds");
+    await writeFile(creds, nats.root.serviceCreds);
+    const env = { SHOAL_NATS_URL: nats.url, SHOAL_NATS_CREDS: creds, SHOAL_REDIS_URL: redis.url };
+    const child = spawnAggregator({ ...env, [name]: value });
+    t.teardown(() => end(child, "SIGKILL"));
+    let said = "";
+    child.stdout?.on("data", (data: Buffer) => (said += data.toString()));
+    const [code] = (await once(child, "exit")) as [number | null];
+    t.is(code, 78);
+    t.true(said.includes(name), said);
+  });

@@ -7,6 +7,7 @@ import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { MemoryWorkQueue } from "#common/adapters/memory/work-queue.js";
 import { subjects } from "#common/domain/subjects.js";
+import { blobCollectionConformance } from "./blob-collection.js";
 import { blobStoreConformance } from "./blob-store.js";
 import { busConformance } from "./bus.js";
 import { eventLogConformance } from "./event-log.js";
@@ -19,6 +20,7 @@ resourceStoreConformance(test, "memory store", () => store);
 
 const blobs = new MemoryBlobStore();
 blobStoreConformance(test, "memory blobs", () => blobs);
+blobCollectionConformance(test, "memory blobs", () => blobs);
 
 const log = new MemoryUpdateLog();
 let rawCount = 0;

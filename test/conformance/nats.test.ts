@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import test from "ava";
 import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
 import { NatsBus } from "#common/adapters/nats/bus.js";
@@ -10,6 +10,7 @@ import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-lo
 import { MemoryLog } from "#common/adapters/memory/log.js";
 import { subjects } from "#common/domain/subjects.js";
 import { startNats, type NatsTestServer } from "#test/support/servers.js";
+import { blobCollectionConformance } from "./blob-collection.js";
 import { blobStoreConformance } from "./blob-store.js";
 import { busConformance } from "./bus.js";
 import { eventLogConformance } from "./event-log.js";
@@ -35,6 +36,25 @@ test.after.always(async () => {
 
 resourceStoreConformance(test, "NATS store", () => store);
 blobStoreConformance(test, "NATS blobs", () => new NatsBlobStore(link));
+blobCollectionConformance(test, "NATS blobs", () => new NatsBlobStore(link));
+
+test("NATS blobs: pieces of a put that was cut off are told, and go up to a version", async (t) => {
+  const blobs = new NatsBlobStore(link);
+  const js = link.jetstream();
+  const hex = randomBytes(32).toString("hex");
+  const digest = `sha256:${hex}`;
+  for (const piece of [0, 2]) await js.publish(`shoal.blob.${hex}.${piece}`, randomBytes(100));
+  const { partial, version } = await blobs.contents();
+  t.true(partial.includes(digest));
+  await js.publish(`shoal.blob.${hex}.2`, randomBytes(100));
+  await blobs.collectPartial(digest, version);
+  t.true((await blobs.contents()).partial.includes(digest), "what was written since is of a put under way");
+  await blobs.collectPartial(digest, (await blobs.contents()).version);
+  t.false((await blobs.contents()).partial.includes(digest));
+  const whole = await blobs.put(randomBytes(100));
+  await blobs.collectPartial(whole.digest, (await blobs.contents()).version);
+  t.is((await blobs.get(whole.digest))?.length, 100, "a blob is not partial");
+});
 const openLog = (): OpenLog => ({
   log: new NatsUpdateLog(link),
   uplink: (device) => new NatsUpdateUplink(link.nc, device),

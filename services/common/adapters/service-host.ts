@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { hostname } from "node:os";
-import type { BlobStore } from "../ports/blob-store.js";
+import type { CollectableBlobs } from "../ports/blob-store.js";
 import type { Bus } from "../ports/bus.js";
 import type { Clock } from "../ports/clock.js";
 import type { EventLog } from "../ports/event-log.js";
@@ -30,7 +30,7 @@ import { MetricsServer, PromMetrics } from "./prometheus.js";
 export interface ServiceHost {
   readonly config: ServiceConfig;
   readonly store: ResourceStore;
-  readonly blobs: BlobStore;
+  readonly blobs: CollectableBlobs;
   readonly updateLog: CollectableLog;
   readonly eventLog: EventLog;
   readonly bus: Bus;

@@ -1,33 +1,44 @@
 import { createHash } from "node:crypto";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
-import type { BlobStore } from "../../ports/blob-store.js";
+import type { CollectableBlobs, StoreContents } from "../../ports/blob-store.js";
 import { CodedError } from "../coded-error.js";
 
+interface Held {
+  bytes: Uint8Array;
+  staged: string;
+  version: number;
+}
+
 /** The reference BlobStore. */
-export class MemoryBlobStore implements BlobStore {
-  private readonly blobs = new Map<string, Uint8Array>();
+export class MemoryBlobStore implements CollectableBlobs {
+  private readonly blobs = new Map<string, Held>();
+  private version = 0;
   private readonly stages = new Map<string, Map<number, Uint8Array>>();
 
   put(bytes: Uint8Array): Promise<BlobRef> {
     const digest = `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
-    if (!this.blobs.has(digest)) this.blobs.set(digest, Uint8Array.from(bytes));
-    return Promise.resolve({ digest, sizeBytes: bytes.length });
+    return Promise.resolve(this.hold(digest, () => Uint8Array.from(bytes), ""));
   }
 
   stat(digest: string): Promise<BlobRef | undefined> {
-    const bytes = this.blobs.get(digest);
-    return Promise.resolve(bytes && { digest, sizeBytes: bytes.length });
+    const held = this.blobs.get(digest);
+    return Promise.resolve(held && { digest, sizeBytes: held.bytes.length });
+  }
+
+  touch(digest: string): Promise<BlobRef | undefined> {
+    const held = this.blobs.get(digest);
+    return Promise.resolve(held && this.hold(digest, () => held.bytes, held.staged));
   }
 
   get(digest: string): Promise<Uint8Array | undefined> {
-    const bytes = this.blobs.get(digest);
+    const bytes = this.blobs.get(digest)?.bytes;
     if (bytes !== undefined && `sha256:${createHash("sha256").update(bytes).digest("hex")}` !== digest)
       return Promise.reject(new CodedError("BLOB_CORRUPT", `blob ${digest} does not hash to its name`));
     return Promise.resolve(bytes && Uint8Array.from(bytes));
   }
 
   getRange(digest: string, offset: number, length: number): Promise<Uint8Array | undefined> {
-    return Promise.resolve(this.blobs.get(digest)?.slice(offset, offset + length));
+    return Promise.resolve(this.blobs.get(digest)?.bytes.slice(offset, offset + length));
   }
 
   delete(digest: string): Promise<void> {
@@ -48,13 +59,41 @@ export class MemoryBlobStore implements BlobStore {
 
   seal(name: string, partBytes: readonly number[], digest: string): Promise<BlobRef> {
     const parts = partBytes.map((_, part) => this.stages.get(name)?.get(part) ?? new Uint8Array());
-    if (!this.blobs.has(digest)) this.blobs.set(digest, Uint8Array.from(Buffer.concat(parts)));
-    return Promise.resolve({ digest, sizeBytes: this.blobs.get(digest)?.length ?? 0 });
+    return Promise.resolve(this.hold(digest, () => Uint8Array.from(Buffer.concat(parts)), name));
   }
 
   unstage(name: string): Promise<void> {
     this.stages.delete(name);
     return Promise.resolve();
+  }
+
+  contents(): Promise<StoreContents> {
+    const blobs = [...this.blobs].map(([digest, { bytes, staged, version }]) => {
+      return { digest, sizeBytes: bytes.length, staged, version };
+    });
+    const owned = new Set(blobs.map(({ staged }) => staged));
+    const stages = this.staged().filter((name) => !owned.has(name));
+    const bytes = blobs.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+    return Promise.resolve({ blobs, stages, partial: [], bytes, version: this.version });
+  }
+
+  collect(digest: string, version: number): Promise<boolean> {
+    const held = this.blobs.get(digest);
+    if (held?.version !== version) return Promise.resolve(false);
+    this.stages.delete(held.staged);
+    return Promise.resolve(this.blobs.delete(digest));
+  }
+
+  collectPartial(): Promise<void> {
+    // A put is done at once here.
+    return Promise.resolve();
+  }
+
+  private hold(digest: string, make: () => Uint8Array, staged: string): BlobRef {
+    const known = this.blobs.get(digest);
+    const held = { bytes: known?.bytes ?? make(), staged: known?.staged ?? staged, version: ++this.version };
+    this.blobs.set(digest, held);
+    return { digest, sizeBytes: held.bytes.length };
   }
 
   /** Names of staged content that was not dropped, for tests. */

@@ -2,8 +2,9 @@ import { createHash } from "node:crypto";
 import { NatsError } from "nats";
 import { StoredBlob, type BlobRef } from "#proto/shoal/v1/meta.js";
 import { MAX_PIECE_BYTES } from "../../domain/subjects.js";
-import type { BlobStore } from "../../ports/blob-store.js";
+import type { CollectableBlobs, StoreContents } from "../../ports/blob-store.js";
 import { CodedError } from "../coded-error.js";
+import { contentsOf, countPieces } from "./blob-contents.js";
 import type { NatsLink } from "./connection.js";
 import { readStored } from "./direct.js";
 import { STREAMS } from "./streams.js";
@@ -12,6 +13,8 @@ import { STREAMS } from "./streams.js";
 const IN_FLIGHT = 4;
 const DIGEST = /^sha256:([0-9a-f]{64})$/;
 const WRITE = { timeout: 10_000 };
+/** Writing pieces for longer than this, a writer looks whether all are there still. Below every collector's grace. */
+const SLOW_PUT_MS = 60_000;
 const WRONG_LAST_SEQUENCE = 10071;
 
 /** Where a run of a blob's bytes lies: piece n of it under `<prefix>.<n>`. */
@@ -32,14 +35,14 @@ interface Run {
  *
  * Writing twice writes the same bytes.
  */
-export class NatsBlobStore implements BlobStore {
+export class NatsBlobStore implements CollectableBlobs {
   constructor(private readonly link: NatsLink) {}
 
   async put(bytes: Uint8Array): Promise<BlobRef> {
     const hex = createHash("sha256").update(bytes).digest("hex");
     const ref: BlobRef = { digest: `sha256:${hex}`, sizeBytes: bytes.length };
-    if ((await this.stat(ref.digest)) !== undefined) return ref;
-    await this.writePieces(`shoal.blob.${hex}`, bytes);
+    if ((await this.touch(ref.digest)) !== undefined) return ref;
+    await this.writeLasting(hex, bytes);
     await this.write(`shoal.blob.${hex}.ref`, StoredBlob.encode(StoredBlob.fromPartial(ref)).finish());
     return ref;
   }
@@ -47,6 +50,18 @@ export class NatsBlobStore implements BlobStore {
   async stat(digest: string): Promise<BlobRef | undefined> {
     const stored = await this.lookUp(digest);
     return stored && { digest: stored.digest, sizeBytes: stored.sizeBytes };
+  }
+
+  async touch(digest: string): Promise<BlobRef | undefined> {
+    for (;;) {
+      const stored = await this.lookUp(digest);
+      if (stored === undefined) return undefined;
+      const { seq, ...blob } = stored;
+      const subject = `shoal.blob.${digest.slice("sha256:".length)}.ref`;
+      if (await this.writeAfter(seq, subject, StoredBlob.encode(blob).finish())) {
+        return { digest, sizeBytes: blob.sizeBytes };
+      }
+    }
   }
 
   async get(digest: string): Promise<Uint8Array | undefined> {
@@ -85,14 +100,15 @@ export class NatsBlobStore implements BlobStore {
     const sizeBytes = partBytes.reduce((sum, bytes) => sum + bytes, 0);
     const hex = DIGEST.exec(digest)?.[1];
     for (;;) {
-      const known = await this.stat(digest);
+      const known = await this.touch(digest);
       if (known !== undefined) return known;
       if (hex === undefined) throw new CodedError("BAD_DIGEST", `"${digest}" is no digest`);
       // Whoever drops staged content looks for its owner first, so the owner is there before the blob is.
       await this.write(`shoal.blob.stage.${name}.owner`, new TextEncoder().encode(digest));
       const stored = StoredBlob.fromPartial({ digest, sizeBytes, staged: name, partBytes: [...partBytes] });
       // Of two that seal the same bits the first is named: what the other staged may be dropped by now.
-      if (await this.create(`shoal.blob.${hex}.ref`, StoredBlob.encode(stored).finish())) return { digest, sizeBytes };
+      if (await this.writeAfter(0, `shoal.blob.${hex}.ref`, StoredBlob.encode(stored).finish()))
+        return { digest, sizeBytes };
     }
   }
 
@@ -103,11 +119,44 @@ export class NatsBlobStore implements BlobStore {
     if (blob?.staged !== name) await this.purge(`shoal.blob.stage.${name}.>`);
   }
 
-  private async lookUp(digest: string): Promise<StoredBlob | undefined> {
+  contents(): Promise<StoreContents> {
+    return contentsOf(this.link);
+  }
+
+  async collect(digest: string, version: number): Promise<boolean> {
+    const hex = DIGEST.exec(digest)?.[1];
+    const stored = await this.lookUp(digest);
+    if (hex === undefined || stored?.seq !== version) return false;
+    // Whoever touches it now writes a later reference, which this purge leaves: then the blob stays.
+    if ((await this.purge(`shoal.blob.${hex}.ref`, version)) === 0) return false;
+    // From here on it is absent, and who wants it writes all of it anew, behind this version.
+    await this.purge(`shoal.blob.${hex}.>`, version);
+    if (stored.staged !== "") await this.purge(`shoal.blob.stage.${stored.staged}.>`, version);
+    return true;
+  }
+
+  async collectPartial(digest: string, upToVersion: number): Promise<void> {
+    const hex = DIGEST.exec(digest)?.[1];
+    if (hex === undefined || (await this.lookUp(digest)) !== undefined) return;
+    await this.purge(`shoal.blob.${hex}.>`, upToVersion);
+  }
+
+  private async lookUp(digest: string): Promise<(StoredBlob & { seq: number }) | undefined> {
     const hex = DIGEST.exec(digest)?.[1];
     if (hex === undefined) return undefined;
     const stored = await readStored(this.link, STREAMS.blobs, { lastOf: `shoal.blob.${hex}.ref` });
-    return stored && StoredBlob.decode(stored.data);
+    return stored && { ...StoredBlob.decode(stored.data), seq: stored.seq };
+  }
+
+  /** Pieces without a reference are collected once they have lain for long: a slow writer may have to write some again. */
+  private async writeLasting(hex: string, bytes: Uint8Array): Promise<void> {
+    const { clock } = this.link;
+    for (;;) {
+      const startedMs = clock.monotonicMs();
+      await this.writePieces(`shoal.blob.${hex}`, bytes);
+      if (clock.monotonicMs() - startedMs < SLOW_PUT_MS) return;
+      if ((await countPieces(this.link, hex)) === Math.ceil(bytes.length / MAX_PIECE_BYTES)) return;
+    }
   }
 
   private async readBlob(stored: StoredBlob, offset: number, length: number): Promise<Uint8Array> {
@@ -146,11 +195,11 @@ export class NatsBlobStore implements BlobStore {
     await this.link.call(() => js.publish(subject, data, WRITE));
   }
 
-  /** Writes where nothing is; false if something was. */
-  private async create(subject: string, data: Uint8Array): Promise<boolean> {
+  /** Writes if the subject's last message is still of this sequence, 0 for none; else false. */
+  private async writeAfter(lastSubjectSequence: number, subject: string, data: Uint8Array): Promise<boolean> {
     const js = this.link.jetstream();
     try {
-      await this.link.call(() => js.publish(subject, data, { ...WRITE, expect: { lastSubjectSequence: 0 } }));
+      await this.link.call(() => js.publish(subject, data, { ...WRITE, expect: { lastSubjectSequence } }));
       return true;
     } catch (error) {
       if (error instanceof NatsError && error.api_error?.err_code === WRONG_LAST_SEQUENCE) return false;
@@ -158,9 +207,11 @@ export class NatsBlobStore implements BlobStore {
     }
   }
 
-  private async purge(filter: string): Promise<void> {
+  /** How many messages went; with a sequence only those up to it. */
+  private async purge(filter: string, upToSeq?: number): Promise<number> {
     const { streams } = await this.link.manager();
-    await streams.purge(STREAMS.blobs, { filter });
+    const selection = upToSeq === undefined ? { filter } : { filter, seq: upToSeq + 1 };
+    return (await streams.purge(STREAMS.blobs, selection)).purged;
   }
 }
 

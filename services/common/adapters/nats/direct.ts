@@ -9,16 +9,18 @@ const TIMEOUT_MS = 5000;
 /** Which message: that of a sequence, or the last of a subject. */
 export type StoredQuery = { seq: number } | { lastOf: string };
 
+interface Stored {
+  subject: string;
+  data: Uint8Array;
+  seq: number;
+}
+
 /**
  * A stored message, or undefined if there is none. Uses JetStream's direct get (the stream has allow_direct), which
  * sends the bytes as they are; the client library has it in a private class only. In a cluster any copy of the stream
  * answers, and one that lags does not have yet what was acknowledged: absence is the leader's to say.
  */
-export async function readStored(
-  link: NatsLink,
-  stream: string,
-  query: StoredQuery,
-): Promise<{ subject: string; data: Uint8Array } | undefined> {
+export async function readStored(link: NatsLink, stream: string, query: StoredQuery): Promise<Stored | undefined> {
   const api = `$JS.API.DIRECT.GET.${stream}`;
   const [subject, payload] = "seq" in query ? [api, JSON.stringify(query)] : [`${api}.${query.lastOf}`, ""];
   const request = () => link.nc.request(subject, payload, { timeout: TIMEOUT_MS });
@@ -33,14 +35,10 @@ export async function readStored(
       "READ_REFUSED",
       `${stream} refused to be read: ${message.headers?.description ?? "no headers"}`,
     );
-  return { subject: stored, data: message.data };
+  return { subject: stored, data: message.data, seq: Number(message.headers?.get("Nats-Sequence")) };
 }
 
-async function readFromLeader(
-  link: NatsLink,
-  stream: string,
-  query: StoredQuery,
-): Promise<{ subject: string; data: Uint8Array } | undefined> {
+async function readFromLeader(link: NatsLink, stream: string, query: StoredQuery): Promise<Stored | undefined> {
   const { streams } = await link.manager();
   try {
     const wanted = "seq" in query ? query : { last_by_subj: query.lastOf };

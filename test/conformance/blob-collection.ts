@@ -17,7 +17,7 @@ export function blobCollectionConformance(test: TestFn, label: string, open: () 
   const newStage = (): string => `stage-${randomBytes(6).toString("hex")}`;
   const digestOf = (bytes: Uint8Array): string => `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
 
-  test(title("its contents name blobs with their size, and staged content until it is a blob"), async (t) => {
+  test.serial(title("its contents name blobs with their size, and staged content until it is a blob"), async (t) => {
     const store = open();
     const [bytes, part, left] = [randomBytes(MAX_PIECE_BYTES + 5), randomBytes(100), newStage()];
     const { digest } = await store.put(bytes);
@@ -41,7 +41,7 @@ export function blobCollectionConformance(test: TestFn, label: string, open: () 
     for (const ref of [digest, sealed.digest]) t.false(after.partial.includes(ref));
   });
 
-  test(title("a blob is collected at the version that was seen, whole, and can be put again"), async (t) => {
+  test.serial(title("a blob is collected at the version that was seen, whole, and can be put again"), async (t) => {
     const store = open();
     const bytes = randomBytes(2 * MAX_PIECE_BYTES + 9);
     const { digest } = await store.put(bytes);
@@ -64,7 +64,7 @@ export function blobCollectionConformance(test: TestFn, label: string, open: () 
     }
   });
 
-  test(title("who puts, touches or seals a blob keeps it from being collected as it was"), async (t) => {
+  test.serial(title("who puts, touches or seals a blob keeps it from being collected as it was"), async (t) => {
     const store = open();
     const bytes = randomBytes(300);
     const ref = await store.put(bytes);
@@ -86,7 +86,7 @@ export function blobCollectionConformance(test: TestFn, label: string, open: () 
     }
   });
 
-  test(title("a sealed blob is collected with what was staged, touched or not"), async (t) => {
+  test.serial(title("a sealed blob is collected with what was staged, touched or not"), async (t) => {
     const store = open();
     for (const touched of [false, true]) {
       const name = newStage();
@@ -102,7 +102,7 @@ export function blobCollectionConformance(test: TestFn, label: string, open: () 
     }
   });
 
-  test(title("a blob that is put while it is collected is there in the end, whole"), async (t) => {
+  test.serial(title("a blob that is put while it is collected is there in the end, whole"), async (t) => {
     const store = open();
     const bytes = randomBytes(2 * MAX_PIECE_BYTES + 1);
     for (let turn = 0; turn < TURNS; turn++) {

@@ -38,6 +38,8 @@ export interface GatewayOptions extends Pick<
   readonly port: number;
   /** Path of the nats-server program. */
   readonly natsServer: string;
+  /** Most bytes of the site's log; what it has already if absent, else 16 GiB or what the disk has. */
+  readonly logBytes?: number | undefined;
 }
 
 /** A wrong option: its name, its value and the remedy in one line. */

@@ -1,12 +1,12 @@
 import { codeOf, CodedError, messageOf } from "#common/adapters/coded-error.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
-import type { UpdateLog, UpdateUplink } from "#common/ports/update-log.js";
+import type { CollectableLog, UpdateUplink } from "#common/ports/update-log.js";
 import { DataPolicy, type DeviceFacts } from "#proto/shoal/v1/device.js";
 import { type HeartbeatReply, HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
 import type { Outbox } from "../outbox/outbox.js";
 import { jobKey } from "../round-key.js";
-import { foldSite } from "../site/fold.js";
+import { foldSite, MemberDamage } from "../site/fold.js";
 import { judgeMembers, taskOf } from "../site/judge.js";
 import type { SiteLedger } from "../site/ledger.js";
 import type { SiteRelay } from "../site/relay.js";
@@ -27,7 +27,7 @@ export interface GatewayParts extends Pick<AgentParts, "nonce" | "credential"> {
   readonly ledger: SiteLedger;
   readonly relay: SiteRelay;
   /** The site's log. */
-  readonly updates: UpdateLog;
+  readonly updates: CollectableLog;
   readonly facts: DeviceFacts;
 }
 
@@ -36,6 +36,10 @@ type SiteWorkEffect = Exclude<WorkEffect, { type: "abort" }>;
 
 /** Failures that a person has to look at, tried again in a while. */
 const LATER = new Set(["SpoolFull", "ENOSPC", "EDQUOT", "EACCES", "EROFS", "BadTask"]);
+/** The site's log is short of space above this share of its limit. */
+const PRESSURE_SHARE = 0.7;
+/** A log that does not answer holds no heartbeat up. */
+const LOG_READ_MS = 1_000;
 const NEVER = new Set(["SPOOL_CORRUPT"]);
 
 /** Drives the pure `stepSite` with real effects: events in, effects out, one at a time. */
@@ -179,11 +183,17 @@ export class GatewayLoop {
       }
     } catch (error) {
       if (signal.aborted) return { type: "aborted", work };
+      if (error instanceof MemberDamage) return this.#damaged(work, error);
       const code = codeOf(error) ?? "";
       const retry: Retry = NEVER.has(code) ? "never" : LATER.has(code) ? "later" : "soon";
       this.#parts.log.warn("work failed", { step: effect.type, code, error: messageOf(error), retry });
       return { type: "failed", work, reason: code, retry };
     }
+  }
+
+  #damaged(work: number, { commit, message }: MemberDamage): SiteEvent {
+    this.#parts.log.warn("a member's update is damaged", { round: commit.manifest.round, member: commit.device });
+    return { type: "damaged", work, commit: { ...commit, refusal: "BadPayload", message } };
   }
 
   async #judge(effect: Extract<SiteEffect, { type: "judge" }>, signal: AbortSignal): Promise<SiteEvent> {
@@ -241,9 +251,24 @@ export class GatewayLoop {
     return { type: "uploaded", work, commitSeq: ledger.seqOf(key) };
   }
 
+  /** What lies in the site's log, by the names of rounds; undefined if it cannot be told now. */
+  async #readLog(): Promise<Extract<SiteEvent, { type: "logRead" }> | undefined> {
+    try {
+      const { bytes, maxBytes = Infinity } = await this.#parts.updates.usage();
+      const { parts } = await this.#parts.updates.parts();
+      const logged = [...new Set(parts.map(({ round }) => round))].sort();
+      return { type: "logRead", logged, isPressed: bytes > PRESSURE_SHARE * maxBytes };
+    } catch (error) {
+      this.#parts.log.warn("the site's log cannot be read", { error: messageOf(error) });
+      return undefined;
+    }
+  }
+
   async #heartbeat(): Promise<void> {
     const { plane, log, clock, facts } = this.#parts;
     let reply: HeartbeatReply;
+    // First the log: a round that has a part in it was given out, so it is in the answer unless it is over.
+    const read = await Promise.race([this.#readLog(), clock.sleep(LOG_READ_MS).then(() => undefined)]);
     try {
       const policy = DataPolicy.fromPartial({});
       const beat = { atMs: clock.nowMs(), facts, policy, renewCredential: this.#renewDue };
@@ -258,7 +283,10 @@ export class GatewayLoop {
     else if (refusal !== undefined) {
       log.warn("the heartbeat was refused", { reason: refusal.reason, detail: refusal.message });
       this.#dispatch({ type: "heartbeatFailed" });
-    } else await this.#adopt(reply);
+    } else {
+      await this.#adopt(reply);
+      if (read !== undefined) this.#dispatch(read);
+    }
   }
 
   async #adopt(reply: HeartbeatReply): Promise<void> {

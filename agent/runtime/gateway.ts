@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { Bus } from "#common/ports/bus.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
-import type { UpdateLog } from "#common/ports/update-log.js";
+import type { CollectableLog } from "#common/ports/update-log.js";
 import { DeviceFacts } from "#proto/shoal/v1/device.js";
 import type { JoinBundle } from "#proto/shoal/v1/device_wire.js";
 import { BlobCache } from "../cache.js";
@@ -60,8 +60,8 @@ async function serveSite(
   const servers = via === undefined ? identity.servers : [via];
   const plane = await connectControlPlane({ ...identity, servers }, { clock, log, signal });
   const folder = siteFolder(stateDir);
-  const program = options.natsServer;
-  const serverOptions = { program, host, port, jwt: identity.jwt, folder, disk, clock, log, signal };
+  const { natsServer: program, logBytes } = options;
+  const serverOptions = { program, host, port, jwt: identity.jwt, folder, logBytes, disk, clock, log, signal };
   const site = await startSiteServer(serverOptions).catch(async (error: unknown) => {
     await plane.close();
     throw error;
@@ -96,7 +96,7 @@ async function assembleGateway(
   facts: DeviceFacts,
   plane: GatewayPlane,
   relay: SiteRelay,
-  updates: UpdateLog,
+  updates: CollectableLog,
 ): Promise<GatewayParts> {
   return {
     device: identity.device,

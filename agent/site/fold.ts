@@ -6,10 +6,10 @@ import { memberOf, summariseMembers } from "#common/domain/site.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { openChunks } from "#common/runtime/chunk-reader.js";
 import { ownBytes } from "#common/runtime/payload.js";
-import { chunkCount, chunkRange, encodeWithFeedback } from "#common/tensor/chunk.js";
+import { chunkCount, chunkRange, encodeWithFeedback, withResidual } from "#common/tensor/chunk.js";
 import type { Codec } from "#common/tensor/codec.js";
 import { openDigest, sha256Digest } from "#common/tensor/digest.js";
-import { openChunkFold } from "#common/tensor/kernels/kernels.js";
+import { inspectChunk, openChunkFold } from "#common/tensor/kernels/kernels.js";
 import { gather, scatter } from "#common/tensor/stretches.js";
 import type { SiteRound } from "#proto/shoal/v1/device_wire.js";
 import { MemberUpdate, type RoundTask, UpdateManifest } from "#proto/shoal/v1/round.js";
@@ -36,8 +36,14 @@ export interface FoldedSite {
   readonly residual: Float32Array | undefined;
 }
 
-const corrupt = (commit: MemberCommit): CodedError =>
-  new CodedError("LOG_CORRUPT", `the update of ${commit.device} in the site's log is not what it was`);
+/** The update of a member is not any more what was judged: the others can be folded without it. */
+export class MemberDamage extends CodedError {
+  constructor(readonly commit: MemberCommit) {
+    super("LOG_CORRUPT", `the update of ${commit.device} in the site's log is not what it was`);
+  }
+}
+
+const corrupt = (commit: MemberCommit): MemberDamage => new MemberDamage(commit);
 
 /** Hands on chunk after chunk of all updates side by side, and checks at the end that they were what was judged. */
 async function readColumns(
@@ -74,8 +80,51 @@ interface Payload {
 }
 
 /**
+ * Passes after which a mean that is still too long is sent as it is. The first shortens it to 2^-20 below the bound, each further
+ * one by eight times as much: scales of blocks are rounded, and may stay what they were after too small a step.
+ */
+const MOST_PASSES = 8;
+
+/**
+ * The mean of the members' updates, not longer than the job's bound on an update. With error feedback what is sent is
+ * Q(v), v = m + d r: of the members' mean m no update is longer than the bound M, so neither is m (the triangle inequality, as
+ * the weights sum to 1); but v may be, by what the codec lost before, and so may Q(v), by what it rounds. Then Q(s v) is sent with
+ * s = M / |Q(v)|, and r' = v - Q(s v) keeps all of the rest: as ever, the sum of all that was sent and of r' is the sum of the means.
+ * Shortened again if rounding makes it longer. A lossless codec has no residual: there only the fp32 rounding of m is lost.
+ */
+async function foldBounded(
+  log: UpdateLog,
+  task: RoundTask,
+  round: SiteRound,
+  commits: readonly MemberCommit[],
+  kept: Float32Array | undefined,
+): Promise<Payload> {
+  const bound = task.maxUpdateNorm;
+  if (bound <= 0) return foldMean(log, task, round, commits, kept, 1);
+  let scale = 1;
+  for (let pass = 1; ; pass++) {
+    const payload = await foldMean(log, task, round, commits, kept, scale);
+    const norm = normOf(payload.chunks, codecOf(task), updateLength(task));
+    if (norm <= bound || pass === MOST_PASSES) return payload;
+    scale *= (bound / norm) * (1 - 2 ** (3 * pass - 23));
+  }
+}
+
+/** The L2 norm of an encoded update, added up as its judge does. */
+function normOf(chunks: readonly Uint8Array[], codec: Codec, values: number): number {
+  let squares = 0;
+  for (const [index, bytes] of chunks.entries()) {
+    const { start, end } = chunkRange(values, codec, index);
+    const inspected = inspectChunk(codec, bytes, end - start);
+    squares += inspected.ok ? inspected.squares : 0;
+  }
+  return Math.sqrt(squares);
+}
+
+/**
  * mean = sum n_k Delta_k / sum n_k (McMahan 2017) of several updates, summed in float64 in the order given, rounded to fp32
  * once and written with the job's codec. Holds a chunk of each update, never a whole one.
+ * @param scale of what is sent, in (0, 1]; the rest is in the residual.
  */
 async function foldMean(
   log: UpdateLog,
@@ -83,6 +132,7 @@ async function foldMean(
   round: SiteRound,
   commits: readonly MemberCommit[],
   kept: Float32Array | undefined,
+  scale: number,
 ): Promise<Payload> {
   const codec = codecOf(task);
   const values = updateLength(task);
@@ -104,12 +154,19 @@ async function foldMean(
     if (wrong !== undefined) throw corrupt(commits[wrong.index] as MemberCommit);
     const mean = Float32Array.from(sums.mean(total));
     if (residual === undefined) {
-      chunks.push(codec.encode(mean, random));
+      chunks.push(codec.encode(scaled(mean, scale), random));
       return;
     }
-    const encoded = encodeWithFeedback(mean, before?.subarray(start, end), codec, task.codec?.errorDecay || 1, random);
+    const decay = task.codec?.errorDecay || 1;
+    const lost = before?.subarray(start, end);
+    const encoded = encodeWithFeedback(scaled(mean, scale), lost && scaled(lost, scale), codec, decay, random);
     chunks.push(...encoded.chunks);
     residual.set(encoded.residual, start);
+    if (scale === 1) return;
+    const whole = withResidual(mean, lost, decay) ?? mean;
+    for (let i = 0; i < whole.length; i++) {
+      residual[start + i] = (residual[start + i] as number) + (1 - scale) * (whole[i] as number);
+    }
   });
   if (residual === undefined || ranges === undefined) return { chunks, residual };
   // What other fragments lost waits for their rounds.
@@ -117,6 +174,9 @@ async function foldMean(
   scatter(residual, ranges, all);
   return { chunks, residual: all };
 }
+
+const scaled = (values: Float32Array, by: number): Float32Array =>
+  by === 1 ? values : values.map((value) => value * by);
 
 /** What the site sends: nothing if all evaluated, the only update as it is, or the mean. */
 async function payloadOf(
@@ -126,7 +186,7 @@ async function payloadOf(
   residual: Float32Array | undefined,
 ): Promise<Payload> {
   const task = taskOf(round);
-  if (trained.length > 1) return foldMean(log, task, round, trained, residual);
+  if (trained.length > 1) return foldBounded(log, task, round, trained, residual);
   const chunks: Uint8Array[] = [];
   if (trained.length === 0) return { chunks, residual: undefined };
   await readColumns(log, codecOf(task), updateLength(task), trained, (_index, column) => {
@@ -141,8 +201,8 @@ function memberUpdate({ device, seq, manifest, norm, refusal, message }: MemberC
 }
 
 /**
- * Folds the members' updates, in the order given, into the site's own. Throws on IO failures, code "LOG_CORRUPT" if an
- * update is not any more what was judged, code "BadTask".
+ * Folds the members' updates, in the order given, into the site's own. Throws on IO failures, a MemberDamage if an update is
+ * not any more what was judged, code "BadTask".
  */
 export async function foldSite(
   log: UpdateLog,

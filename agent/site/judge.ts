@@ -1,4 +1,5 @@
 import { accept, screen, type AcceptContext } from "#common/domain/accept.js";
+import { MOST_REFUSALS } from "#common/domain/cut-off.js";
 import { updateLength, updateVectors } from "#common/domain/fragment.js";
 import type { CommitRecord, UpdateLog } from "#common/ports/update-log.js";
 import { readPayload } from "#common/runtime/payload.js";
@@ -64,7 +65,7 @@ async function judgeOne(
 
 /**
  * Judges the commits of a round in the site's log by the aggregator's own rules, in log order, for the devices that the
- * round waits for. A later commit of a device counts only if its first was refused.
+ * round waits for. A later commit of a device counts only if those before were refused, and so many were not.
  * @param known what was judged before
  * @returns what is new; nothing once the signal aborts. Throws on IO failures and code "BadTask".
  */
@@ -77,15 +78,22 @@ export async function judgeMembers(
   const judged = new Map(known);
   const awaited = new Set(round.assignments.map(({ device }) => device));
   const fresh: MemberCommit[] = [];
-  for (const commit of await log.commits(taskOf(round).round)) {
-    if (signal.aborted) return [];
-    const before = judged.get(commit.device);
-    if (!awaited.has(commit.device) || (before !== undefined && before.seq >= commit.seq)) continue;
-    if (before?.refusal === "") continue;
-    const member = await judgeOne(log, commit, contextOf(round, judged));
-    if (member === undefined) continue;
-    judged.set(member.device, member);
-    fresh.push(member);
+  const refusals = new Map<string, number>();
+  for (let afterSeq = 0, page = await log.commits(taskOf(round).round); page.length > 0;) {
+    for (const commit of page) {
+      if (signal.aborted) return [];
+      const { device, seq } = commit;
+      const before = judged.get(device);
+      if (!awaited.has(device) || (before !== undefined && before.seq >= seq) || before?.refusal === "") continue;
+      if ((refusals.get(device) ?? 0) >= MOST_REFUSALS) continue;
+      const member = await judgeOne(log, commit, contextOf(round, judged));
+      if (member === undefined) continue;
+      judged.set(device, member);
+      fresh.push(member);
+      if (member.refusal !== "") refusals.set(device, (refusals.get(device) ?? 0) + 1);
+    }
+    afterSeq = page.at(-1)?.seq ?? afterSeq;
+    page = await log.commits(taskOf(round).round, afterSeq);
   }
   return fresh;
 }

@@ -67,6 +67,10 @@ export interface SiteState {
   updates: readonly SiteUpdate[];
   /** Names of rounds that are over, whose part of the site's log is still there, oldest first. */
   over: readonly string[];
+  /** Names in the log that the last look knew no round of: of rounds that ended while the gateway was away. */
+  strangers: readonly string[];
+  /** The site's log is short of space. */
+  isPressed: boolean;
   work: SiteWork | undefined;
   nextWorkId: number;
   heartbeat: { inFlight: boolean; again: boolean; failures: number };
@@ -77,6 +81,8 @@ export type SiteEvent =
   | { type: "started"; updates: readonly SiteUpdate[] }
   | { type: "heartbeatReplied"; rounds: readonly SiteRound[]; atMs: number; nextHeartbeatMs: number }
   | { type: "heartbeatFailed" }
+  /** What lay in the site's log before the heartbeat that was answered last: names of rounds. */
+  | { type: "logRead"; logged: readonly string[]; isPressed: boolean }
   | { type: "rejected"; message: string }
   | { type: "nudged" }
   /** A commit came into the site's log; `name` is the bare name of its round. */
@@ -85,6 +91,8 @@ export type SiteEvent =
   | { type: "timer"; timer: "cutOff" | "retry"; key: string }
   | { type: "judged"; work: number; commits: readonly MemberCommit[] }
   | { type: "folded"; work: number }
+  /** Nothing was folded, because of this member's update, which is refused now. */
+  | { type: "damaged"; work: number; commit: MemberCommit }
   | { type: "commitSending"; work: number }
   | { type: "uploaded"; work: number; commitSeq: number }
   | { type: "done"; work: number }
@@ -111,6 +119,8 @@ export const initialSiteState: SiteState = {
   rounds: new Map(),
   updates: [],
   over: [],
+  strangers: [],
+  isPressed: false,
   work: undefined,
   nextWorkId: 1,
   heartbeat: { inFlight: false, again: false, failures: 0 },

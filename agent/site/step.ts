@@ -1,6 +1,7 @@
 import type { SiteRound } from "#proto/shoal/v1/device_wire.js";
 import { jobKeyOfRound } from "../round-key.js";
 import { EXIT_REJECTED } from "../step.js";
+import { dispensableRound } from "./log-space.js";
 import {
   keyOf,
   type MemberCommit,
@@ -20,8 +21,6 @@ const LEAST_CUT_MS = 1_000;
 const MOST_CUT_MS = 300_000;
 /** Refused updates of a round after which its members are left to the deadline. */
 const MOST_REFUSALS = 3;
-/** Rounds that are over and stay in the site's log: late looks, and people who want to see why. */
-const KEPT_ROUNDS = 3;
 
 const backoffMs = (failures: number, longestMs: number): number =>
   Math.min(FIRST_RETRY_MS * 2 ** Math.min(failures, 16), longestMs);
@@ -90,6 +89,8 @@ function adoptRounds(draft: Draft, told: readonly SiteRound[], nowMs: number): v
     draft.rounds.delete(key);
     draft.state.over = [...draft.state.over, round.told.task?.round ?? ""];
   }
+  const names = new Set(told.map(({ task }) => task?.round));
+  draft.state.over = draft.state.over.filter((name) => !names.has(name));
   for (const [key, round] of wanted) {
     const before = draft.rounds.get(key);
     if (before?.told.deadlineAtMs !== round.deadlineAtMs) {
@@ -201,13 +202,29 @@ function schedule(draft: Draft): void {
     beginFold(draft, key, round, commits);
     return;
   }
-  const [name] = state.over;
-  if (state.over.length <= KEPT_ROUNDS || name === undefined) return;
-  state.over = state.over.slice(1);
+  const name = dispensableRound(state.over, roundNames(draft), state.isPressed);
+  if (name === undefined) return;
+  state.over = state.over.filter((each) => each !== name);
   draft.effects.push({ type: "purge", work: draft.begin("purge", name), name });
 }
 
-type Ending = Extract<SiteEvent, { type: "judged" | "folded" | "uploaded" | "done" | "failed" | "aborted" }>;
+const roundNames = ({ rounds }: Draft): string[] => [...rounds.values()].map(({ told }) => told.task?.round ?? "");
+
+/** Takes note of what lies in the site's log. A round is over that nobody told of in two answers. */
+function onLogRead(draft: Draft, { logged, isPressed }: Extract<SiteEvent, { type: "logRead" }>): void {
+  const { state } = draft;
+  state.isPressed = isPressed;
+  const known = new Set([...state.over, ...roundNames(draft)]);
+  const unknown = logged.filter((name) => !known.has(name));
+  const twice = unknown.filter((name) => state.strangers.includes(name));
+  state.over = [...twice, ...state.over];
+  state.strangers = unknown.filter((name) => !twice.includes(name));
+}
+
+type Ending = Extract<
+  SiteEvent,
+  { type: "judged" | "folded" | "damaged" | "uploaded" | "done" | "failed" | "aborted" }
+>;
 
 function retryLater(draft: Draft, key: string, holder: { failures: number; waiting: boolean }, retry: string): void {
   holder.waiting = true;
@@ -236,6 +253,12 @@ function endWork(draft: Draft, event: Ending): void {
   if (event.type === "judged" && round !== undefined) {
     round.failures = 0;
     round.commits = new Map([...round.commits, ...event.commits.map((commit) => [commit.device, commit] as const)]);
+  }
+  if (event.type === "damaged" && update !== undefined) {
+    const holder = draft.rounds.get(update.round);
+    // Told with its reason like any that is refused, in the update that is now folded from the rest.
+    if (holder !== undefined) holder.commits = new Map([...holder.commits, [event.commit.device, event.commit]]);
+    draft.drop(update);
   }
   if (event.type === "folded" && update !== undefined) update.phase = "spooled";
   if (event.type === "uploaded" && update !== undefined) {
@@ -308,6 +331,9 @@ function apply(draft: Draft, event: Exclude<SiteEvent, { type: "stop" | "rejecte
       draft.effects.push({ type: "sleep", timer: "heartbeat", ms });
       break;
     }
+    case "logRead":
+      onLogRead(draft, event);
+      break;
     case "nudged":
       draft.effects.push({ type: "nudgeMembers" });
       draft.beat();

@@ -10,7 +10,7 @@ import { messageOf } from "#common/adapters/coded-error.js";
 import type { Bus } from "#common/ports/bus.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
-import type { UpdateLog } from "#common/ports/update-log.js";
+import type { CollectableLog } from "#common/ports/update-log.js";
 import { writeAtomically, type Disk } from "../disk.js";
 import { startTime } from "../runtime/claim.js";
 
@@ -22,6 +22,8 @@ export interface SiteServerOptions {
   readonly port: number;
   /** The gateway's own JWT, which names the fleet's account of devices. */
   readonly jwt: string;
+  /** Most bytes of the site's log; what it has already if absent. */
+  readonly logBytes?: number | undefined;
   /** Folder of its own. */
   readonly folder: string;
   readonly disk: Disk;
@@ -35,7 +37,7 @@ export interface SiteServer {
   /** What members ask. */
   readonly bus: Bus;
   /** What members sent. */
-  readonly updates: UpdateLog;
+  readonly updates: CollectableLog;
   close(): Promise<void>;
 }
 
@@ -44,6 +46,9 @@ const CONFIG = "nats.conf";
 const PID = "nats.pid";
 const RESTART_MS = 1_000;
 const STOP_MS = 5_000;
+/** How often the log is asked whether it works, and after how many failures in a row the server is started anew. */
+const CHECK_MS = 2_000;
+const MOST_FAILURES = 3;
 /** What nobody purged, because its round was forgotten, goes after this. */
 const LOG_AGE_MS = 14 * 86_400_000;
 
@@ -84,7 +89,7 @@ class Keeper {
   constructor(private readonly options: SiteServerOptions) {}
 
   async start(): Promise<void> {
-    const { program, folder, disk, clock, log } = this.options;
+    const { program, folder, clock, log } = this.options;
     const child = spawn(program, ["-c", `${folder}/${CONFIG}`], { stdio: ["ignore", "ignore", "pipe"] });
     this.#child = child;
     child.stderr.on("data", (data: Buffer) => (this.#lastWords = (this.#lastWords + data.toString()).slice(-500)));
@@ -94,26 +99,83 @@ class Keeper {
       () => this.#restart(),
     );
     if (child.pid === undefined) return;
-    const text = `${child.pid} ${(await startTime(child.pid)) ?? ""}\n`;
-    await writeAtomically(disk, folder, PID, encode(text));
     log.debug("the site's server runs", { pid: child.pid, atMs: clock.nowMs() });
+    if (!(await this.#notePid(child))) void this.#notePidLater(child);
+  }
+
+  /** Notes which process it is, for a gateway that finds it orphaned; false if the disk does not take it. */
+  async #notePid({ pid = 0 }: ChildProcess): Promise<boolean> {
+    const { disk, folder, log } = this.options;
+    try {
+      await writeAtomically(disk, folder, PID, encode(`${pid} ${(await startTime(pid)) ?? ""}\n`));
+      return true;
+    } catch (error) {
+      log.warn("the process of the site's server cannot be noted; trying again", { error: messageOf(error) });
+      return false;
+    }
+  }
+
+  async #notePidLater(child: ChildProcess): Promise<void> {
+    const { clock, signal } = this.options;
+    do await clock.sleep(CHECK_MS, signal);
+    while (!this.#stopping && !signal.aborted && this.#child === child && !(await this.#notePid(child)));
+  }
+
+  #isOver(): boolean {
+    return this.#stopping || this.options.signal.aborted;
   }
 
   async #restart(): Promise<void> {
-    if (this.#stopping) return;
     const { clock, log, signal } = this.options;
+    if (this.#isOver()) return;
     log.error("the site's server ended; starting it again", { said: this.#lastWords });
     await clock.sleep(RESTART_MS, signal);
-    if (!signal.aborted) await this.start();
+    if (this.#isOver()) return;
+    try {
+      await this.start();
+    } catch (error) {
+      this.#lastWords = messageOf(error);
+      await this.#restart();
+    }
+  }
+
+  /**
+   * Starts the server anew when its log does not work, until the signal aborts: after a full disk nats-server goes on without
+   * JetStream, and takes no update until it is started again.
+   */
+  async watch(check: () => Promise<unknown>, until: AbortSignal): Promise<void> {
+    const { clock, log } = this.options;
+    const isOver = (): boolean => until.aborted || this.#stopping;
+    for (let failures = 0; !isOver();) {
+      await clock.sleep(CHECK_MS, until);
+      if (isOver()) return;
+      const fault = await check().then(
+        () => undefined,
+        (error: unknown) => messageOf(error),
+      );
+      failures = fault === undefined ? 0 : failures + 1;
+      if (failures < MOST_FAILURES || isOver()) continue;
+      failures = 0;
+      log.error("the site's log does not work; starting its server again", { error: fault });
+      await this.#end();
+    }
+  }
+
+  /** Ends the process, which is then started again unless it is to stop. */
+  async #end(): Promise<void> {
+    const child = this.#child;
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    const ended = once(child, "exit").then(() => true);
+    child.kill("SIGTERM");
+    const { clock } = this.options;
+    if (await Promise.race([ended, clock.sleep(STOP_MS).then(() => false)])) return;
+    child.kill("SIGKILL");
+    await ended;
   }
 
   async stop(): Promise<void> {
     this.#stopping = true;
-    const child = this.#child;
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    const ended = once(child, "exit");
-    child.kill("SIGTERM");
-    await ended;
+    await this.#end();
   }
 }
 
@@ -136,11 +198,15 @@ export async function startSiteServer(options: SiteServerOptions): Promise<SiteS
   try {
     const servers = [`nats://${local.includes(":") ? `[${local}]` : local}:${port}`];
     const link = await NatsLink.connect({ servers, creds: root.serviceCreds, name: "gateway", log, clock, signal });
-    await ensureSiteLog(link, LOG_AGE_MS);
+    await ensureSiteLog(link, LOG_AGE_MS, options.logBytes);
+    const updates = new NatsUpdateLog(link);
+    const closed = new AbortController();
+    void keeper.watch(() => updates.usage(), closed.signal);
     return {
       bus: new NatsBus(link.nc, log),
-      updates: new NatsUpdateLog(link),
+      updates,
       close: async () => {
+        closed.abort();
         await link.close();
         await keeper.stop();
       },

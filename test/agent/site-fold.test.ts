@@ -1,5 +1,6 @@
 import test from "ava";
 import fc from "fast-check";
+import { subjects } from "#common/domain/subjects.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { accept } from "#common/domain/accept.js";
 import { createRng } from "#common/domain/rng.js";
@@ -9,7 +10,7 @@ import { sha256Digest } from "#common/tensor/digest.js";
 import { l2Norm } from "#common/tensor/flat.js";
 import { SiteRound } from "#proto/shoal/v1/device_wire.js";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
-import { foldSite, type FoldedSite } from "#agent/site/fold.js";
+import { foldSite, MemberDamage, type FoldedSite } from "#agent/site/fold.js";
 import { judgeMembers } from "#agent/site/judge.js";
 import type { MemberCommit } from "#agent/site/state.js";
 
@@ -280,8 +281,65 @@ test("an update that is not any more what was judged is not folded", async (t) =
   const site = await siteOf(given);
   const [first, second] = site.commits as [MemberCommit, MemberCommit];
   const changed = { ...second, manifest: { ...second.manifest, digest: first.manifest.digest } };
-  await t.throwsAsync(fold({ ...site, commits: [first, changed] }), { code: "LOG_CORRUPT" });
+  const error = await t.throwsAsync(fold({ ...site, commits: [first, changed] }), { code: "LOG_CORRUPT" });
+  t.true(error instanceof MemberDamage);
+  t.is(error instanceof MemberDamage ? error.commit.device : "", "d2", "it says whose, so that the others go on");
 });
+
+test("a member that floods the site's log hides nobody's update", async (t) => {
+  const given = ["ann", "bob"].map((device) => ({ device, tokens: 64, delta: draw(50, 1, 0.01) }));
+  const log = new MemoryUpdateLog();
+  for (let i = 0; i < 40; i++) {
+    await log.append(subjects.updateCommit("ann", "tiny-1"), `junk-${i}`, new Uint8Array(200_000).fill(255));
+  }
+  await send(log, given[1] as Given, codecByName("fp32") as Codec);
+  const judged = await judgeMembers(log, roundOf(given, "fp32"), new Map(), signal);
+  t.is(judged.filter(({ device }) => device === "ann").length, 16);
+  t.deepEqual(judged.at(-1)?.device, "bob");
+});
+
+for (const codecName of ["int8", "int4", "topk"]) {
+  test(`what a site sends in ${codecName} is never longer than the bound, and the rest follows later`, async (t) => {
+    const size = 5000;
+    const codec = codecByName(codecName) as Codec;
+    const bound = 1;
+    const means = new Float64Array(size);
+    const sent = new Float64Array(size);
+    let residual: Float32Array | undefined = draw(size, 77, 0.2);
+    const before = residual.slice();
+    t.true(l2Norm(before) > 10 * bound, "a residual from when the job's bound was not met");
+    for (let number = 0; number < 6; number++) {
+      const given = [1, 2, 3].map((k) => {
+        const delta = draw(size, 10 * number + k, 0.01);
+        return { device: `d${k}`, tokens: 10 * k, delta };
+      });
+      const site: Site = await siteOf(given, codecName, { maxUpdateNorm: bound });
+      t.deepEqual(
+        site.commits.map(({ refusal }) => refusal),
+        ["", "", ""],
+      );
+      const members = await Promise.all(
+        site.commits.map(async ({ manifest }) => {
+          const chunks = await Promise.all(manifest.chunkSeqs.map((seq) => site.log.readChunk(seq)));
+          return decodeUpdate(
+            chunks.map((chunk) => chunk?.bytes ?? new Uint8Array()),
+            size,
+            codec,
+          );
+        }),
+      );
+      mean(members, [10, 20, 30]).forEach((value, i) => (means[i] = (means[i] as number) + value));
+      const folded: FoldedSite = await fold(site, residual);
+      const update = decoded(folded, codec);
+      t.true(l2Norm(update) <= bound, `${l2Norm(update)}`);
+      t.true(l2Norm(update) > 0.8 * bound, "as much as may be sent");
+      update.forEach((value, i) => (sent[i] = (sent[i] as number) + value));
+      residual = folded.residual;
+    }
+    const off = sent.map((value, i) => value + (residual?.[i] ?? 0) - (means[i] as number) - (before[i] as number));
+    t.true(l2Norm(off) < 1e-4, `nothing is lost: ${l2Norm(off)}`);
+  });
+}
 
 test("devices that only evaluate bring their sums and no values", async (t) => {
   const log = new MemoryUpdateLog();

@@ -57,6 +57,7 @@ const judged = (work: number, ...names: string[]): SiteEvent => ({
   work,
   commits: names.map((name, i) => memberCommit(name.replace("!", ""), i + 1, name.endsWith("!") ? "NotFinite" : "")),
 });
+const logRead = (isPressed: boolean, ...logged: string[]): SiteEvent => ({ type: "logRead", logged, isPressed });
 const first = "nudgeMembers, beat in 500, judge tiny-1";
 const opening = `cutOff tiny-1 in 80000, ${first}`;
 
@@ -125,6 +126,28 @@ const traces: [string, SiteEvent[], string[]][] = [
       "upload tiny-1+0",
       "fold tiny-1+1: bob",
     ],
+  ],
+  [
+    "a damaged update is refused and told, and the others are folded without it",
+    [
+      reply(siteRound(["ann", "bob"])),
+      judged(1, "ann", "bob"),
+      { type: "damaged", work: 2, commit: memberCommit("ann", 1, "BadPayload") },
+      { type: "folded", work: 3 },
+    ],
+    [opening, "fold tiny-1+0: ann bob", "fold tiny-1+0: ann! bob", "upload tiny-1+0"],
+  ],
+  [
+    "what nobody was told of in two answers is over, and leaves a log that is short of space if a later round follows",
+    [
+      reply(siteRound(["ann"])),
+      judged(1),
+      logRead(true, "old-2", "old-3", "other-1", "tiny-1"),
+      logRead(true, "old-2", "old-3", "other-1", "tiny-1"),
+      { type: "done", work: 2 },
+      logRead(true, "old-3", "other-1", "tiny-1"),
+    ],
+    [opening, "", "", "purge old-2", "", ""],
   ],
   [
     "what is refused at the site is told beside the others",

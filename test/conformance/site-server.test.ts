@@ -17,6 +17,7 @@ import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-lo
 import { MemoryLog } from "#common/adapters/memory/log.js";
 import { deviceInbox, subjects } from "#common/domain/subjects.js";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
+import { fillUntilRefused } from "./update-log.js";
 import { startNats } from "#test/support/servers.js";
 
 async function deviceOf(fleet: TrustRoot, device: string): Promise<{ jwt: string; creds: string }> {
@@ -71,6 +72,15 @@ test("a site's server lets in the fleet's devices as they are, and keeps what th
     await t.throwsAsync(link.nc.request(subjects.heartbeat("bob"), "", { timeout: 500 }), undefined, "not as another");
     t.deepEqual(asked, [subjects.heartbeat("ann")]);
     await t.throwsAsync(new NatsUpdateUplink(link.nc, "bob", 500).appendChunk("tiny-1", "b-0", new Uint8Array([1])));
+
+    await ensureSiteLog(gateway, 3_600_000, 300_000);
+    const { stored, code } = await fillUntilRefused(uplink, "tiny-2");
+    t.is(code, "LOG_FULL", "a site's log that is full refuses, and the member keeps its update");
+    t.true(stored.length >= 2);
+    await log.purgeRound("tiny-2");
+    t.true((await uplink.appendChunk("tiny-2", "again", new Uint8Array(100_000))).seq > 0);
+    await ensureSiteLog(gateway, 3_600_000);
+    t.is((await log.usage()).maxBytes, 300_000, "without a wish the limit stays");
 
     let nudges = 0;
     link.nc.subscribe(subjects.nudge("ann"), { callback: () => nudges++ });

@@ -54,6 +54,7 @@ async function agent(shell: Shell, flags: AgentFlags): Promise<void> {
 interface GatewayFlags extends Pick<AgentFlags, "join" | "name" | "state" | "jsonLog" | "via"> {
   readonly listen: { host: string; port: number };
   readonly cacheBytes?: number;
+  readonly logBytes?: number;
 }
 
 async function gateway(shell: Shell, flags: GatewayFlags): Promise<void> {
@@ -67,6 +68,7 @@ async function gateway(shell: Shell, flags: GatewayFlags): Promise<void> {
       ...flags.listen,
       natsServer,
       cacheBytes: flags.cacheBytes,
+      logBytes: flags.logBytes,
       jsonLog: flags.jsonLog,
       via: flags.via,
     },
@@ -102,6 +104,7 @@ export const agentCommands: CommandGroup = (program, shell) => {
     .option("--name <name>", "wished device name (default: the host's name)")
     .option("--state-dir, --state <dir>", "identity, cache, the site's log and unsent updates", ".shoal-gateway")
     .option("--cache-bytes <n>", "most bytes of cached models", wholeNumber(1, Number.MAX_SAFE_INTEGER))
+    .option("--log-bytes <n>", "most bytes of the site's log", wholeNumber(1, Number.MAX_SAFE_INTEGER))
     .option("--via <host:port>", "connect here instead of where the fleet says")
     .option("--json-log", "one JSON object a log line")
     .action((flags: GatewayFlags) => gateway(shell, flags));

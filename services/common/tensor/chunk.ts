@@ -72,7 +72,7 @@ function valuesOf(chunk: Uint8Array, count: number, codec: Codec): Float32Array 
 }
 
 /** delta + decay x residual as a new vector; undefined if that is not finite. */
-function withResidual(
+export function withResidual(
   delta: Float32Array,
   residual: Float32Array | undefined,
   decay: number,

@@ -43,14 +43,19 @@ export async function ensureStreams(link: NatsLink, options: StreamOptions = {})
 }
 
 /** A limit that was asked for holds or fails; the default one gives way to what storage the server has. */
-async function ensureUpdates(link: NatsLink, options: StreamOptions, replicas: number): Promise<void> {
+async function ensureUpdates(
+  link: NatsLink,
+  options: StreamOptions,
+  replicas: number,
+  further: Partial<StreamConfig> = {},
+): Promise<void> {
   const asked = options.updatesMaxBytes;
   let wanted = asked ?? DEFAULT_UPDATES_MAX_BYTES;
   for (;;) {
     // Without a setting the limit that the log has stays: replicas that start together must not halve each other's.
     const present = await limitOfUpdates(link);
     const maxBytes = asked ?? (present === undefined || present <= 0 ? wanted : present);
-    const config = { ...updatesConfig(maxBytes), num_replicas: replicas };
+    const config = { ...updatesConfig(maxBytes), ...further, num_replicas: replicas };
     try {
       // To add what is there already would need room for it a second time.
       const { streams } = await link.manager();
@@ -63,7 +68,7 @@ async function ensureUpdates(link: NatsLink, options: StreamOptions, replicas: n
       if (wasFirst && (code === STREAM_EXISTS_OTHERWISE || TOO_LITTLE_STORAGE.has(code))) continue;
       if (!TOO_LITTLE_STORAGE.has(code)) throw error;
       if (asked !== undefined || wanted <= LEAST_UPDATES_MAX_BYTES) {
-        const message = `NATS has no storage for an update log of ${maxBytes} bytes: free disk there or lower SHOAL_UPDATES_MAX_BYTES`;
+        const message = `NATS has no storage for an update log of ${maxBytes} bytes: free disk there or ask for less (SHOAL_UPDATES_MAX_BYTES, --log-bytes of a gateway)`;
         throw new CodedError("NO_STORAGE", message, { cause: error });
       }
       wanted /= 2;
@@ -82,9 +87,13 @@ async function limitOfUpdates(link: NatsLink): Promise<number | undefined> {
   }
 }
 
-/** Creates the update log alone, as a site's server has it. What is older than `maxAgeMs` goes by itself. */
-export async function ensureSiteLog(link: NatsLink, maxAgeMs: number): Promise<void> {
-  await ensureStream(link, { ...updatesConfig(-1), max_age: nanos(maxAgeMs) });
+/**
+ * Creates the update log alone, as a site's server has it. What is older than `maxAgeMs` goes by itself; a full one refuses.
+ * @param maxBytes as StreamOptions.updatesMaxBytes.
+ */
+export async function ensureSiteLog(link: NatsLink, maxAgeMs: number, maxBytes?: number): Promise<void> {
+  const options = maxBytes === undefined ? {} : { updatesMaxBytes: maxBytes };
+  await ensureUpdates(link, options, 1, { max_age: nanos(maxAgeMs) });
 }
 
 type NamedStream = Partial<StreamConfig> & { name: string };

@@ -17,12 +17,16 @@ import {
   type FoldOutcome,
   type SharedFoldPorts,
 } from "./shared-fold.js";
+import type { UpdateSource } from "./combine.js";
+import type { RunningSums } from "./running-sums.js";
+import type { Shard } from "./shards.js";
 import { watchedRounds } from "./watched-rounds.js";
 
 /** The world of the aggregator's controller. */
 export interface AggregatorPorts extends SharedFoldPorts {
   /** Rounds of a job whose updates stay in the log; 0 keeps all. */
   retainRounds: number;
+  sums: RunningSums;
 }
 
 const NO_BLOB = { digest: "", sizeBytes: 0 };
@@ -38,23 +42,33 @@ function strategyOf(job: TrainingJob): StrategySpec {
   return strategy;
 }
 
+/** A round's fold, and its updates if they are summed already. */
+interface PlannedFold {
+  plan: FoldPlan;
+  summed: ((shard: Shard) => UpdateSource) | undefined;
+}
+
 /** The plan of a round's fold; undefined for a round that only evaluates. Throws code "LOG_CORRUPT" without its commits. */
 async function planOf(
-  { log }: AggregatorPorts,
+  { log, sums }: AggregatorPorts,
   round: Round,
   spec: RoundSpec,
   job: TrainingJob,
   tally: UpdateTally | undefined,
-): Promise<FoldPlan | undefined> {
+): Promise<PlannedFold | undefined> {
   if (spec.evaluationOnly) return undefined;
   const { folded } = partVerdicts(tally, round.status?.foldSet ?? []);
   const trained = folded.filter(({ manifest }) => (manifest?.values ?? 0) > 0);
-  const manifests = await readManifests(log, round.metadata?.name ?? "", trained);
+  const summed = sums.sourceOf(round.metadata?.uid ?? "", trained);
+  const manifests =
+    summed === undefined
+      ? await readManifests(log, round.metadata?.name ?? "", trained)
+      : trained.flatMap(({ manifest }) => manifest ?? []);
   const updates = manifests.map((manifest, k) => {
     const { norm = 0, shardSums = [] } = trained[k] ?? {};
     return { manifest, norm, check: againstSums(shardSums) };
   });
-  return planFold(spec, strategyOf(job), updates);
+  return { plan: planFold(spec, strategyOf(job), updates), summed };
 }
 
 /** What the round comes to; undefined while shards of its fold are under way. */
@@ -62,13 +76,15 @@ async function computeOutcome(
   ports: AggregatorPorts,
   round: Round,
   spec: RoundSpec,
-  plan: FoldPlan | undefined,
+  planned: PlannedFold | undefined,
 ): Promise<FoldOutcome | undefined> {
-  if (plan === undefined) {
+  if (planned === undefined) {
     const { weights = NO_BLOB } = taskOf(spec);
     return { weights, outerState: spec.outerState ?? NO_BLOB, updateNorm: 0, elapsedMs: 0 };
   }
-  return plan.shards.length > 1 ? advanceFold(ports, round, plan) : foldAtOnce(ports, plan);
+  const { plan, summed } = planned;
+  const isShared = plan.shards.length > 1 && summed === undefined;
+  return isShared ? advanceFold(ports, round, plan) : foldAtOnce(ports, plan, summed);
 }
 
 /**
@@ -84,16 +100,17 @@ async function aggregate(
   tally: UpdateTally | undefined,
 ): Promise<boolean> {
   const verdicts = partVerdicts(tally, round.status?.foldSet ?? []);
-  const plan = await planOf(ports, round, spec, job, tally);
-  const outcome = await computeOutcome(ports, round, spec, plan);
+  const planned = await planOf(ports, round, spec, job, tally);
+  const outcome = await computeOutcome(ports, round, spec, planned);
   if (outcome === undefined) return false;
   const { weights, outerState, updateNorm } = outcome;
   const foldMs = Math.round(outcome.elapsedMs);
   const result = composeResult(name, spec, verdicts, { weights, outerState, updateNorm, foldMs });
   const written = await ports.store.create("RoundResult", result);
+  ports.sums.drop(round.metadata?.uid ?? "");
   // The other replica was first; it folded the same set and wrote the same bits.
   if (!written.ok) return true;
-  ports.meters.folded(foldMs / 1000, plan === undefined ? 0 : bytesOf(plan));
+  ports.meters.folded(foldMs / 1000, planned === undefined ? 0 : bytesOf(planned.plan));
   ports.journal.info("round folded", { round: name, updates: verdicts.folded.length, foldMs, updateNorm });
   return true;
 }
@@ -123,7 +140,7 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
   const closed = phase === "Completed" || phase === "Failed";
   if (closed && isPast(spec, job, ports.retainRounds)) return;
   const looked = { passedOver: false };
-  const tally = await judgeCommits(ports, name, job?.spec?.strategy?.maxUpdateNorm ?? 0, (verdicts, unseen) => {
+  const tally = await judgeCommits(ports, name, job?.spec?.strategy, (verdicts, unseen) => {
     looked.passedOver = verdicts.length === 0;
     if (unseen.length > 0) {
       const devices = [...new Set(unseen.map(({ device }) => device))];
@@ -161,8 +178,8 @@ async function reconcileShard(ports: AggregatorPorts, name: string, index: numbe
     ports.store.get("RoundResult", name),
   ]);
   if (job === undefined || result !== undefined) return;
-  const plan = await planOf(ports, round, round.spec, job, tally);
-  if (plan !== undefined) await workOnShard(ports, round, plan, index);
+  const planned = await planOf(ports, round, round.spec, job, tally);
+  if (planned !== undefined) await workOnShard(ports, round, planned.plan, index);
 }
 
 /**

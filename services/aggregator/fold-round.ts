@@ -167,16 +167,17 @@ export async function gramOfShard(ports: FoldPorts, plan: FoldPlan, shard: Shard
  * Folds a shard of the updates into its weights and takes the outer step. The only code that does so: every replica and the
  * replay share it, and equal input gives equal bits. Writes nothing.
  * @param gram inner products of the whole updates, if the plan needs them.
+ * @param source the shard's range of the updates, if not from the log.
  */
 export async function foldShard(
   ports: FoldPorts,
   plan: FoldPlan,
   shard: Shard,
   gram: Gram | undefined,
+  source = sourceOf(ports, plan, shard),
 ): Promise<FoldedShard> {
   const { strategy, options, shape } = plan;
   const base = await readBase(ports, plan, shard);
-  const source = sourceOf(ports, plan, shard);
   const folded = await combineRange(source, shard.end - shard.start, strategy, options, base.state, gram);
   const stepped = finalize(base, folded, strategy, options);
   const next = base.merge(stepped);

@@ -1,13 +1,16 @@
-import type { Round, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
+import type { StrategySpec } from "#proto/shoal/v1/job.js";
+import type { Round, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { updateLength } from "#common/domain/fragment.js";
 import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
-import type { UpdateLog } from "#common/ports/update-log.js";
+import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
 import { accept, screen, type AcceptContext, type Commit } from "#common/domain/accept.js";
 import { cutOffDevices } from "#common/domain/cut-off.js";
-import { openChunks, type Chunk } from "#common/runtime/chunk-reader.js";
+import { openUpdates } from "#common/runtime/chunk-reader.js";
 import { takePayload } from "#common/runtime/payload.js";
+import { InvariantError } from "#common/tensor/invariant.js";
 import { codecOf, shardsOf, taskOf } from "./fold-round.js";
+import type { RoundSums, RunningSums } from "./running-sums.js";
 import { openShardSums, type Shard } from "./shards.js";
 import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
 
@@ -15,12 +18,13 @@ import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
 export interface JudgePorts {
   store: ResourceStore;
   log: UpdateLog;
+  sums: RunningSums;
 }
 
 /** Most verdicts that are written together: a tally is rewritten whole, and a large cohort commits at the same moment. */
 const VERDICTS_PER_WRITE = 64;
 /** Once an update counts and so many chunks were read, the verdicts are written: the round waits for them. */
-const CHUNKS_PER_WRITE = 16;
+const CHUNKS_PER_WRITE = 128;
 
 /**
  * Phases in which a commit may count. Planning is one: a round that is planned again takes what comes meanwhile, and the
@@ -31,8 +35,12 @@ const OPEN: ReadonlySet<string> = new Set(["Planning", "Training"]);
 /** What all commits of a round are held against. */
 type SharedContext = Omit<AcceptContext, "gatewaySite">;
 
-function contextOf(round: Round, name: string, maxUpdateNorm: number, tally: UpdateTally): SharedContext | undefined {
-  if (round.spec === undefined) return undefined;
+function contextOf(
+  round: Round & { spec: RoundSpec },
+  name: string,
+  maxUpdateNorm: number,
+  tally: UpdateTally,
+): SharedContext {
   const task = taskOf(round.spec);
   return {
     round: name,
@@ -57,32 +65,31 @@ async function gatewaySiteFor(store: ResourceStore, { device, manifest }: Commit
   return gatewaySiteOf(await store.get("Device", device));
 }
 
-/** Hands out the chunks of a commit, by their index in its manifest. */
-type ReadChunk = (index: number) => Promise<Chunk | undefined>;
+/** Hands out the chunks of a commit, one after the other. */
+type NextChunk = () => Promise<Chunk | undefined>;
 
-/**
- * Reads the chunks of several commits as one sequence, so that the first chunk of the next update is under way while the last
- * of this one is looked at. Commits that no reading can save are left out.
- */
-function openCommits(
-  log: UpdateLog,
-  commits: readonly Commit[],
-  context: SharedContext,
-): (commit: Commit) => ReadChunk {
-  const seqs: number[] = [];
-  const offsets = new Map<number, number>();
-  for (const commit of commits) {
-    // Whether a site's gateway may speak for it is asked later: a commit of one is read ahead by nobody.
-    if (screen(commit, { ...context, gatewaySite: undefined }) !== undefined) continue;
-    offsets.set(commit.seq, seqs.length);
-    seqs.push(...(commit.manifest?.chunkSeqs ?? []));
-  }
-  const chunks = openChunks(log, seqs);
-  return (commit) => {
-    const offset = offsets.get(commit.seq);
-    if (offset !== undefined) return (index) => chunks.read(offset + index);
-    const own = openChunks(log, commit.manifest?.chunkSeqs ?? []);
-    return (index) => own.read(index);
+/** What reads the commits of a batch. */
+interface CommitsReader {
+  chunksOf(commit: Commit): NextChunk;
+  close(): Promise<void>;
+}
+
+/** Reads several commits as one sequence. Those that no reading can save are left out. */
+function openCommits(log: UpdateLog, commits: readonly Commit[], context: SharedContext): CommitsReader {
+  // Whether a site's gateway may speak for it is asked later.
+  const worthReading = commits.filter((commit) => screen(commit, { ...context, gatewaySite: commit.manifest?.site }) === undefined);
+  const places = new Map(worthReading.map(({ seq }, place) => [seq, place]));
+  const updates = openUpdates(
+    log,
+    worthReading.map(({ device, round, manifest }) => ({ device, round, seqs: manifest?.chunkSeqs ?? [] })),
+  );
+  return {
+    chunksOf({ seq }) {
+      const place = places.get(seq);
+      if (place === undefined) throw new InvariantError(`commit ${seq} was not to be read`);
+      return () => updates.next(place);
+    },
+    close: () => updates.close(),
   };
 }
 
@@ -92,19 +99,36 @@ async function judgeOne(
   commit: Commit,
   shared: SharedContext,
   shards: readonly Shard[],
-  read: ReadChunk,
+  reader: CommitsReader,
+  sums: RoundSums | undefined,
 ): Promise<Verdict> {
   const { manifest } = commit;
   const context = { ...shared, gatewaySite: await gatewaySiteFor(store, commit) };
   if (manifest === undefined || manifest.values === 0 || screen(commit, context) !== undefined) {
     return accept(commit, context, undefined);
   }
-  const sums = openShardSums(shards);
-  const facts = await takePayload(read, manifest, context.codec, (start, bytes) => {
-    sums.add(start, bytes);
-  });
-  const verdict = accept(commit, context, facts);
-  return verdict.accepted ? { ...verdict, shardSums: sums.finish() } : verdict;
+  const checksums = openShardSums(shards);
+  const summed = sums?.begin(commit.seq, manifest);
+  let counts = false;
+  try {
+    const facts = await takePayload(reader.chunksOf(commit), manifest, context.codec, (start, bytes) => {
+      checksums.add(start, bytes);
+      summed?.add(start, bytes);
+    });
+    const verdict = accept(commit, context, facts);
+    counts = verdict.accepted;
+    return verdict.accepted ? { ...verdict, shardSums: checksums.finish() } : verdict;
+  } finally {
+    if (summed !== undefined) sums?.end(counts);
+  }
+}
+
+/** What a batch of commits comes to. */
+interface Batch {
+  tally: UpdateTally;
+  verdicts: Verdict[];
+  /** Refused without a look. */
+  unseen: Commit[];
 }
 
 /**
@@ -117,66 +141,94 @@ async function judgeBatch(
   context: SharedContext,
   shards: readonly Shard[],
   tally: UpdateTally,
-): Promise<{ tally: UpdateTally; verdicts: Verdict[]; unseen: Commit[] }> {
+  sums: RoundSums | undefined,
+): Promise<Batch> {
   const cutOff = cutOffDevices(tally);
-  const batch = commits.filter(({ device }) => !cutOff.has(device)).slice(0, VERDICTS_PER_WRITE);
-  const inBatch = new Set(batch);
-  const chunksOf = openCommits(log, batch, context);
-  const verdicts: Verdict[] = [];
-  const unseen: Commit[] = [];
-  let next = tally;
+  const due = commits.filter(({ device }) => !cutOff.has(device)).slice(0, VERDICTS_PER_WRITE);
+  const isDue = new Set(due);
+  const reader = openCommits(log, due, context);
+  const batch: Batch = { tally, verdicts: [], unseen: [] };
   let chunksRead = 0;
-  for (const commit of commits) {
-    if (cutOffDevices(next).has(commit.device)) {
-      unseen.push(commit);
-      next = { ...next, lastSeq: commit.seq };
-      continue;
+  try {
+    for (const commit of commits) {
+      if (cutOffDevices(batch.tally).has(commit.device)) {
+        batch.unseen.push(commit);
+        batch.tally = { ...batch.tally, lastSeq: commit.seq };
+        continue;
+      }
+      if (!isDue.has(commit)) break;
+      const current = { ...context, acceptedDevices: acceptedDevices(batch.tally) };
+      const verdict = await judgeOne(store, commit, current, shards, reader, sums);
+      batch.tally = withVerdict(batch.tally, verdict);
+      batch.verdicts.push(verdict);
+      chunksRead += verdict.accepted ? (commit.manifest?.chunkSeqs.length ?? 0) : 0;
+      if (chunksRead >= CHUNKS_PER_WRITE) break;
     }
-    if (!inBatch.has(commit)) break;
-    const current = { ...context, acceptedDevices: acceptedDevices(next) };
-    const verdict = await judgeOne(store, commit, current, shards, chunksOf(commit));
-    next = withVerdict(next, verdict);
-    verdicts.push(verdict);
-    chunksRead += verdict.accepted ? (commit.manifest?.chunkSeqs.length ?? 0) : 0;
-    if (chunksRead >= CHUNKS_PER_WRITE) break;
+  } finally {
+    await reader.close();
   }
-  return { tally: next, verdicts, unseen };
+  return batch;
+}
+
+/** The commits of a tally whose updates have values and count, in the order of their verdicts. */
+const summedSeqs = ({ verdicts }: UpdateTally): number[] =>
+  verdicts.flatMap(({ accepted, manifest, commitSeq }) => (accepted && manifest?.values ? [commitSeq] : []));
+
+/** Judges a batch and writes its verdicts. @returns undefined if another replica wrote first. */
+async function judgeAndWrite(
+  ports: JudgePorts,
+  round: Round & { spec: RoundSpec },
+  stored: UpdateTally | undefined,
+  options: StrategySpec | undefined,
+  commits: readonly Commit[],
+): Promise<Batch | undefined> {
+  const name = round.metadata?.name ?? "";
+  const uid = round.metadata?.uid ?? "";
+  const tally = stored ?? emptyTally(name, round.spec.job);
+  const context = contextOf(round, name, options?.maxUpdateNorm ?? 0, tally);
+  const summed = options && { uid, values: context.values, codec: context.codec, options };
+  const sums = summed && ports.sums.take(summed, summedSeqs(tally));
+  let durable = false;
+  try {
+    const batch = await judgeBatch(ports, commits, context, shardsOf(round.spec), tally, sums);
+    const { store } = ports;
+    const written =
+      stored === undefined ? await store.create("UpdateTally", batch.tally) : await store.update("UpdateTally", batch.tally);
+    durable = written.ok;
+    return written.ok ? { ...batch, tally: written.resource } : undefined;
+  } finally {
+    if (sums !== undefined) ports.sums.put(uid, sums, durable);
+  }
 }
 
 /**
  * Gives every commit of a round that has none yet its verdict, in log order, by compare-and-set on the round's tally.
  * Two replicas that race judge alike, and one of them writes; the loser goes on from what was written.
- * @param maxUpdateNorm greatest L2 norm of an update; 0 is off.
+ * @param options of the job's strategy; undefined for a job that is gone.
  * @param onVerdicts called with verdicts once they are durable, and with commits that were refused unseen.
  * @returns the tally; undefined if nothing was ever committed.
  */
 export async function judgeCommits(
   ports: JudgePorts,
   name: string,
-  maxUpdateNorm: number,
+  options: StrategySpec | undefined,
   onVerdicts: (verdicts: readonly Verdict[], unseen: readonly Commit[]) => void,
 ): Promise<UpdateTally | undefined> {
   const { store, log } = ports;
   let commits: Commit[] = [];
   for (;;) {
-    const stored = await store.get("UpdateTally", name);
     // Read for every write: what comes after the round has closed is late.
-    const round = await store.get("Round", name);
+    const [stored, round] = await Promise.all([store.get("UpdateTally", name), store.get("Round", name)]);
     if (round?.spec === undefined) return stored;
-    const tally = stored ?? emptyTally(name, round.spec.job);
+    const lastSeq = stored?.lastSeq ?? 0;
     // A tally that vanished was deleted with its round's log: what was read from that log must not bring it back.
-    commits = stored === undefined ? [] : commits.filter((commit) => commit.seq > tally.lastSeq);
-    if (commits.length === 0) commits = await log.commits(name, tally.lastSeq);
-    const context = contextOf(round, name, maxUpdateNorm, tally);
-    if (commits.length === 0 || context === undefined) return stored;
-    const judged = await judgeBatch(ports, commits, context, shardsOf(round.spec), tally);
-    const written =
-      stored === undefined
-        ? await store.create("UpdateTally", judged.tally)
-        : await store.update("UpdateTally", judged.tally);
-    if (!written.ok) continue;
-    onVerdicts(judged.verdicts, judged.unseen);
+    commits = stored === undefined ? [] : commits.filter((commit) => commit.seq > lastSeq);
+    if (commits.length === 0) commits = await log.commits(name, lastSeq);
+    if (commits.length === 0) return stored;
+    const batch = await judgeAndWrite(ports, { ...round, spec: round.spec }, stored, options, commits);
+    if (batch === undefined) continue;
+    onVerdicts(batch.verdicts, batch.unseen);
     // A stream of them must not keep the round here: the caller asks for another look, which goes on behind them.
-    if (judged.verdicts.length === 0) return written.resource;
+    if (batch.verdicts.length === 0) return batch.tally;
   }
 }

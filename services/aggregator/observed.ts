@@ -14,6 +14,13 @@ export function observedLog(log: UpdateLog, count: ReadCount, signal: AbortSigna
     watchCommits: (until) => log.watchCommits(until),
     purgeRound: (round, upToSeq) => log.purgeRound(round, upToSeq),
     readCommit: (seq) => log.readCommit(seq),
+    async *readChunks(of, seqs) {
+      for await (const chunk of log.readChunks(of, seqs)) {
+        signal.throwIfAborted();
+        count.bytes += chunk?.bytes.length ?? 0;
+        yield chunk;
+      }
+    },
     async readChunk(seq) {
       signal.throwIfAborted();
       const chunk = await log.readChunk(seq);

@@ -14,8 +14,9 @@ import {
   type FoldPass,
   type FoldProgress,
 } from "./fold-records.js";
-import { foldShard, gramOfShard, type FoldPlan, type FoldPorts } from "./fold-round.js";
+import { foldShard, gramOfShard, type FoldedShard, type FoldPlan, type FoldPorts } from "./fold-round.js";
 import { updateNorm } from "./finalize.js";
+import type { UpdateSource } from "./combine.js";
 import { gramBytes, gramFromBytes, sumGrams } from "./gram.js";
 import type { AggregatorMeters } from "./meters.js";
 import { stateParts, type Shard } from "./shards.js";
@@ -58,19 +59,35 @@ const passOf = (plan: FoldPlan, progress: FoldProgress): FoldPass =>
 const uidOf = (round: Round): string => round.metadata?.uid ?? "";
 const nameOf = (round: Round): string => round.metadata?.name ?? "";
 
-/** Folds a round of a single shard: nothing to share, nothing worth a checkpoint. */
-export async function foldAtOnce(ports: SharedFoldPorts, plan: FoldPlan): Promise<FoldOutcome> {
+/**
+ * Folds a round whole: one of a single shard, which has nothing to share and nothing worth a checkpoint, or one whose updates
+ * are summed already.
+ * @param summed ranges of the updates, if not from the log.
+ */
+export async function foldAtOnce(
+  ports: SharedFoldPorts,
+  plan: FoldPlan,
+  summed?: (shard: Shard) => UpdateSource,
+): Promise<FoldOutcome> {
   const startedMs = ports.clock.monotonicMs();
-  const [shard] = plan.shards;
-  if (shard === undefined) throw new InvariantError(`round ${plan.spec.number} of ${plan.spec.job} has no parameters`);
-  const gram = plan.needsGram ? await gramOfShard(ports, plan, shard) : undefined;
-  const { weights, state, squares } = await foldShard(ports, plan, shard, gram);
+  const [first] = plan.shards;
+  if (first === undefined) throw new InvariantError(`round ${plan.spec.number} of ${plan.spec.job} has no parameters`);
+  const gram = plan.needsGram ? await gramOfShard(ports, plan, first) : undefined;
+  const folded: FoldedShard[] = [];
+  for (const shard of plan.shards) folded.push(await foldShard(ports, plan, shard, gram, summed?.(shard)));
+  const state = stateParts(plan.shape, plan.shards).map(({ shard, piece }) => folded[shard]?.state[piece]);
   const [stored, outerState] = await Promise.all([
-    ports.blobs.put(weights),
-    state.length === 0 ? NO_BLOB : ports.blobs.put(state.length === 1 ? (state[0] ?? weights) : Buffer.concat(state)),
+    ports.blobs.put(joined(folded.map(({ weights }) => weights))),
+    state.length === 0 ? NO_BLOB : ports.blobs.put(joined(state)),
   ]);
   const elapsedMs = ports.clock.monotonicMs() - startedMs;
-  return { weights: stored, outerState, updateNorm: updateNorm([squares]), elapsedMs };
+  return { weights: stored, outerState, updateNorm: updateNorm(folded.map(({ squares }) => squares)), elapsedMs };
+}
+
+/** Parts one after the other; a single one as it is. */
+function joined(parts: readonly (Uint8Array | undefined)[]): Uint8Array {
+  const [first = new Uint8Array(), ...rest] = parts.map((part = new Uint8Array()) => part);
+  return rest.length === 0 ? first : Buffer.concat([first, ...rest]);
 }
 
 /** The inner products of the whole updates, staged by shards; undefined if one was lost, which is to be done again. */

@@ -220,6 +220,7 @@ test("a stream of commits of a device that is cut off does not keep the round fr
     },
     readCommit: (seq: number) => log.readCommit(seq),
     readChunk: (seq: number) => log.readChunk(seq),
+    readChunks: (of: { device: string; round: string }, seqs: readonly number[]) => log.readChunks(of, seqs),
     watchCommits: (signal: AbortSignal) => log.watchCommits(signal),
     purgeRound: (round: string) => log.purgeRound(round),
   };

@@ -1,6 +1,8 @@
 import test from "ava";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { createRng, type Rng } from "#common/domain/rng.js";
+import { readEach } from "#common/adapters/read-each.js";
+import type { UpdateLog } from "#common/ports/update-log.js";
 import { reconcileKey, reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
 import { replayRound } from "#services/aggregator/replay.js";
 import {
@@ -30,11 +32,21 @@ function wrap<T extends object>(target: T, around: Around): T {
   });
 }
 
+/** The same log, whose runs of chunks are calls each. */
+const readingEach = (log: UpdateLog): UpdateLog => ({
+  commits: (round, afterSeq) => log.commits(round, afterSeq),
+  readCommit: (seq) => log.readCommit(seq),
+  readChunk: (seq) => log.readChunk(seq),
+  readChunks: (of, seqs) => readEach(log, of, seqs),
+  watchCommits: (signal) => log.watchCommits(signal),
+  purgeRound: (round) => log.purgeRound(round),
+});
+
 const wrapped = (ports: AggregatorPorts, around: Around): AggregatorPorts => ({
   ...ports,
   store: wrap(ports.store, around),
   blobs: wrap(ports.blobs, around),
-  log: wrap(ports.log, around),
+  log: readingEach(wrap(ports.log, around)),
   enqueue: async (key) => {
     await around(() => ports.enqueue(key));
   },

@@ -11,6 +11,7 @@ import { codeOf } from "#common/adapters/coded-error.js";
 import { reconcileRound } from "#services/aggregator/controller.js";
 import { collectLog, type CollectorPorts } from "#services/aggregator/log-collector.js";
 import { aggregatorMeters, logMeters } from "#services/aggregator/meters.js";
+import { RunningSums } from "#services/aggregator/running-sums.js";
 import { startNats } from "#test/support/servers.js";
 import {
   commit,
@@ -186,7 +187,7 @@ test("a log with room for little more than a round refuses, loses nothing, and e
   const journal = new MemoryLog();
   const enqueue = (): Promise<void> => Promise.resolve();
   const meters = aggregatorMeters(metrics);
-  const ports = { store, blobs, log, clock: link.clock, journal, meters, enqueue, retainRounds: 3 };
+  const ports = { store, blobs, log, clock: link.clock, journal, meters, enqueue, retainRounds: 3, sums: new RunningSums(0) };
   const collector = { store, log, journal, meters: logMeters(metrics), retainRounds: 3 };
   let refused = 0;
   for (let number = 1; number <= 4; number++) {

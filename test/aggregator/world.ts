@@ -17,6 +17,7 @@ import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { toBytes } from "#common/tensor/flat.js";
 import { reconcileKey, type AggregatorPorts } from "#services/aggregator/controller.js";
+import { RunningSums } from "#services/aggregator/running-sums.js";
 import { aggregatorMeters } from "#services/aggregator/meters.js";
 
 export const JOB = "tiny";
@@ -50,6 +51,8 @@ export interface WorldOptions {
   population?: number;
   evaluationOnly?: boolean;
   retainRounds?: number;
+  /** Memory for sums of updates that are judged; 0, the default, folds from the log. */
+  sumsMaxBytes?: number;
   /** About so many values in a shard of the fold. */
   foldShardValues?: number;
   /** A log that others use too; commits in it count. */
@@ -140,6 +143,7 @@ export async function createWorld(options: WorldOptions = {}): Promise<World> {
       return Promise.resolve();
     },
     retainRounds: options.retainRounds ?? 0,
+    sums: new RunningSums(options.sumsMaxBytes ?? 0),
   };
   const uplink = (device: string): UpdateUplink => log.uplink(device);
   return seedFleet({ ports, store, blobs, log, metrics, keys, uplink }, options);

@@ -25,6 +25,49 @@ export function updateLogConformance(test: TestFn, label: string, open: () => Op
     t.is(Buffer.compare(chunk?.bytes ?? new Uint8Array(), bytes), 0);
   });
 
+  test(title("the chunks of an update come in order, others' and absent ones as undefined"), async (t) => {
+    const { log, uplink } = open();
+    const append = async (device: string, round: string, index: number): Promise<number> => {
+      const bytes = new Uint8Array(1000 + index).fill(index);
+      return (await uplink(device).appendChunk(round, `${round}/${device}/${index}`, bytes)).seq;
+    };
+    const own: number[] = [];
+    let foreign = 0;
+    // Other devices and rounds lie in between.
+    for (let index = 0; index < 40; index += 1) {
+      own.push(await append("dev-r", "run-1", index));
+      if (index % 3 === 0) foreign = await append("dev-q", "run-1", index);
+      if (index % 5 === 0) await append("dev-r", "run-2", index);
+    }
+    const read = async (seqs: readonly number[], device = "dev-r"): Promise<(number | undefined)[]> => {
+      const firstBytes: (number | undefined)[] = [];
+      for await (const chunk of log.readChunks({ device, round: "run-1" }, seqs)) {
+        if (chunk !== undefined) t.deepEqual([chunk.device, chunk.round], [device, "run-1"]);
+        t.true(chunk === undefined || chunk.bytes.length === 1000 + (chunk.bytes[0] ?? 0));
+        firstBytes.push(chunk?.bytes[0]);
+      }
+      return firstBytes;
+    };
+    const all = own.map((_, index) => index);
+    t.deepEqual(await read(own), all);
+    t.deepEqual(await read(own.slice(0, 2)), [0, 1]);
+    t.deepEqual(await read([]), []);
+    // Some of them, in any order, repeated, another's and what nobody has.
+    t.deepEqual(
+      await read(own.filter((_, index) => index % 7 === 0)),
+      all.filter((index) => index % 7 === 0),
+    );
+    t.deepEqual(await read([...own].reverse()), [...all].reverse());
+    t.deepEqual(await read([own[3] ?? 0, own[3] ?? 0, own[4] ?? 0, own[5] ?? 0]), [3, 3, 4, 5]);
+    t.deepEqual(await read([own[0] ?? 0, own[1] ?? 0, own[2] ?? 0, foreign]), [0, 1, 2, undefined]);
+    const last = own.at(-1) ?? 0;
+    const beyond = [...own.slice(-3), last + 1, last + 100_000, last + 100_001];
+    t.deepEqual(await read(beyond), [37, 38, 39, undefined, undefined, undefined]);
+    t.deepEqual(await read([0, -1, 1.5, Number.NaN]), [undefined, undefined, undefined, undefined]);
+    // A reader may stop anywhere.
+    for await (const chunk of log.readChunks({ device: "dev-r", round: "run-1" }, own)) if (chunk?.bytes[0] === 5) break;
+  });
+
   test(title("a message id counts once, for chunks and commits"), async (t) => {
     const { log, uplink } = open();
     const device = uplink("dev-b");

@@ -1,6 +1,7 @@
 import test from "ava";
 import fc from "fast-check";
 import { createRng } from "#common/domain/rng.js";
+import { chunkRange, decodeUpdate, encodeUpdate } from "#common/tensor/chunk.js";
 import { codecByName, codecNames, type Codec } from "#common/tensor/codec.js";
 import { sumOfSquares } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
@@ -9,6 +10,7 @@ import {
   encodeChunk,
   inspectChunk,
   openChunkFold,
+  openVectorFold,
   type ChunkFold,
   type WeightedChunk,
 } from "#common/tensor/kernels/kernels.js";
@@ -219,4 +221,26 @@ test("whole chunks fit, two folds do not share sums, and more than a chunk is a 
   }
   t.throws(() => openChunkFold(codec("fp32")).begin(524_289), { instanceOf: InvariantError });
   t.throws(() => openChunkFold({ ...codec("fp32"), name: "fp16" }), { instanceOf: InvariantError });
+});
+
+test("sums over whole updates are those of plain loops, across the ends of chunks", (t) => {
+  for (const of of CODECS) {
+    const values = 2 * Math.min(of.chunkValues, 140_000) + 17;
+    const fold = openVectorFold(of, values);
+    const expected = new Float64Array(values);
+    for (const [seed, factor] of [
+      [1, 3],
+      [2, 1 / 3],
+      [3, 640],
+    ] as const) {
+      const update = draw(values, seed);
+      encodeUpdate(update, of).forEach((bytes, index) => {
+        t.true(fold.add(chunkRange(values, of, index).start, bytes, factor));
+      });
+      addPlainly(expected, decodeUpdate(encodeUpdate(update, of), values, of), factor);
+    }
+    t.true(same(fold.sums(), expected), `${of.name} ${of.chunkValues}`);
+    t.false(fold.add(0, new Uint8Array(3), 1));
+  }
+  t.throws(() => openVectorFold({ ...codec("fp32"), vectors: 2 }, 10), { instanceOf: InvariantError });
 });

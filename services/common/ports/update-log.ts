@@ -9,6 +9,13 @@ export interface CommitRecord {
   manifest: UpdateManifest | undefined;
 }
 
+/** A chunk as the log holds it. `device` and `round` come from the authenticated subject. */
+export interface Chunk {
+  device: string;
+  round: string;
+  bytes: Uint8Array;
+}
+
 /** How full the log is. */
 export interface LogUsage {
   messages: number;
@@ -49,7 +56,12 @@ export interface UpdateLog {
   /** The commit at this sequence, of whatever round; undefined if there is none. */
   readCommit(seq: number): Promise<CommitRecord | undefined>;
   /** The chunk at this sequence with the device and round of its subject; undefined if there is none. */
-  readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined>;
+  readChunk(seq: number): Promise<Chunk | undefined>;
+  /**
+   * The chunks that a device claims to have at these sequences, one after the other and some read ahead: what `readChunk` says
+   * of each, but undefined for one that is another's or of another round.
+   */
+  readChunks(of: { device: string; round: string }, seqs: readonly number[]): AsyncIterable<Chunk | undefined>;
   /** Round names as commits arrive, past ones not repeated; a hint for wake-ups, may lose some on reconnect. */
   watchCommits(signal: AbortSignal): AsyncIterable<{ device: string; round: string; seq: number }>;
   /** Drops chunks and commits of a round, with a sequence only those up to it: another job's round may have the name by now. */

@@ -1,12 +1,12 @@
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import type { PayloadFacts } from "../domain/accept.js";
 import type { Refusal } from "../domain/refusal.js";
-import type { UpdateLog } from "../ports/update-log.js";
+import type { Chunk, UpdateLog } from "../ports/update-log.js";
 import { chunkRange } from "../tensor/chunk.js";
 import type { Codec, DecodeRefusal } from "../tensor/codec.js";
 import { openDigest } from "../tensor/digest.js";
 import { inspectChunk } from "../tensor/kernels/kernels.js";
-import { openChunks, type Chunk } from "./chunk-reader.js";
+import { openUpdates } from "./chunk-reader.js";
 
 type Bad = { ok: false; refusal: Refusal };
 
@@ -26,9 +26,8 @@ export function ownBytes(
   index: number,
 ): { ok: true; bytes: Uint8Array } | Bad {
   const seq = manifest.chunkSeqs[index] ?? 0;
-  if (chunk === undefined) return bad(`chunk ${index}: nothing at sequence ${seq} of the log`);
-  if (chunk.device !== manifest.device || chunk.round !== manifest.round) {
-    return bad(`chunk ${index}: sequence ${seq} belongs to another device or round`);
+  if (chunk?.device !== manifest.device || chunk.round !== manifest.round) {
+    return bad(`chunk ${index}: the log has none of this device and round at sequence ${seq}`);
   }
   return { ok: true, bytes: chunk.bytes };
 }
@@ -37,13 +36,13 @@ export function ownBytes(
 export type OnChunk = (start: number, bytes: Uint8Array) => void;
 
 /**
- * Takes the chunks of a screened manifest in order from `read` and hands each one to `onChunk`. The caller discards what it
+ * Takes the chunks of a screened manifest in order from `next` and hands each one to `onChunk`. The caller discards what it
  * was handed if the facts do not hold.
- * @param read the chunk of this index of the manifest.
+ * @param next the update's next chunk.
  * @returns the digest and L2 norm of what was read, or why it cannot be an update. Throws on IO failures.
  */
 export async function takePayload(
-  read: (index: number) => Promise<Chunk | undefined>,
+  next: () => Promise<Chunk | undefined>,
   manifest: UpdateManifest,
   codec: Codec,
   onChunk?: OnChunk,
@@ -51,7 +50,7 @@ export async function takePayload(
   const digest = openDigest();
   let squares = 0;
   for (const index of manifest.chunkSeqs.keys()) {
-    const chunk = ownBytes(await read(index), manifest, index);
+    const chunk = ownBytes(await next(), manifest, index);
     if (!chunk.ok) return chunk;
     const { start, end } = chunkRange(manifest.values, codec, index);
     const inspected = inspectChunk(codec, chunk.bytes, end - start);
@@ -64,12 +63,17 @@ export async function takePayload(
 }
 
 /** As `takePayload`, from the log, some chunks ahead. */
-export function readPayload(
+export async function readPayload(
   log: UpdateLog,
   manifest: UpdateManifest,
   codec: Codec,
   onChunk?: OnChunk,
 ): Promise<PayloadFacts> {
-  const chunks = openChunks(log, manifest.chunkSeqs);
-  return takePayload((index) => chunks.read(index), manifest, codec, onChunk);
+  const { device, round, chunkSeqs } = manifest;
+  const update = openUpdates(log, [{ device, round, seqs: chunkSeqs }]);
+  try {
+    return await takePayload(() => update.next(0), manifest, codec, onChunk);
+  } finally {
+    await update.close();
+  }
 }

@@ -1,6 +1,7 @@
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { subjects } from "../../domain/subjects.js";
 import type {
+  Chunk,
   CollectableLog,
   CommitRecord,
   LogPart,
@@ -10,6 +11,7 @@ import type {
 } from "../../ports/update-log.js";
 import { CodedError } from "../coded-error.js";
 import { Mailbox } from "../mailbox.js";
+import { readEach, type Owner } from "../read-each.js";
 import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 
 interface Message {
@@ -74,11 +76,15 @@ export class MemoryUpdateLog implements CollectableLog {
     return Promise.resolve({ seq, device, round, manifest: decodeManifest(message.data) });
   }
 
-  readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined> {
+  readChunk(seq: number): Promise<Chunk | undefined> {
     const message = this.messages.get(seq);
     const parsed = message && parseUpdateSubject(message.subject);
     if (message === undefined || parsed?.part !== "chunk") return Promise.resolve(undefined);
     return Promise.resolve({ device: parsed.device, round: parsed.round, bytes: message.data });
+  }
+
+  readChunks(of: Owner, seqs: readonly number[]): AsyncIterable<Chunk | undefined> {
+    return readEach(this, of, seqs);
   }
 
   async *watchCommits(signal: AbortSignal): AsyncGenerator<{ device: string; round: string; seq: number }> {

@@ -190,7 +190,7 @@ class Delivery {
  * Where a message stands, from its reply subject: `$JS.ACK.<stream>.<consumer>.<tries>.<seq>.<delivery>.<time>.<pending>`,
  * with domain and account after ACK on newer servers.
  */
-function parseAckSubject(reply: string): { seq: number; delivery: number; pending: number } | undefined {
+export function parseAckSubject(reply: string): { seq: number; delivery: number; pending: number } | undefined {
   const tokens = reply.split(".");
   const at = tokens.length > 9 ? 7 : 5;
   const [seq, delivery, pending] = [tokens[at], tokens[at + 1], tokens[at + 3]].map(Number);

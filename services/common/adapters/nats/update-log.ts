@@ -2,6 +2,7 @@ import { headers, NatsError, type NatsConnection } from "nats";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { subjects } from "../../domain/subjects.js";
 import type {
+  Chunk,
   CollectableLog,
   CommitRecord,
   LogPart,
@@ -10,11 +11,13 @@ import type {
   UpdateUplink,
 } from "../../ports/update-log.js";
 import { CodedError } from "../coded-error.js";
+import { readEach, type Owner } from "../read-each.js";
 import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
 import { readStored } from "./direct.js";
 import { follow, readPast, type StoredMessage } from "./follow.js";
+import { readRun } from "./run-reader.js";
 import { STREAMS } from "./streams.js";
 
 const DELETES_AT_ONCE = 16;
@@ -22,6 +25,14 @@ const DELETES_AT_ONCE = 16;
 const ERASE_PAGE_BYTES = 2 * 1024 ** 2;
 /** No message of that sequence, or it could not be deleted because it is gone. */
 const GONE = new Set([10037, 10043, 10057]);
+
+/** A run is worth a consumer from so many chunks on. */
+const LEAST_RUN = 4;
+
+function isRun(seqs: readonly number[]): boolean {
+  if (seqs.length < LEAST_RUN) return false;
+  return seqs.every((seq, i) => Number.isSafeInteger(seq) && seq > (seqs[i - 1] ?? 0));
+}
 
 /** UpdateLog on the stream UPDATES, as the control plane reads it. */
 export class NatsUpdateLog implements CollectableLog {
@@ -42,7 +53,7 @@ export class NatsUpdateLog implements CollectableLog {
     return stored && { seq, device: stored.device, round: stored.round, manifest: decodeManifest(stored.bytes) };
   }
 
-  readChunk(seq: number): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined> {
+  readChunk(seq: number): Promise<Chunk | undefined> {
     return this.readOf("chunk", seq);
   }
 
@@ -55,6 +66,17 @@ export class NatsUpdateLog implements CollectableLog {
     const parsed = stored && parseUpdateSubject(stored.subject);
     if (stored === undefined || parsed?.part !== part) return undefined;
     return { device: parsed.device, round: parsed.round, bytes: stored.data };
+  }
+
+  async *readChunks(of: Owner, seqs: readonly number[]): AsyncGenerator<Chunk | undefined, void, undefined> {
+    let next = 0;
+    if (isRun(seqs)) {
+      for await (const bytes of readRun(this.link, STREAMS.updates, subjects.updateChunk(of.device, of.round), seqs)) {
+        next += 1;
+        yield { ...of, bytes };
+      }
+    }
+    yield* readEach(this, of, seqs.slice(next));
   }
 
   async *watchCommits(signal: AbortSignal): AsyncGenerator<{ device: string; round: string; seq: number }> {

@@ -1,6 +1,6 @@
 import { MAX_CHUNK_BYTES, type Codec, type Decoded, type DecodeRefusal } from "../codecs/codec.js";
 import { InvariantError } from "../invariant.js";
-import { CHUNK_AT, instantiate, MAX_CHUNK_VALUES, VALUES_AT, type KernelExports } from "./module.js";
+import { CHUNK_AT, instantiate, MAX_CHUNK_VALUES, STEP_BYTES, VALUES_AT, type KernelExports } from "./module.js";
 
 /** A chunk that is the scales of its blocks, if any, and then so many bits a value: it can be cut into strips of whole blocks. */
 interface PlainLayout {
@@ -141,9 +141,34 @@ export interface ChunkFold {
   mean(total: number): Float64Array;
 }
 
+/** Adds chunks of `count` values, in their order, to the sums at this place; as ChunkFold's `add`. */
+function addChunks(
+  exports: KernelExports,
+  codec: Codec,
+  { layout, add }: ChunkKernels,
+  chunks: readonly WeightedChunk[],
+  count: number,
+  sumsAt: number,
+): { index: number; reason: DecodeRefusal } | undefined {
+  const heap = new Uint8Array(exports.memory.buffer);
+  const wrong = chunks.findIndex(({ bytes }) => !isLength(codec, bytes, count));
+  if (wrong >= 0) return { index: wrong, reason: "WrongLength" };
+  const strip = layout === undefined ? count : STRIP;
+  for (let from = 0; from < count; from += strip) {
+    const to = Math.min(from + strip, count);
+    for (const [index, { bytes, factor }] of chunks.entries()) {
+      if (layout === undefined) heap.set(bytes, CHUNK_AT);
+      else stageStrip(heap, layout, bytes, count, from, to);
+      const reason = REFUSALS[add(exports, to - from, sumsAt + 8 * from, factor)];
+      if (reason !== undefined) return { index, reason };
+    }
+  }
+  return undefined;
+}
+
 /** Starts folding chunks of a codec. Holds about 5 MB of its own. Throws an InvariantError if the codec has no kernels. */
 export function openChunkFold(codec: Codec): ChunkFold {
-  const { layout, add } = kernelsOf(codec);
+  const kernels = kernelsOf(codec);
   const exports = instantiate();
   const heap = new Uint8Array(exports.memory.buffer);
   let count = 0;
@@ -153,24 +178,38 @@ export function openChunkFold(codec: Codec): ChunkFold {
       count = values;
       heap.fill(0, VALUES_AT, VALUES_AT + 8 * count);
     },
-    add(chunks) {
-      const wrong = chunks.findIndex(({ bytes }) => !isLength(codec, bytes, count));
-      if (wrong >= 0) return { index: wrong, reason: "WrongLength" };
-      const strip = layout === undefined ? count : STRIP;
-      for (let from = 0; from < count; from += strip) {
-        const to = Math.min(from + strip, count);
-        for (const [index, { bytes, factor }] of chunks.entries()) {
-          if (layout === undefined) heap.set(bytes, CHUNK_AT);
-          else stageStrip(heap, layout, bytes, count, from, to);
-          const reason = REFUSALS[add(exports, to - from, VALUES_AT + 8 * from, factor)];
-          if (reason !== undefined) return { index, reason };
-        }
-      }
-      return undefined;
-    },
+    add: (chunks) => addChunks(exports, codec, kernels, chunks, count, VALUES_AT),
     mean(total) {
       exports.divide(VALUES_AT, count, total);
       return new Float64Array(exports.memory.buffer, VALUES_AT, count);
     },
+  };
+}
+
+/** Weighted sums over whole updates of one vector, which come one after the other. */
+export interface VectorFold {
+  /**
+   * sums[start + i] += factor * value i of the chunk that begins at `start`: the bits of ChunkFold over the same chunks in the
+   * same order of updates. @returns false if it is no chunk of this codec; the sums are then spoilt.
+   */
+  add(start: number, bytes: Uint8Array, factor: number): boolean;
+  /** A view of them. */
+  sums(): Float64Array;
+}
+
+/**
+ * Starts folding updates of so many values into sums of zero. Holds 8 bytes a value; throws a RangeError if there is no memory
+ * for them, an InvariantError if the codec has no kernels or cuts updates into several vectors.
+ */
+export function openVectorFold(codec: Codec, values: number): VectorFold {
+  if ((codec.vectors ?? 1) > 1) throw new InvariantError("sums of several vectors overlap where their chunks end");
+  const kernels = kernelsOf(codec);
+  const exports = instantiate(8 * values + STEP_BYTES);
+  return {
+    add(start, bytes, factor) {
+      const count = Math.min(codec.chunkValues, values - start);
+      return addChunks(exports, codec, kernels, [{ bytes, factor }], count, VALUES_AT + 8 * start) === undefined;
+    },
+    sums: () => new Float64Array(exports.memory.buffer, VALUES_AT, values),
   };
 }

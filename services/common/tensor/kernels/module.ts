@@ -29,13 +29,19 @@ export const MAX_CHUNK_VALUES = 524_288;
 /** Where a chunk lies. After every region there is room for one step (assembly/lanes.ts). */
 export const CHUNK_AT = 0;
 const PAGE_BYTES = 65_536;
+/** Room for one step of any kernel behind the last region. */
+export const STEP_BYTES = PAGE_BYTES;
 /** Where fp32 values or float64 sums lie. */
 export const VALUES_AT = 9 * PAGE_BYTES;
 
 const module = new WebAssembly.Module(readFileSync(new URL("kernels.wasm", import.meta.url)));
 
-/** The kernels with a memory of their own, of about 5 MB. */
-export function instantiate(): KernelExports {
+/** The kernels with a memory of their own, of about 5 MB, or of so many bytes from VALUES_AT on. */
+export function instantiate(valueBytes = 0): KernelExports {
   // The build makes the module out of assembly/index.ts, so it has these exports.
-  return new WebAssembly.Instance(module).exports as KernelExports;
+  const exports = new WebAssembly.Instance(module).exports as KernelExports;
+  const { memory } = exports;
+  const pages = Math.ceil((VALUES_AT + valueBytes) / PAGE_BYTES);
+  memory.grow(Math.max(0, pages - memory.buffer.byteLength / PAGE_BYTES));
+  return exports;
 }

@@ -1,0 +1,152 @@
+import type { StrategySpec } from "#proto/shoal/v1/job.js";
+import type { UpdateManifest, Verdict } from "#proto/shoal/v1/round.js";
+import type { Codec } from "#common/tensor/codec.js";
+import { InvariantError } from "#common/tensor/invariant.js";
+import { openVectorFold, type VectorFold } from "#common/tensor/kernels/kernels.js";
+import type { UpdateSource } from "./combine.js";
+import { weightOf } from "./fold.js";
+import type { Shard } from "./shards.js";
+import { strategyByName } from "./strategies/table.js";
+
+/** What a round's updates have in common. */
+export interface SummedRound {
+  /** Of the round, so that one of the same name is another. */
+  readonly uid: string;
+  readonly values: number;
+  readonly codec: Codec;
+  readonly options: StrategySpec;
+}
+
+/** An update that is summed while it is judged. */
+export interface SummedUpdate {
+  /** Takes the next chunk, whose values belong at `start`. It is one of the codec. */
+  add(start: number, bytes: Uint8Array): void;
+}
+
+/**
+ * The weighted sums of a round's accepted updates, in the order in which they were accepted: what a mean of them would come to,
+ * taken while they are judged, so that they need not be read again.
+ */
+export interface RoundSums {
+  begin(commitSeq: number, manifest: UpdateManifest): SummedUpdate;
+  /** Ends the update begun last. One that does not count has spoilt the sums. */
+  end(accepted: boolean): void;
+}
+
+class Sums implements RoundSums {
+  readonly #fold: VectorFold;
+  readonly #weights: number[] = [];
+  readonly #seqs: number[] = [];
+  #begun: { seq: number; weight: number } | undefined;
+  isSpoilt = false;
+
+  constructor(private readonly round: SummedRound) {
+    this.#fold = openVectorFold(round.codec, round.values);
+  }
+
+  get sizeBytes(): number {
+    return 8 * this.round.values;
+  }
+
+  begin(commitSeq: number, manifest: UpdateManifest): SummedUpdate {
+    const weight = weightOf(this.round.options.weighting, manifest);
+    this.#begun = { seq: commitSeq, weight };
+    return {
+      add: (start, bytes) => {
+        if (weight !== 0 && !this.isSpoilt) this.isSpoilt = !this.#fold.add(start, bytes, weight);
+      },
+    };
+  }
+
+  end(accepted: boolean): void {
+    if (this.#begun === undefined) throw new InvariantError("no update was begun");
+    this.#seqs.push(this.#begun.seq);
+    this.#weights.push(this.#begun.weight);
+    this.#begun = undefined;
+    this.isSpoilt ||= !accepted;
+  }
+
+  isOf(seqs: readonly number[]): boolean {
+    if (this.isSpoilt || this.#begun !== undefined) return false;
+    return seqs.length === this.#seqs.length && seqs.every((seq, i) => seq === this.#seqs[i]);
+  }
+
+  /** As `openLogSource` of the same updates in the same order: equal bits. */
+  source({ start, end }: Shard, norms: readonly number[]): UpdateSource {
+    const sums = this.#fold.sums().subarray(start, end);
+    return {
+      weights: this.#weights,
+      norms,
+      mean: (factors, total, out) => {
+        if (factors.some((factor, k) => factor !== this.#weights[k])) throw new InvariantError("other weights were summed");
+        for (let i = 0; i < out.length; i++) out[i] = (sums[i] as number) / total;
+        return Promise.resolve();
+      },
+      columns: () => Promise.reject(new InvariantError("sums have no columns")),
+    };
+  }
+}
+
+/** Whether the strategy's result depends on the weighted sums of the updates alone, with weights that their manifests tell. */
+function isSummable({ options, codec }: SummedRound): boolean {
+  return strategyByName(options.name)?.rule.kind === "mean" && options.normBound === 0 && (codec.vectors ?? 1) === 1;
+}
+
+/**
+ * Sums of the rounds that this process judges, 8 bytes a value, as many as fit. They are a shortcut and nothing depends on them:
+ * a round whose updates were judged by several replicas, or by one that was killed since, is folded from the log.
+ */
+export class RunningSums {
+  /** The one used longest ago first. */
+  readonly #idle = new Map<string, Sums>();
+  readonly #out = new Set<Sums>();
+
+  constructor(private readonly maxBytes: number) {}
+
+  /**
+   * Takes the sums of a round out, to add updates; nobody else has them until they are put back.
+   * @param accepted commits whose updates count already, in the order of their verdicts.
+   * @returns undefined if there are none for just these, or no room.
+   */
+  take(round: SummedRound, accepted: readonly number[]): RoundSums | undefined {
+    if (!isSummable(round)) return undefined;
+    const kept = this.#idle.get(round.uid);
+    this.#idle.delete(round.uid);
+    const sums = kept?.isOf(accepted) === true ? kept : this.#start(round, accepted);
+    if (sums !== undefined) this.#out.add(sums);
+    return sums;
+  }
+
+  /** Puts back what was taken; `durable` says whether the verdicts on all that was added are written. */
+  put(uid: string, sums: RoundSums, durable: boolean): void {
+    if (!(sums instanceof Sums) || !this.#out.delete(sums)) throw new InvariantError("these sums were not taken");
+    if (durable && !sums.isSpoilt) this.#idle.set(uid, sums);
+  }
+
+  /** These updates as a source of their mean; undefined if they, in this order, are not what was summed. */
+  sourceOf(uid: string, updates: readonly Verdict[]): ((shard: Shard) => UpdateSource) | undefined {
+    const sums = this.#idle.get(uid);
+    const norms = updates.map(({ norm }) => norm);
+    const isTheirs = sums?.isOf(updates.map(({ commitSeq }) => commitSeq)) === true;
+    return isTheirs ? (shard) => sums.source(shard, norms) : undefined;
+  }
+
+  /** Lets go of a round. */
+  drop(uid: string): void {
+    this.#idle.delete(uid);
+  }
+
+  #start(round: SummedRound, accepted: readonly number[]): Sums | undefined {
+    const neededBytes = 8 * round.values;
+    if (accepted.length > 0 || neededBytes > this.maxBytes) return undefined;
+    for (const [uid, idle] of this.#idle) {
+      if (this.#heldBytes() + neededBytes <= this.maxBytes) break;
+      if (idle.sizeBytes > 0) this.#idle.delete(uid);
+    }
+    return this.#heldBytes() + neededBytes <= this.maxBytes ? new Sums(round) : undefined;
+  }
+
+  #heldBytes(): number {
+    return [...this.#idle.values(), ...this.#out].reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  }
+}

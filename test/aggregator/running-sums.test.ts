@@ -1,0 +1,169 @@
+import test from "ava";
+import { strategyFacts } from "#common/domain/strategy-table.js";
+import { codecByName, type Codec } from "#common/tensor/codec.js";
+import { StrategySpec } from "#proto/shoal/v1/job.js";
+import { RunningSums } from "#services/aggregator/running-sums.js";
+import { strategyNames } from "#services/aggregator/strategies/table.js";
+import { reconcileKey } from "#services/aggregator/controller.js";
+import {
+  commit,
+  createWorld,
+  DEVICES,
+  draw,
+  drain,
+  freeze,
+  JOB,
+  reconcile,
+  resultOf,
+  upload,
+  type World,
+  type WorldOptions,
+} from "./world.js";
+
+/** Two fp32 chunks and a bit. */
+const PARAMETERS = 263_000;
+const ROOM = 2 ** 22;
+const drawn = DEVICES.map((_, i) => draw(PARAMETERS, i));
+
+/** Counts what is read of the log's chunks from now on. */
+function countReads(world: World): () => number {
+  const read = world.log.readChunk.bind(world.log);
+  let reads = 0;
+  world.log.readChunk = (seq) => {
+    reads += 1;
+    return read(seq);
+  };
+  return () => reads;
+}
+
+async function commitAll(world: World, lengths = 1): Promise<void> {
+  for (const [i, device] of DEVICES.entries()) {
+    const delta = lengths === 1 ? (drawn[i] as Float32Array) : draw(lengths * PARAMETERS, i);
+    await commit(world, await upload(world, device, delta, 10 - i));
+  }
+}
+
+const CHUNKS = 3;
+const FP32 = codecByName("fp32") as Codec;
+
+async function roundOf(options: WorldOptions): Promise<{ digests: unknown[]; reads: number }> {
+  const world = await createWorld({ parameters: PARAMETERS, ...options });
+  const reads = countReads(world);
+  await commitAll(world, strategyFacts(options.strategy ?? "")?.controlled === true ? 2 : 1);
+  await reconcile(world);
+  await freeze(world);
+  await reconcile(world);
+  const result = await resultOf(world);
+  return { digests: [result?.weights?.digest, result?.outerState?.digest, result?.updateNorm], reads: reads() };
+}
+
+test("a round comes to the same bits from its sums as from the log, whatever its strategy, codec and shards", async (t) => {
+  for (const strategy of strategyNames) {
+    for (const options of [{ strategy }, { strategy, codec: "int4", foldShardValues: 131_072 }]) {
+      const fromLog = await roundOf(options);
+      const fromSums = await roundOf({ ...options, sumsMaxBytes: ROOM });
+      t.truthy(fromLog.digests[0], strategy);
+      t.deepEqual(fromSums.digests, fromLog.digests, strategy);
+      t.true(fromSums.reads <= fromLog.reads);
+    }
+  }
+  const fromLog = await roundOf({ strategy: "fedadam" });
+  const fromSums = await roundOf({ strategy: "fedadam", sumsMaxBytes: ROOM });
+  t.deepEqual([fromLog.reads, fromSums.reads], [2 * 3 * CHUNKS, 3 * CHUNKS]);
+  // A bound on norms is known of an update only when all of it was read.
+  const bounded = { strategy: "fedavg", normBound: 1 };
+  t.deepEqual((await roundOf({ ...bounded, sumsMaxBytes: ROOM })).digests, (await roundOf(bounded)).digests);
+  t.notDeepEqual((await roundOf(bounded)).digests, (await roundOf({ strategy: "fedavg" })).digests);
+});
+
+test("an update that is refused after it was read does not count in the sums", async (t) => {
+  const rounds: World[] = [];
+  for (const sumsMaxBytes of [0, ROOM]) {
+    const world = await createWorld({ parameters: PARAMETERS, sumsMaxBytes });
+    const [first = "", second = "", third = ""] = DEVICES;
+    await commit(world, await upload(world, first, drawn[0] as Float32Array));
+    const wrong = await upload(world, second, drawn[1] as Float32Array);
+    await commit(world, { ...wrong, digest: `sha256:${"0".repeat(64)}` });
+    await reconcile(world);
+    await commit(world, await upload(world, third, drawn[2] as Float32Array));
+    await reconcile(world);
+    await freeze(world);
+    await reconcile(world);
+    rounds.push(world);
+  }
+  const [log, sums] = await Promise.all(rounds.map((world) => resultOf(world)));
+  t.is(sums?.folded.length, 2);
+  t.truthy(log?.weights?.digest);
+  t.is(sums?.weights?.digest, log?.weights?.digest);
+});
+
+test("sums of a part of the updates, of another order or of a replica that is gone are not used", async (t) => {
+  const expected = (await roundOf({ strategy: "fedavg" })).digests[0];
+  const options = { strategy: "fedavg", parameters: PARAMETERS, sumsMaxBytes: ROOM };
+  const upTo = async (world: World, one: Partial<World["ports"]>, other: Partial<World["ports"]>): Promise<unknown> => {
+    for (const [i, device] of DEVICES.entries()) {
+      await commit(world, await upload(world, device, drawn[i] as Float32Array, 10 - i));
+      await reconcileKey({ ...world.ports, ...(i === 1 ? other : one) }, `${JOB}-1`);
+    }
+    await freeze(world);
+    const reads = countReads(world);
+    await reconcileKey({ ...world.ports, ...one }, `${JOB}-1`);
+    await drain(world);
+    return [(await resultOf(world))?.weights?.digest, reads()];
+  };
+  // The second update is judged by another replica.
+  const [a, b] = [new RunningSums(ROOM), new RunningSums(ROOM)];
+  t.deepEqual(await upTo(await createWorld(options), { sums: a }, { sums: b }), [expected, 3 * CHUNKS]);
+  const alone = await createWorld(options);
+  t.deepEqual(await upTo(alone, {}, {}), [expected, 0]);
+  // A fold set that leaves one out, in another order.
+  const [log, sums] = await Promise.all(
+    [0, ROOM].map(async (sumsMaxBytes) => {
+      const world = await createWorld({ ...options, sumsMaxBytes });
+      await commitAll(world);
+      await reconcile(world);
+      await freeze(world, [...DEVICES.slice(1)].reverse());
+      await reconcile(world);
+      return (await resultOf(world))?.weights?.digest;
+    }),
+  );
+  t.truthy(log);
+  t.is(sums, log);
+});
+
+test("verdicts that were not written take their sums with them", async (t) => {
+  const world = await createWorld({ strategy: "fedavg", parameters: PARAMETERS, sumsMaxBytes: ROOM });
+  await commitAll(world);
+  const update = world.store.create.bind(world.store);
+  let lost = 0;
+  world.store.create = async (kind, resource) => {
+    if (kind !== "UpdateTally" || lost++ > 0) return update(kind, resource);
+    throw new Error("gone");
+  };
+  await t.throwsAsync(reconcile(world), { message: "gone" });
+  await reconcile(world);
+  await freeze(world);
+  await reconcile(world);
+  t.is((await resultOf(world))?.weights?.digest, (await roundOf({ strategy: "fedavg" })).digests[0] as string);
+});
+
+test("sums take no more memory than they may: the longest idle give way, and a round too large has none", (t) => {
+  const sums = new RunningSums(8 * 1000);
+  const round = (uid: string, values: number) => ({
+    uid,
+    values,
+    codec: FP32,
+    options: StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" }),
+  });
+  const first = sums.take(round("a", 600), []);
+  t.truthy(first);
+  // In use: it does not give way.
+  t.is(sums.take(round("b", 600), []), undefined);
+  t.truthy(sums.take(round("c", 400), []));
+  if (first !== undefined) sums.put("a", first, true);
+  t.truthy(sums.take(round("b", 500), []));
+  t.is(sums.sourceOf("a", []), undefined);
+  t.is(sums.take(round("d", 1001), []), undefined);
+  // What was accepted before it is not in it.
+  t.is(new RunningSums(8000).take(round("e", 10), [7]), undefined);
+});

@@ -77,7 +77,9 @@ interface CommitsReader {
 /** Reads several commits as one sequence. Those that no reading can save are left out. */
 function openCommits(log: UpdateLog, commits: readonly Commit[], context: SharedContext): CommitsReader {
   // Whether a site's gateway may speak for it is asked later.
-  const worthReading = commits.filter((commit) => screen(commit, { ...context, gatewaySite: commit.manifest?.site }) === undefined);
+  const worthReading = commits.filter(
+    (commit) => screen(commit, { ...context, gatewaySite: commit.manifest?.site }) === undefined,
+  );
   const places = new Map(worthReading.map(({ seq }, place) => [seq, place]));
   const updates = openUpdates(
     log,
@@ -193,7 +195,9 @@ async function judgeAndWrite(
     const batch = await judgeBatch(ports, commits, context, shardsOf(round.spec), tally, sums);
     const { store } = ports;
     const written =
-      stored === undefined ? await store.create("UpdateTally", batch.tally) : await store.update("UpdateTally", batch.tally);
+      stored === undefined
+        ? await store.create("UpdateTally", batch.tally)
+        : await store.update("UpdateTally", batch.tally);
     durable = written.ok;
     return written.ok ? { ...batch, tally: written.resource } : undefined;
   } finally {

@@ -10,7 +10,6 @@ import { reconcileKey, type AggregatorPorts } from "./controller.js";
 import { serveAggregator } from "./grpc.js";
 import { keepCollecting } from "./log-collector.js";
 import { aggregatorMeters, blobMeters, logMeters } from "./meters.js";
-import { aggregatorMeters, logMeters } from "./meters.js";
 import { RunningSums } from "./running-sums.js";
 import { roundKeys } from "./watched-rounds.js";
 
@@ -32,6 +31,8 @@ function readBlobGraceMs(text: string | undefined): number {
   if (/^\d{4,10}$/.test(text.trim()) && Number(text) >= LEAST_BLOB_GRACE_MS) return Number(text);
   const remedy = `must be whole milliseconds from ${LEAST_BLOB_GRACE_MS}`;
   throw new CodedError("BAD_CONFIG", `SHOAL_BLOB_GRACE_MS=${JSON.stringify(text)}: ${remedy}`);
+}
+
 /** Room for the sums of 32 M values. */
 const DEFAULT_SUMS_MAX_BYTES = 256 * 1024 ** 2;
 
@@ -39,7 +40,10 @@ const DEFAULT_SUMS_MAX_BYTES = 256 * 1024 ** 2;
 function readSumsMaxBytes(text: string | undefined): number {
   if (text === undefined || text.trim() === "") return DEFAULT_SUMS_MAX_BYTES;
   if (/^\d{1,15}$/.test(text.trim())) return Number(text);
-  throw new CodedError("BAD_CONFIG", `SHOAL_FOLD_SUMS_MAX_BYTES=${JSON.stringify(text)}: must be a whole number of bytes`);
+  throw new CodedError(
+    "BAD_CONFIG",
+    `SHOAL_FOLD_SUMS_MAX_BYTES=${JSON.stringify(text)}: must be a whole number of bytes`,
+  );
 }
 
 async function* committedRounds(log: UpdateLog, signal: AbortSignal): AsyncGenerator<string> {

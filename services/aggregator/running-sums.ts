@@ -78,7 +78,8 @@ class Sums implements RoundSums {
       weights: this.#weights,
       norms,
       mean: (factors, total, out) => {
-        if (factors.some((factor, k) => factor !== this.#weights[k])) throw new InvariantError("other weights were summed");
+        if (factors.some((factor, k) => factor !== this.#weights[k]))
+          throw new InvariantError("other weights were summed");
         for (let i = 0; i < out.length; i++) out[i] = (sums[i] as number) / total;
         return Promise.resolve();
       },

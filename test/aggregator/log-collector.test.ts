@@ -187,7 +187,17 @@ test("a log with room for little more than a round refuses, loses nothing, and e
   const journal = new MemoryLog();
   const enqueue = (): Promise<void> => Promise.resolve();
   const meters = aggregatorMeters(metrics);
-  const ports = { store, blobs, log, clock: link.clock, journal, meters, enqueue, retainRounds: 3, sums: new RunningSums(0) };
+  const ports = {
+    store,
+    blobs,
+    log,
+    clock: link.clock,
+    journal,
+    meters,
+    enqueue,
+    retainRounds: 3,
+    sums: new RunningSums(0),
+  };
   const collector = { store, log, journal, meters: logMeters(metrics), retainRounds: 3 };
   let refused = 0;
   for (let number = 1; number <= 4; number++) {

@@ -65,7 +65,8 @@ export function updateLogConformance(test: TestFn, label: string, open: () => Op
     t.deepEqual(await read(beyond), [37, 38, 39, undefined, undefined, undefined]);
     t.deepEqual(await read([0, -1, 1.5, Number.NaN]), [undefined, undefined, undefined, undefined]);
     // A reader may stop anywhere.
-    for await (const chunk of log.readChunks({ device: "dev-r", round: "run-1" }, own)) if (chunk?.bytes[0] === 5) break;
+    for await (const chunk of log.readChunks({ device: "dev-r", round: "run-1" }, own))
+      if (chunk?.bytes[0] === 5) break;
   });
 
   test(title("a message id counts once, for chunks and commits"), async (t) => {

@@ -48,7 +48,10 @@ export interface UpdatesReader {
   close(): Promise<void>;
 }
 
-type Begun = { chunks: AsyncIterator<Chunk | undefined>; first: Promise<IteratorResult<Chunk | undefined>> | undefined };
+type Begun = {
+  chunks: AsyncIterator<Chunk | undefined>;
+  first: Promise<IteratorResult<Chunk | undefined>> | undefined;
+};
 
 /** Reads updates so that the first chunks of the next ones are under way while one is looked at. Throws on IO failures. */
 export function openUpdates(log: UpdateLog, updates: readonly CommittedUpdate[]): UpdatesReader {

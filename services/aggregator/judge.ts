@@ -22,7 +22,7 @@ export interface JudgePorts {
 }
 
 /** Most verdicts that are written together: a tally is rewritten whole, and a large cohort commits at the same moment. */
-const VERDICTS_PER_WRITE = 64;
+const VERDICTS_PER_WRITE = 256;
 /** Once an update counts and so many chunks were read, the verdicts are written: the round waits for them. */
 const CHUNKS_PER_WRITE = 128;
 

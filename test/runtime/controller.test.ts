@@ -97,6 +97,37 @@ test("a requeue comes at its time", async (t) => {
   );
 });
 
+test("a key that is asked for often while others are added is added once more, not as often", async (t) => {
+  const added: string[] = [];
+  const { clock, seen } = setUp(t, ({ queue, clock: time }) => ({
+    queue: {
+      add: async (key, options) => {
+        await time.sleep(10);
+        added.push(key);
+        await queue.add(key, options);
+      },
+      run: (handler, options) => queue.run(handler, options),
+      close: () => queue.close(),
+    },
+    sources: [
+      triggerSource("burst", async function* (signal) {
+        for (let i = 0; i < 100; i += 1) {
+          yield "a";
+          if (i === 50) yield "b";
+          if (i === 98) await time.sleep(100);
+        }
+        await time.sleep(1e9, signal);
+      }),
+    ],
+  }));
+  await clock.advance(50);
+  t.deepEqual(added, ["a", "a", "b"]);
+  await clock.advance(200);
+  // The last one came when all had been added.
+  t.deepEqual(added, ["a", "a", "b", "a"]);
+  t.true(seen.filter((key) => key === "a").length >= 2);
+});
+
 test("a resync adds every key again, whatever the queue lost", async (t) => {
   const { store, clock, seen, queue } = setUp(t, () => ({}));
   for (const name of ["a", "b"]) await store.create("Lease", lease(name));

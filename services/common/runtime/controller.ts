@@ -77,7 +77,20 @@ export class Controller {
   }
 
   private async read(source: Source, signal: AbortSignal): Promise<void> {
-    for await (const key of source.keys(signal)) await this.enqueue(key);
+    // A key that comes again and again while others are added is added once: the one who looks sees all that has happened.
+    const wanted = new Set<string>();
+    const addAll = async (): Promise<void> => {
+      for (const key of wanted) {
+        wanted.delete(key);
+        await this.enqueue(key);
+      }
+    };
+    let adding: Promise<void> | undefined;
+    for await (const key of source.keys(signal)) {
+      wanted.add(key);
+      adding ??= addAll().finally(() => (adding = undefined));
+    }
+    await adding;
   }
 
   private async resync(signal: AbortSignal): Promise<void> {

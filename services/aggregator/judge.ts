@@ -83,7 +83,10 @@ function openCommits(log: UpdateLog, commits: readonly Commit[], context: Shared
   const places = new Map(worthReading.map(({ seq }, place) => [seq, place]));
   const updates = openUpdates(
     log,
-    worthReading.map(({ device, round, manifest }) => ({ device, round, seqs: manifest?.chunkSeqs ?? [] })),
+    worthReading.map(({ device, round, manifest }) => {
+      const { chunkSeqs = [], sizeBytes = 0 } = manifest ?? {};
+      return { device, round, seqs: chunkSeqs, sizeBytes };
+    }),
   );
   return {
     chunksOf({ seq }) {

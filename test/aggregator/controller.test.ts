@@ -1,4 +1,5 @@
 import test from "ava";
+import type { ChunkOwner } from "#common/ports/update-log.js";
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { subjects } from "#common/domain/subjects.js";
 import type { Kind, ResourceOf, Written } from "#common/ports/resource-store.js";
@@ -220,7 +221,7 @@ test("a stream of commits of a device that is cut off does not keep the round fr
     },
     readCommit: (seq: number) => log.readCommit(seq),
     readChunk: (seq: number) => log.readChunk(seq),
-    readChunks: (of: { device: string; round: string }, seqs: readonly number[]) => log.readChunks(of, seqs),
+    readChunks: (of: ChunkOwner, seqs: readonly number[]) => log.readChunks(of, seqs),
     watchCommits: (signal: AbortSignal) => log.watchCommits(signal),
     purgeRound: (round: string) => log.purgeRound(round),
   };

@@ -64,6 +64,11 @@ export function updateLogConformance(test: TestFn, label: string, open: () => Op
     const beyond = [...own.slice(-3), last + 1, last + 100_000, last + 100_001];
     t.deepEqual(await read(beyond), [37, 38, 39, undefined, undefined, undefined]);
     t.deepEqual(await read([0, -1, 1.5, Number.NaN]), [undefined, undefined, undefined, undefined]);
+    const anyone: string[] = [];
+    const middle = [own[0] ?? 0, own[1] ?? 0, foreign, own[39] ?? 0].sort((a, b) => a - b);
+    for await (const chunk of log.readChunks({ round: "run-1", chunkBytes: 1000 }, middle))
+      anyone.push(chunk?.device ?? "");
+    t.deepEqual(anyone, ["dev-r", "dev-r", ...(foreign < (own[39] ?? 0) ? ["dev-q", "dev-r"] : ["dev-r", "dev-q"])]);
     // A reader may stop anywhere.
     for await (const chunk of log.readChunks({ device: "dev-r", round: "run-1" }, own))
       if (chunk?.bytes[0] === 5) break;

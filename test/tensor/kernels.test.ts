@@ -224,8 +224,10 @@ test("whole chunks fit, two folds do not share sums, and more than a chunk is a 
 });
 
 test("sums over whole updates are those of plain loops, across the ends of chunks", (t) => {
-  for (const of of CODECS) {
-    const values = 2 * Math.min(of.chunkValues, 140_000) + 17;
+  for (const whole of CODECS) {
+    // Whole blocks of any of them.
+    const of = { ...whole, chunkValues: 5120 };
+    const values = 2 * of.chunkValues + 17;
     const fold = openVectorFold(of, values);
     const expected = new Float64Array(values);
     for (const [seed, factor] of [

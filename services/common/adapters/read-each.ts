@@ -1,18 +1,17 @@
-import type { Chunk, UpdateLog } from "../ports/update-log.js";
-
-/** Whose chunks are read, and of which round. */
-export interface Owner {
-  device: string;
-  round: string;
-}
+import type { Chunk, ChunkOwner, UpdateLog } from "../ports/update-log.js";
 
 /** Reads under way at once: hides the log's latency and bounds memory to some 4 MiB. */
 const READ_AHEAD = 8;
 
+/** The chunk, if it is one of theirs. */
+export function ownChunk(chunk: Chunk | undefined, { round, device = chunk?.device }: ChunkOwner): Chunk | undefined {
+  return chunk?.device === device && chunk?.round === round ? chunk : undefined;
+}
+
 /** UpdateLog's `readChunks` by a read each. */
 export async function* readEach(
   log: Pick<UpdateLog, "readChunk">,
-  { device, round }: Owner,
+  of: ChunkOwner,
   seqs: readonly number[],
 ): AsyncGenerator<Chunk | undefined, void, undefined> {
   const underWay: Promise<Chunk | undefined>[] = [];
@@ -24,7 +23,6 @@ export async function* readEach(
       reading.catch(() => undefined);
       underWay.push(reading);
     }
-    const chunk = await underWay.shift();
-    yield chunk?.device === device && chunk.round === round ? chunk : undefined;
+    yield ownChunk(await underWay.shift(), of);
   }
 }

@@ -16,6 +16,15 @@ export interface Chunk {
   bytes: Uint8Array;
 }
 
+/** Whose chunks are read. */
+export interface ChunkOwner {
+  round: string;
+  /** Undefined for chunks of any device. */
+  device?: string;
+  /** About so many bytes in each; the largest there are unless given. */
+  chunkBytes?: number;
+}
+
 /** How full the log is. */
 export interface LogUsage {
   messages: number;
@@ -58,10 +67,10 @@ export interface UpdateLog {
   /** The chunk at this sequence with the device and round of its subject; undefined if there is none. */
   readChunk(seq: number): Promise<Chunk | undefined>;
   /**
-   * The chunks that a device claims to have at these sequences, one after the other and some read ahead: what `readChunk` says
-   * of each, but undefined for one that is another's or of another round.
+   * The chunks of a round that are claimed to be at these sequences, one after the other and some read ahead: what `readChunk`
+   * says of each, but undefined for one of another round or device.
    */
-  readChunks(of: { device: string; round: string }, seqs: readonly number[]): AsyncIterable<Chunk | undefined>;
+  readChunks(of: ChunkOwner, seqs: readonly number[]): AsyncIterable<Chunk | undefined>;
   /** Round names as commits arrive, past ones not repeated; a hint for wake-ups, may lose some on reconnect. */
   watchCommits(signal: AbortSignal): AsyncIterable<{ device: string; round: string; seq: number }>;
   /** Drops chunks and commits of a round, with a sequence only those up to it: another job's round may have the name by now. */

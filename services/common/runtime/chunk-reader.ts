@@ -38,9 +38,10 @@ export interface CommittedUpdate {
   readonly device: string;
   readonly round: string;
   readonly seqs: readonly number[];
+  readonly sizeBytes: number;
 }
 
-/** Updates of a known order, read one after the other. */
+/** Updates of one round, in a known order, read one after the other. */
 export interface UpdatesReader {
   /** The next chunk of this update; undefined if the log has none there, and behind the last. Updates ascend from call to call. */
   next(update: number): Promise<Chunk | undefined>;
@@ -48,51 +49,92 @@ export interface UpdatesReader {
   close(): Promise<void>;
 }
 
-type Begun = {
-  chunks: AsyncIterator<Chunk | undefined>;
-  first: Promise<IteratorResult<Chunk | undefined>> | undefined;
-};
+/** Small updates that follow each other are read together until they come to so much. */
+const GROUP_BYTES = 1024 ** 2;
 
-/** Reads updates so that the first chunks of the next ones are under way while one is looked at. Throws on IO failures. */
-export function openUpdates(log: UpdateLog, updates: readonly CommittedUpdate[]): UpdatesReader {
-  const begun = new Map<number, Begun>();
-  let ahead = 0;
-  const begin = (index: number): void => {
-    const { seqs, ...of } = updates[index] as CommittedUpdate;
-    const chunks = log.readChunks(of, seqs)[Symbol.asyncIterator]();
-    const first = chunks.next();
-    // Who asks for it sees the failure; nobody may ask.
-    first.catch(() => undefined);
-    begun.set(index, { chunks, first });
-  };
-  const end = async (index: number, { chunks }: Begun): Promise<void> => {
-    begun.delete(index);
-    await chunks.return?.();
-  };
-  /** Begins updates until one and so many chunks behind it are under way. */
-  const beginFrom = (current: number): void => {
-    let chunks = 0;
-    for (let index = current; index < updates.length && (index === current || chunks < READ_AHEAD); index++) {
-      if (index > current) chunks += updates[index]?.seqs.length ?? 0;
-      if (index < ahead) continue;
-      begin(index);
-      ahead = index + 1;
+/** Updates that are read together; a large one alone. */
+interface Group {
+  readonly first: number;
+  /** Behind the last. */
+  readonly end: number;
+  begun?: AsyncIterator<Chunk | undefined>;
+  /** What comes next of an update that is read alone, if it is under way. */
+  underWay?: Promise<IteratorResult<Chunk | undefined>> | undefined;
+  /** Chunks of updates that are read together, by sequence. */
+  together?: Promise<Map<number, Chunk>>;
+}
+
+function groupsOf(updates: readonly CommittedUpdate[]): Group[] {
+  const groups: Group[] = [];
+  let first = 0;
+  let bytes = 0;
+  updates.forEach(({ sizeBytes }, i) => {
+    if (i > first && bytes + sizeBytes > GROUP_BYTES) {
+      groups.push({ first, end: i });
+      first = i;
+      bytes = 0;
     }
+    bytes += sizeBytes;
+  });
+  return updates.length > 0 ? [...groups, { first, end: updates.length }] : groups;
+}
+
+async function readTogether(log: UpdateLog, updates: readonly CommittedUpdate[]): Promise<Map<number, Chunk>> {
+  const seqs = [...new Set(updates.flatMap((update) => update.seqs))].sort((a, b) => a - b);
+  const bytes = updates.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  const of = { round: updates[0]?.round ?? "", chunkBytes: Math.ceil(bytes / Math.max(1, seqs.length)) };
+  const chunks = new Map<number, Chunk>();
+  let next = 0;
+  for await (const chunk of log.readChunks(of, seqs)) {
+    if (chunk !== undefined) chunks.set(seqs[next] as number, chunk);
+    next += 1;
+  }
+  return chunks;
+}
+
+/** Reads updates of a round so that the next ones are under way while one is looked at. Throws on IO failures. */
+export function openUpdates(log: UpdateLog, updates: readonly CommittedUpdate[]): UpdatesReader {
+  const groups = groupsOf(updates);
+  const places = updates.map(() => 0);
+  /** Groups before it are over, and those from `unbegun` on have not begun. */
+  let current = 0;
+  let unbegun = 0;
+  const begin = (group: Group): void => {
+    const [update, ...others] = updates.slice(group.first, group.end);
+    if (update === undefined) return;
+    if (others.length > 0) group.together = readTogether(log, [update, ...others]);
+    else {
+      const { device, round, seqs } = update;
+      group.begun = log.readChunks({ device, round }, seqs)[Symbol.asyncIterator]();
+      group.underWay = group.begun.next();
+    }
+    // Who asks for it sees the failure; nobody may ask.
+    group.together?.catch(() => undefined);
+    group.underWay?.catch(() => undefined);
+  };
+  const endBefore = async (end: number): Promise<void> => {
+    for (; current < end; current++) await groups[current]?.begun?.return?.();
   };
   return {
     async next(update) {
-      for (const [index, each] of begun) if (index < update) await end(index, each);
-      ahead = Math.max(ahead, update);
-      beginFrom(update);
-      const reading = begun.get(update);
-      if (reading === undefined) return undefined;
-      const { first = reading.chunks.next() } = reading;
-      reading.first = undefined;
-      const step = await first;
-      return step.done === true ? undefined : step.value;
+      const at = groups.findIndex(({ end }) => update < end);
+      const group = groups[at];
+      if (group === undefined) return undefined;
+      await endBefore(at);
+      unbegun = Math.max(unbegun, at);
+      for (; unbegun <= Math.min(at + 1, groups.length - 1); unbegun++) begin(groups[unbegun] as Group);
+      if (group.together !== undefined) {
+        const { seqs, device, round } = updates[update] as CommittedUpdate;
+        const place = places[update] ?? 0;
+        places[update] = place + 1;
+        const seq = seqs[place] ?? 0;
+        const chunk = (await group.together).get(seq);
+        return chunk?.device === device && chunk.round === round ? chunk : undefined;
+      }
+      const step = await (group.underWay ?? group.begun?.next());
+      group.underWay = undefined;
+      return step?.done === true ? undefined : step?.value;
     },
-    async close() {
-      for (const [index, each] of begun) await end(index, each);
-    },
+    close: () => endBefore(unbegun),
   };
 }

@@ -69,8 +69,8 @@ export async function readPayload(
   codec: Codec,
   onChunk?: OnChunk,
 ): Promise<PayloadFacts> {
-  const { device, round, chunkSeqs } = manifest;
-  const update = openUpdates(log, [{ device, round, seqs: chunkSeqs }]);
+  const { device, round, chunkSeqs, sizeBytes } = manifest;
+  const update = openUpdates(log, [{ device, round, seqs: chunkSeqs, sizeBytes }]);
   try {
     return await takePayload(() => update.next(0), manifest, codec, onChunk);
   } finally {

@@ -2,6 +2,7 @@ import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { subjects } from "../../domain/subjects.js";
 import type {
   Chunk,
+  ChunkOwner,
   CollectableLog,
   CommitRecord,
   LogPart,
@@ -11,7 +12,7 @@ import type {
 } from "../../ports/update-log.js";
 import { CodedError } from "../coded-error.js";
 import { Mailbox } from "../mailbox.js";
-import { readEach, type Owner } from "../read-each.js";
+import { readEach } from "../read-each.js";
 import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 
 interface Message {
@@ -83,7 +84,7 @@ export class MemoryUpdateLog implements CollectableLog {
     return Promise.resolve({ device: parsed.device, round: parsed.round, bytes: message.data });
   }
 
-  readChunks(of: Owner, seqs: readonly number[]): AsyncIterable<Chunk | undefined> {
+  readChunks(of: ChunkOwner, seqs: readonly number[]): AsyncIterable<Chunk | undefined> {
     return readEach(this, of, seqs);
   }
 

@@ -2,34 +2,44 @@ import { AckPolicy, createInbox, DeliverPolicy, nanos, ReplayPolicy, type Msg } 
 import { CodedError } from "../coded-error.js";
 import { Mailbox } from "../mailbox.js";
 import type { NatsLink } from "./connection.js";
+import { MAX_PIECE_BYTES } from "../../domain/subjects.js";
 import { parseAckSubject } from "./follow.js";
 
-/** Messages asked for at once; twice as many may be under way, some 8 MiB of chunks. */
-const BATCH = 8;
+/** Bytes asked for at once; twice as many may be under way. */
+const BATCH_BYTES = 4 * 1024 ** 2;
+const MOST_IN_BATCH = 128;
 /** After this long without a message the consumer is given up. */
 const SILENCE_MS = 5000;
 /** Messages that were not asked for, before single reads are cheaper than passing over more. */
 const MOST_PASSED_OVER = 64;
 
+/** What is read of a stream. */
+export interface Run {
+  stream: string;
+  filter: string;
+  /** Ascending. */
+  seqs: readonly number[];
+  /** About the size of a message; the largest piece unless given. */
+  messageBytes?: number | undefined;
+}
+
 interface Delivered {
   seq: number;
   /** Messages of the filter behind this one. */
   pending: number;
-  data: Uint8Array;
+  message: { subject: string; data: Uint8Array };
 }
 
 /**
- * The messages at these ascending sequences of a stream, all on one subject, through a pull consumer: the server sends them in
+ * The messages at these sequences of a stream, whose subjects match the filter, through a pull consumer: the server sends them in
  * batches, at less than half the cost of a request each. Ends early where it cannot go on: at a message that is not there,
  * after a silence, behind many messages that were not asked for. The caller reads the rest by itself.
  * Throws code "DISCONNECT" when the connection breaks, and the server's refusal of the consumer.
  */
 export async function* readRun(
   link: NatsLink,
-  stream: string,
-  filter: string,
-  seqs: readonly number[],
-): AsyncGenerator<Uint8Array, void, undefined> {
+  { stream, filter, seqs, messageBytes = MAX_PIECE_BYTES }: Run,
+): AsyncGenerator<{ subject: string; data: Uint8Array }, void, undefined> {
   const manager = await link.manager();
   const consumer = await link.call(() =>
     manager.consumers.add(stream, {
@@ -43,15 +53,16 @@ export async function* readRun(
       inactive_threshold: nanos(4 * SILENCE_MS),
     }),
   );
-  const batches = new Batches(link, `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer.name}`, seqs.length);
+  const inBatch = Math.max(1, Math.min(MOST_IN_BATCH, Math.floor(BATCH_BYTES / messageBytes)));
+  const batches = new Batches(link, `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer.name}`, inBatch, seqs.length);
   let next = 0;
   let passedOver = 0;
   try {
-    for await (const { seq, pending, data } of batches.messages()) {
+    for await (const { seq, pending, message } of batches.messages()) {
       if (seq > (seqs[next] ?? Infinity)) return;
       if (seq === seqs[next]) {
         next += 1;
-        yield data;
+        yield message;
       } else if (++passedOver > MOST_PASSED_OVER) return;
       if (next === seqs.length || pending === 0) return;
     }
@@ -77,6 +88,7 @@ class Batches {
   constructor(
     private readonly link: NatsLink,
     private readonly subject: string,
+    private readonly inBatch: number,
     private readonly most: number,
   ) {
     this.heardAtMs = link.clock.monotonicMs();
@@ -105,7 +117,7 @@ class Batches {
     this.ask();
     for await (const message of this.mailbox) {
       this.used += 1;
-      if (this.asked - this.used <= BATCH) this.ask();
+      if (this.asked - this.used <= this.inBatch) this.ask();
       yield message;
       // While the reader is busy nothing is awaited.
       this.heardAtMs = this.link.clock.monotonicMs();
@@ -114,7 +126,7 @@ class Batches {
   }
 
   private ask(): void {
-    const batch = Math.min(BATCH, this.most + MOST_PASSED_OVER - this.asked);
+    const batch = Math.min(this.inBatch, this.most + MOST_PASSED_OVER - this.asked);
     if (batch <= 0) return;
     this.asked += batch;
     const request = JSON.stringify({ batch, expires: nanos(SILENCE_MS) });
@@ -127,6 +139,6 @@ class Batches {
     const place = parseAckSubject(message.reply ?? "");
     // Anything but a message ends a request: it expired, or the consumer is gone.
     if (error !== null || place === undefined || message.headers?.hasError === true) this.mailbox.end();
-    else this.mailbox.push({ seq: place.seq, pending: place.pending, data: message.data });
+    else this.mailbox.push({ seq: place.seq, pending: place.pending, message });
   }
 }

@@ -3,6 +3,7 @@ import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { subjects } from "../../domain/subjects.js";
 import type {
   Chunk,
+  ChunkOwner,
   CollectableLog,
   CommitRecord,
   LogPart,
@@ -11,11 +12,11 @@ import type {
   UpdateUplink,
 } from "../../ports/update-log.js";
 import { CodedError } from "../coded-error.js";
-import { readEach, type Owner } from "../read-each.js";
+import { readEach } from "../read-each.js";
 import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
-import { readStored } from "./direct.js";
+import { readFromLeader, readStored } from "./direct.js";
 import { follow, readPast, type StoredMessage } from "./follow.js";
 import { readRun } from "./run-reader.js";
 import { STREAMS } from "./streams.js";
@@ -39,6 +40,9 @@ export class NatsUpdateLog implements CollectableLog {
   constructor(private readonly link: NatsLink) {}
 
   async commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
+    // Mostly there are none, which one question to the leader settles.
+    const query = { seq: afterSeq + 1, next_by_subj: subjects.roundCommits(round) };
+    if ((await readFromLeader(this.link, STREAMS.updates, query)) === undefined) return [];
     const source = { stream: STREAMS.updates, filter: subjects.roundCommits(round), afterSeq };
     const { messages } = await readPast(this.link, source, { mostBytes: COMMITS_PAGE_BYTES });
     return messages.flatMap((message) => {
@@ -68,12 +72,19 @@ export class NatsUpdateLog implements CollectableLog {
     return { device: parsed.device, round: parsed.round, bytes: stored.data };
   }
 
-  async *readChunks(of: Owner, seqs: readonly number[]): AsyncGenerator<Chunk | undefined, void, undefined> {
+  async *readChunks(of: ChunkOwner, seqs: readonly number[]): AsyncGenerator<Chunk | undefined, void, undefined> {
     let next = 0;
     if (isRun(seqs)) {
-      for await (const bytes of readRun(this.link, STREAMS.updates, subjects.updateChunk(of.device, of.round), seqs)) {
+      const filter = subjects.updateChunk(of.device ?? "*", of.round);
+      for await (const message of readRun(this.link, {
+        stream: STREAMS.updates,
+        filter,
+        seqs,
+        messageBytes: of.chunkBytes,
+      })) {
+        const parsed = parseUpdateSubject(message.subject);
         next += 1;
-        yield { ...of, bytes };
+        yield parsed && { device: parsed.device, round: parsed.round, bytes: message.data };
       }
     }
     yield* readEach(this, of, seqs.slice(next));

@@ -324,11 +324,13 @@ test("a durable result retires the log of the round that leaves the retained one
     return rounds.map((commits) => commits.length);
   };
   await reconcile(world, 2);
-  await setPhase(world, "Aggregating", 2);
+  await freeze(world, undefined, 2);
   t.deepEqual(await kept(), [1, 1, 1]);
   await reconcile(world, 2);
   t.deepEqual(await kept(), [0, 1, 1]);
   // As after a crash between the result and the purge: a later look does it again.
+  await reconcile(world, 3);
+  await freeze(world, undefined, 3);
   await setPhase(world, "Completed", 3);
   await reconcile(world, 3);
   t.deepEqual(await kept(), [0, 0, 1]);

@@ -17,7 +17,7 @@ import {
   type FoldOutcome,
   type SharedFoldPorts,
 } from "./shared-fold.js";
-import type { UpdateSource } from "./combine.js";
+import type { KnownMean } from "./mean-step.js";
 import type { RunningSums } from "./running-sums.js";
 import type { Shard } from "./shards.js";
 import { watchedRounds } from "./watched-rounds.js";
@@ -42,10 +42,10 @@ function strategyOf(job: TrainingJob): StrategySpec {
   return strategy;
 }
 
-/** A round's fold, and its updates if they are summed already. */
+/** A round's fold, and the mean of its updates if they are summed already. */
 interface PlannedFold {
   plan: FoldPlan;
-  summed: ((shard: Shard) => UpdateSource) | undefined;
+  summed: ((shard: Shard) => KnownMean) | undefined;
 }
 
 /** The plan of a round's fold; undefined for a round that only evaluates. Throws code "LOG_CORRUPT" without its commits. */
@@ -59,7 +59,7 @@ async function planOf(
   if (spec.evaluationOnly) return undefined;
   const { folded } = partVerdicts(tally, round.status?.foldSet ?? []);
   const trained = folded.filter(({ manifest }) => (manifest?.values ?? 0) > 0);
-  const summed = sums.sourceOf(round.metadata?.uid ?? "", trained);
+  const summed = sums.meanOf(round.metadata?.uid ?? "", trained);
   const manifests =
     summed === undefined
       ? await readManifests(log, round.metadata?.name ?? "", trained)

@@ -9,10 +9,11 @@ import { forVectors } from "#common/tensor/chunk.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { viewBytes, viewFloats } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
-import { combineRange, needsGram, rangeGram, type UpdateSource } from "./combine.js";
+import { combineRange, needsGram, rangeGram, type Folded, type UpdateSource } from "./combine.js";
 import { AggregationError } from "./failure.js";
 import { finalize } from "./finalize.js";
 import { viewFragment, type FragmentView } from "./fragment-view.js";
+import { finalizeMean, type KnownMean } from "./mean-step.js";
 import { openLogSource, type AcceptedUpdate } from "./log-source.js";
 import { cutShards, stateRanges, type Shard } from "./shards.js";
 import { stateLength, type Gram, type StateShape, type Strategy } from "./strategies/strategy.js";
@@ -163,23 +164,35 @@ export async function gramOfShard(ports: FoldPorts, plan: FoldPlan, shard: Shard
   return rangeGram(sourceOf(ports, plan, shard), plan.strategy, plan.options, state);
 }
 
+function combine(
+  ports: FoldPorts,
+  plan: FoldPlan,
+  shard: Shard,
+  state: Float32Array | undefined,
+  gram: Gram | undefined,
+): Promise<Folded> {
+  return combineRange(sourceOf(ports, plan, shard), shard.end - shard.start, plan.strategy, plan.options, state, gram);
+}
+
 /**
  * Folds a shard of the updates into its weights and takes the outer step. The only code that does so: every replica and the
  * replay share it, and equal input gives equal bits. Writes nothing.
  * @param gram inner products of the whole updates, if the plan needs them.
- * @param source the shard's range of the updates, if not from the log.
+ * @param known the mean of the shard's range of the updates, if it need not be taken from the log.
  */
 export async function foldShard(
   ports: FoldPorts,
   plan: FoldPlan,
   shard: Shard,
   gram: Gram | undefined,
-  source = sourceOf(ports, plan, shard),
+  known?: KnownMean,
 ): Promise<FoldedShard> {
   const { strategy, options, shape } = plan;
   const base = await readBase(ports, plan, shard);
-  const folded = await combineRange(source, shard.end - shard.start, strategy, options, base.state, gram);
-  const stepped = finalize(base, folded, strategy, options);
+  const stepped =
+    known === undefined
+      ? finalize(base, await combine(ports, plan, shard, base.state, gram), strategy, options)
+      : finalizeMean(base, known, strategy, options);
   const next = base.merge(stepped);
   const size = next.weights.length;
   return {

@@ -3,8 +3,8 @@ import type { UpdateManifest, Verdict } from "#proto/shoal/v1/round.js";
 import type { Codec } from "#common/tensor/codec.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { openVectorFold, type VectorFold } from "#common/tensor/kernels/kernels.js";
-import type { UpdateSource } from "./combine.js";
 import { weightOf } from "./fold.js";
+import type { KnownMean } from "./mean-step.js";
 import type { Shard } from "./shards.js";
 import { strategyByName } from "./strategies/table.js";
 
@@ -71,19 +71,18 @@ class Sums implements RoundSums {
     return seqs.length === this.#seqs.length && seqs.every((seq, i) => seq === this.#seqs[i]);
   }
 
-  /** As `openLogSource` of the same updates in the same order: equal bits. */
-  source({ start, end }: Shard, norms: readonly number[]): UpdateSource {
-    const sums = this.#fold.sums().subarray(start, end);
+  /** sum n_k x_k / sum n_k of a range: the bits of a mean from the log of the same updates in the same order. */
+  mean({ start }: Shard): KnownMean {
+    const sums = this.#fold.sums();
+    let total = 0;
+    for (const weight of this.#weights) total += weight;
     return {
-      weights: this.#weights,
-      norms,
-      mean: (factors, total, out) => {
-        if (factors.some((factor, k) => factor !== this.#weights[k]))
-          throw new InvariantError("other weights were summed");
-        for (let i = 0; i < out.length; i++) out[i] = (sums[i] as number) / total;
-        return Promise.resolve();
+      updates: this.#weights.length,
+      read(from, out) {
+        // Nothing was added for weights of zero.
+        const by = total > 0 ? total : 1;
+        for (let i = 0; i < out.length; i++) out[i] = (sums[start + from + i] as number) / by;
       },
-      columns: () => Promise.reject(new InvariantError("sums have no columns")),
     };
   }
 }
@@ -124,12 +123,11 @@ export class RunningSums {
     if (durable && !sums.isSpoilt) this.#idle.set(uid, sums);
   }
 
-  /** These updates as a source of their mean; undefined if they, in this order, are not what was summed. */
-  sourceOf(uid: string, updates: readonly Verdict[]): ((shard: Shard) => UpdateSource) | undefined {
+  /** The mean of these updates, by shards; undefined if they, in this order, are not what was summed. */
+  meanOf(uid: string, updates: readonly Verdict[]): ((shard: Shard) => KnownMean) | undefined {
     const sums = this.#idle.get(uid);
-    const norms = updates.map(({ norm }) => norm);
-    const isTheirs = sums?.isOf(updates.map(({ commitSeq }) => commitSeq)) === true;
-    return isTheirs ? (shard) => sums.source(shard, norms) : undefined;
+    const isTheirs = updates.length > 0 && sums?.isOf(updates.map(({ commitSeq }) => commitSeq)) === true;
+    return isTheirs ? (shard) => sums.mean(shard) : undefined;
   }
 
   /** Lets go of a round. */

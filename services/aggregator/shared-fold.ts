@@ -16,7 +16,7 @@ import {
 } from "./fold-records.js";
 import { foldShard, gramOfShard, type FoldedShard, type FoldPlan, type FoldPorts } from "./fold-round.js";
 import { updateNorm } from "./finalize.js";
-import type { UpdateSource } from "./combine.js";
+import type { KnownMean } from "./mean-step.js";
 import { gramBytes, gramFromBytes, sumGrams } from "./gram.js";
 import type { AggregatorMeters } from "./meters.js";
 import { stateParts, type Shard } from "./shards.js";
@@ -62,12 +62,12 @@ const nameOf = (round: Round): string => round.metadata?.name ?? "";
 /**
  * Folds a round whole: one of a single shard, which has nothing to share and nothing worth a checkpoint, or one whose updates
  * are summed already.
- * @param summed ranges of the updates, if not from the log.
+ * @param summed means of ranges of the updates, if not from the log.
  */
 export async function foldAtOnce(
   ports: SharedFoldPorts,
   plan: FoldPlan,
-  summed?: (shard: Shard) => UpdateSource,
+  summed?: (shard: Shard) => KnownMean,
 ): Promise<FoldOutcome> {
   const startedMs = ports.clock.monotonicMs();
   const [first] = plan.shards;

@@ -162,7 +162,7 @@ test("sums take no more memory than they may: the longest idle give way, and a r
   t.truthy(sums.take(round("c", 400), []));
   if (first !== undefined) sums.put("a", first, true);
   t.truthy(sums.take(round("b", 500), []));
-  t.is(sums.sourceOf("a", []), undefined);
+  t.is(sums.meanOf("a", []), undefined);
   t.is(sums.take(round("d", 1001), []), undefined);
   // What was accepted before it is not in it.
   t.is(new RunningSums(8000).take(round("e", 10), [7]), undefined);

@@ -35,20 +35,41 @@ export function viewFloats(bytes: Uint8Array): Float32Array {
   return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
 }
 
+/** A sum of squares, taken part by part. */
+export interface Squares {
+  /** Adds the next values: a multiple of eight of them, but for the last part. */
+  add(values: Float32Array | Float64Array): void;
+  finish(): number;
+}
+
+/** Starts the sum of squares of values that are not all in memory at once: the bits of `sumOfSquares`. */
+export function openSquares(): Squares {
+  const lanes = new Float64Array(8);
+  return {
+    add(values) {
+      for (let i = 0; i < values.length; i++) {
+        const value = values[i] as number;
+        lanes[i & 7] = (lanes[i & 7] as number) + value * value;
+      }
+    },
+    finish() {
+      for (let width = 4; width >= 1; width /= 2) {
+        for (let lane = 0; lane < width; lane++)
+          lanes[lane] = (lanes[lane] as number) + (lanes[lane + width] as number);
+      }
+      return lanes[0] as number;
+    },
+  };
+}
+
 /**
  * Sum of squares in float64: value i is added to lane i mod 8, in index order, and the lanes are summed in pairs, so that two
  * machines and the kernels agree on every bit. Infinite or NaN values make the result so.
  */
 export function sumOfSquares(values: Float32Array | Float64Array): number {
-  const lanes = new Float64Array(8);
-  for (let i = 0; i < values.length; i++) {
-    const value = values[i] as number;
-    lanes[i & 7] = (lanes[i & 7] as number) + value * value;
-  }
-  for (let width = 4; width >= 1; width /= 2) {
-    for (let lane = 0; lane < width; lane++) lanes[lane] = (lanes[lane] as number) + (lanes[lane + width] as number);
-  }
-  return lanes[0] as number;
+  const squares = openSquares();
+  squares.add(values);
+  return squares.finish();
 }
 
 /** Euclidean norm, accumulated in float64. */

@@ -14,6 +14,8 @@ export const USAGE = `usage: shoal-agent --state-dir FOLDER [options]
   --label KEY=VALUE       label of the device; may be repeated
   --via ADDRESS           connect to the NATS server of the site's gateway
   --cache-bytes N         most bytes of cached models (default 4294967296)
+  --outbox-max-bytes N    most bytes of updates and of what jobs keep between rounds (default 8589934592)
+  --least-free-bytes N    bytes of the disk that stay free (default 5 % of it, at most 268435456)
   --json-log              one JSON object a log line
 `;
 
@@ -51,6 +53,8 @@ export function parseArguments(argv: readonly string[], joinToken: string | unde
         policy: text,
         label: list,
         "cache-bytes": text,
+        "outbox-max-bytes": text,
+        "least-free-bytes": text,
         via: text,
         "json-log": { type: "boolean" },
       },
@@ -67,6 +71,8 @@ export function parseArguments(argv: readonly string[], joinToken: string | unde
       policyFile: values.policy,
       labels: pairs("--label", values.label ?? [], problems),
       cacheBytes: number(values["cache-bytes"]),
+      outboxMaxBytes: number(values["outbox-max-bytes"]),
+      leastFreeBytes: number(values["least-free-bytes"]),
       jsonLog: values["json-log"],
       via: values.via,
     };

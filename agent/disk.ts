@@ -1,5 +1,5 @@
 import { constants } from "node:fs";
-import { access, mkdir, open, readdir, readFile, rename, rm, stat, utimes } from "node:fs/promises";
+import { access, mkdir, open, readdir, readFile, rename, rm, stat, statfs, utimes } from "node:fs/promises";
 import { dirname } from "node:path";
 import { codeOf } from "#common/adapters/coded-error.js";
 
@@ -28,6 +28,8 @@ export interface Disk {
   list(path: string): Promise<string[]>;
   /** Undefined if absent. */
   stat(path: string): Promise<{ sizeBytes: number; modifiedMs: number } | undefined>;
+  /** Bytes of the file system a path lies on, and those of it that can still be written. */
+  space(path: string): Promise<{ freeBytes: number; totalBytes: number }>;
   /** Sets the time of last use. */
   touch(path: string, atMs: number): Promise<void>;
 }
@@ -89,6 +91,10 @@ export const nodeDisk: Disk = {
   stat: async (path) => {
     const found = await undefinedIfAbsent(stat(path));
     return found && { sizeBytes: found.size, modifiedMs: found.mtimeMs };
+  },
+  space: async (path) => {
+    const { bavail, blocks, bsize } = await statfs(path);
+    return { freeBytes: bavail * bsize, totalBytes: blocks * bsize };
   },
   touch: (path, atMs) => utimes(path, atMs / 1000, atMs / 1000),
 };

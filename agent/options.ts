@@ -22,6 +22,10 @@ export interface AgentOptions {
   readonly labels?: Readonly<Record<string, string>> | undefined;
   /** Bytes the cache of models may take; 4 GiB if absent. */
   readonly cacheBytes?: number | undefined;
+  /** Bytes that updates and what jobs keep between rounds may take; 8 GiB if absent. */
+  readonly outboxMaxBytes?: number | undefined;
+  /** Bytes of the disk that stay free; 5 % of it and at most 256 MiB if absent. */
+  readonly leastFreeBytes?: number | undefined;
   /** One JSON object a log line instead of plain text. */
   readonly jsonLog?: boolean | undefined;
   /** NATS server to connect to in place of those the fleet names: that of the site's gateway. */
@@ -56,7 +60,7 @@ function problem(option: string, value: unknown, remedy: string): OptionProblem 
 /** What is wrong with the options, as far as it can be told without looking at the disk. */
 export function checkOptions(options: AgentOptions): OptionProblem[] {
   const { name, dataset, stateDir, threads = 1, provider = "cpu", throttle = 1 } = options;
-  const { labels = {}, cacheBytes = 1, via = "nats://site" } = options;
+  const { labels = {}, cacheBytes = 1, outboxMaxBytes = 1, leastFreeBytes = 0, via = "nats://site" } = options;
   const problems: OptionProblem[] = [];
   if (stateDir === "") problems.push(problem("--state-dir", stateDir, "name a folder the agent may write to"));
   if (name !== undefined && !isResourceName(name)) {
@@ -74,6 +78,10 @@ export function checkOptions(options: AgentOptions): OptionProblem[] {
     problems.push(problem("--throttle", throttle, "give a share of the full speed above 0 and at most 1, e.g. 0.5"));
   }
   if (!(cacheBytes > 0)) problems.push(problem("--cache-bytes", cacheBytes, "give a number of bytes above 0"));
+  if (!(outboxMaxBytes > 0))
+    problems.push(problem("--outbox-max-bytes", outboxMaxBytes, "give a number of bytes above 0"));
+  if (!(leastFreeBytes >= 0))
+    problems.push(problem("--least-free-bytes", leastFreeBytes, "give a number of bytes from 0"));
   if (!ADDRESS.test(via)) problems.push(problem("--via", via, "write the gateway's HOST:PORT or nats://HOST:PORT"));
   for (const [key, value] of Object.entries(labels)) {
     const fine = LABEL.test(key) && (value === "" || LABEL.test(value));

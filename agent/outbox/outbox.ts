@@ -16,6 +16,7 @@ import {
   type UpdateDraft,
 } from "./draft.js";
 import { decodeInnerState, encodeInnerState, type InnerState } from "./inner-state.js";
+import { DEFAULT_OUTBOX_BYTES, planRoom, type Dispensable, type RoomLimits } from "./room.js";
 import { sendWindowed } from "./window.js";
 
 const ENTRY = "entry.json";
@@ -30,6 +31,17 @@ export interface OutboxOptions {
   /** Folder of its own. */
   readonly folder: string;
   readonly log: Log;
+  /** Defaults for what is not given. */
+  readonly limits?: Partial<RoomLimits>;
+}
+
+/** What waits in an outbox. */
+export interface OutboxUsage {
+  readonly updates: number;
+  /** Of everything in it. */
+  readonly bytes: number;
+  /** When the oldest update was spooled, Unix milliseconds; 0 without one. */
+  readonly oldestAtMs: number;
 }
 
 /** How an upload tells what it does. `commitSending` may be answered by an abort of the signal. */
@@ -55,12 +67,14 @@ export class Outbox {
   readonly #folder: string;
   readonly #log: Log;
   readonly #committed: CommittedRounds;
+  readonly #limits: RoomLimits;
 
-  private constructor({ disk, folder, log }: OutboxOptions, committed: CommittedRounds) {
+  private constructor({ disk, folder, log, limits = {} }: OutboxOptions, committed: CommittedRounds) {
     this.#disk = disk;
     this.#folder = folder;
     this.#log = log;
     this.#committed = committed;
+    this.#limits = { maxBytes: limits.maxBytes ?? DEFAULT_OUTBOX_BYTES, leastFreeBytes: limits.leastFreeBytes };
   }
 
   /** Opens the folder, sets damaged entries aside and finishes what a crash interrupted. */
@@ -92,6 +106,61 @@ export class Outbox {
       spooled.push({ round, commitSent });
     }
     return spooled;
+  }
+
+  /** How full it is. */
+  async usage(): Promise<OutboxUsage> {
+    const { updates, usedBytes, oldestAtMs } = await this.#survey();
+    return { updates, bytes: usedBytes, oldestAtMs };
+  }
+
+  /**
+   * Makes sure that so many bytes more fit, giving up what is of least use. Throws code "OutboxFull" or "DiskLow" with the remedy;
+   * nothing is given up then.
+   */
+  async makeRoom(needBytes: number, job: string, nowMs: number): Promise<void> {
+    const { usedBytes, dispensable } = await this.#survey();
+    const space = await this.#disk.space(this.#folder);
+    const room = planRoom(needBytes, job, { usedBytes, ...space, dispensable, nowMs }, this.#limits);
+    if (!room.fits) throw new CodedError(room.code, room.message);
+    for (const { path, kind, sizeBytes } of room.remove) {
+      await this.#disk.remove(path);
+      this.#log.warn("given up for want of space", { kind, path, sizeBytes });
+    }
+  }
+
+  /** Sizes of all that lies here. */
+  async #survey(): Promise<{ updates: number; usedBytes: number; oldestAtMs: number; dispensable: Dispensable[] }> {
+    const spool = `${this.#folder}/spool`;
+    const rounds = await this.#disk.list(spool);
+    const updates = rounds.filter((name) => !name.startsWith("."));
+    const files = await Promise.all(rounds.map((name) => this.#sizeOf(`${spool}/${name}`, true)));
+    const spooledAt = await Promise.all(updates.map((name) => this.#disk.stat(`${spool}/${name}/${ENTRY}`)));
+    const dispensable: Dispensable[] = [];
+    for (const kind of ["inner", "damaged"] as const) {
+      for (const name of await this.#disk.list(`${this.#folder}/${kind}`)) {
+        const path = `${this.#folder}/${kind}/${name}`;
+        // Of what is set aside only updates are folders.
+        const { sizeBytes, usedMs } = await this.#sizeOf(path, kind === "damaged" && name.startsWith("spool-"));
+        dispensable.push({ path, kind, job: kind === "inner" ? name : "", sizeBytes, usedMs });
+      }
+    }
+    const usedBytes = [...files, ...dispensable].reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+    const times = spooledAt.flatMap((found) => found?.modifiedMs ?? []);
+    const oldestAtMs = times.length === 0 ? 0 : Math.round(Math.min(...times));
+    return { updates: updates.length, usedBytes, oldestAtMs, dispensable };
+  }
+
+  async #sizeOf(path: string, isFolder: boolean): Promise<{ sizeBytes: number; usedMs: number }> {
+    const names = isFolder ? (await this.#disk.list(path)).map((name) => `${path}/${name}`) : [path];
+    let sizeBytes = 0;
+    let usedMs = 0;
+    for (const name of names) {
+      const found = await this.#disk.stat(name);
+      sizeBytes += found?.sizeBytes ?? 0;
+      usedMs = Math.max(usedMs, found?.modifiedMs ?? 0);
+    }
+    return { sizeBytes, usedMs };
   }
 
   /** What the job left after its last committed round; undefined if nothing, or if it is damaged. */

@@ -10,6 +10,7 @@ import { folderSource } from "../data/source.js";
 import type { Disk } from "../disk.js";
 import type { AgentOptions } from "../options.js";
 import { Outbox } from "../outbox/outbox.js";
+import { DEFAULT_OUTBOX_BYTES } from "../outbox/room.js";
 import { Sessions } from "../train/sessions.js";
 import type { ControlPlane } from "../transport/control-plane.js";
 import { isRenewalDue } from "../transport/credential.js";
@@ -53,6 +54,7 @@ export async function assembleAgent(
 ): Promise<AgentParts> {
   const { options, disk, clock, log, backend, policy } = base;
   const { stateDir, dataset, throttle = 1, cacheBytes = DEFAULT_CACHE_BYTES } = options;
+  const { outboxMaxBytes = DEFAULT_OUTBOX_BYTES, leastFreeBytes } = options;
   const cacheOptions = { disk, folder: `${stateDir}/cache`, maxBytes: cacheBytes, clock, log };
   const sources = new Map(Object.entries(dataset).map(([name, folder]) => [name, folderSource(folder)]));
   return {
@@ -63,7 +65,12 @@ export async function assembleAgent(
     facts,
     throttle,
     cache: await BlobCache.open(cacheOptions),
-    outbox: await Outbox.open({ disk, folder: outboxFolder(stateDir), log }),
+    outbox: await Outbox.open({
+      disk,
+      folder: outboxFolder(stateDir),
+      log,
+      limits: { maxBytes: outboxMaxBytes, leastFreeBytes },
+    }),
     datasets: new Datasets(sources, log),
     sessions: new Sessions(backend),
     nonce: randomUUID,

@@ -10,6 +10,7 @@ import type { Shard } from "../data/split.js";
 import { fetchBlob, fetchChanges, type RangeSource } from "../fetch.js";
 import { guardTask, type Guarded } from "../guard.js";
 import type { InnerState } from "../outbox/inner-state.js";
+import { updateNeed } from "../outbox/room.js";
 import { jobKey } from "../round-key.js";
 import { roundOf, type AgentEvent, type Effect, type Retry } from "../state.js";
 import { openFrozen } from "../train/frozen-base.js";
@@ -62,7 +63,7 @@ const STEP = {
 const isSpoken = (error: unknown): error is CodedError => error instanceof CodedError;
 
 /** Failures that a person has to look at, tried again in a while. */
-const LATER = new Set(["SpoolFull", "CacheFull", "ENOSPC", "EDQUOT", "EACCES", "EROFS"]);
+const LATER = new Set(["SpoolFull", "OutboxFull", "DiskLow", "CacheFull", "ENOSPC", "EDQUOT", "EACCES", "EROFS"]);
 /** Failures that trying again cannot mend. */
 const NEVER = new Set(["SPOOL_CORRUPT", "BAD_DIGEST"]);
 
@@ -128,6 +129,8 @@ export class Worker {
     const { task, assignment } = complete(assigned);
     const { outbox } = this.#parts;
     const round = roundOf(assigned);
+    // Not in vain: before anything is fetched, and again when that lies on the disk too.
+    await this.#makeRoom(task, assignment);
     // A retry of the same round adds to what it has cost so far.
     if (this.#material.round !== round) this.#material = { round, bytesDown: 0, fetchMs: 0 };
     const material = this.#material;
@@ -152,6 +155,10 @@ export class Worker {
       this.down.add(material.bytesDown - before, tookMs);
     }
     return signal.aborted ? { type: "aborted", work } : { type: "fetched", work };
+  }
+
+  #makeRoom(task: RoundTask, assignment: Assignment): Promise<void> {
+    return this.#parts.outbox.makeRoom(updateNeed(task, assignment), jobKey(task), this.#parts.clock.nowMs());
   }
 
   async #fetchFrozen(
@@ -211,6 +218,7 @@ export class Worker {
     const { clock, sessions, outbox, throttle } = this.#parts;
     const { weights, control, shard, trainGraph, evalGraph, inner, bytesDown, fetchMs } = this.#material;
     if (weights === undefined || shard === undefined) throw new Error("training began before its material was fetched");
+    await this.#makeRoom(task, assignment);
     const result = await runLocalRound(
       { task, assignment, weights, control, shard, trainGraph, evalGraph, inner, frozen: this.#frozen?.tensors },
       {

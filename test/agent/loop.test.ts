@@ -222,20 +222,25 @@ test.serial("a refusal is reported with its reasons and nothing is fetched", asy
   await agent.stop();
 });
 
-test.serial("a full disk fails the assignment with a remedy; the agent lives and its heartbeats go on", async (t) => {
-  const rig = await createRig(t);
-  const agent = await rig.start();
-  rig.plane.give([assigned("job-1", 0)]);
-  await until("evaluation", async () => (await commitsOf(rig, "job-1")) === 1);
-  rig.disk.capacityBytes = rig.disk.usedBytes + 500;
-  rig.plane.give([assigned("job-2", 2)]);
-  await until("failure", () => rig.plane.beats.at(-1)?.assignments[0]?.phase === "Failed");
-  const reason = rig.plane.beats.at(-1)?.assignments[0]?.reasons[0] ?? "";
-  t.regex(reason, /^(SpoolFull|CacheFull): the disk under .* is full; free space there/);
-  const beats = rig.plane.beats.length;
-  await until("more heartbeats", () => rig.plane.beats.length > beats + 2);
-  t.is((await agent.stop()).code, 0);
-});
+test.serial(
+  "without room for its update a round is declined with a remedy, before anything is fetched; heartbeats go on",
+  async (t) => {
+    const rig = await createRig(t);
+    const agent = await rig.start();
+    rig.plane.give([assigned("job-1", 0)]);
+    await until("evaluation", async () => (await commitsOf(rig, "job-1")) === 1);
+    const fetched = rig.plane.fetchedBytes;
+    rig.disk.capacityBytes = rig.disk.usedBytes + 500;
+    rig.plane.give([assigned("job-2", 2)]);
+    await until("failure", () => rig.plane.beats.at(-1)?.assignments[0]?.phase === "Failed");
+    const reason = rig.plane.beats.at(-1)?.assignments[0]?.reasons[0] ?? "";
+    t.regex(reason, /^DiskLow: .*must stay free; free space there/);
+    t.is(rig.plane.fetchedBytes, fetched);
+    const beats = rig.plane.beats.length;
+    await until("more heartbeats", () => rig.plane.beats.length > beats + 2);
+    t.is((await agent.stop()).code, 0);
+  },
+);
 
 test.serial("what the tensor runtime says of a failure stays in the device's log", async (t) => {
   const rig = await createRig(t);

@@ -14,6 +14,8 @@ interface AgentFlags extends CalibrateFlags {
   readonly throttle?: number;
   readonly policy?: string;
   readonly label?: Record<string, string>;
+  readonly outboxMaxBytes?: number;
+  readonly leastFreeBytes?: number;
   readonly jsonLog?: boolean;
   readonly via?: string;
 }
@@ -42,6 +44,8 @@ async function agent(shell: Shell, flags: AgentFlags): Promise<void> {
       throttle: flags.throttle,
       policyFile: flags.policy,
       labels: flags.label,
+      outboxMaxBytes: flags.outboxMaxBytes,
+      leastFreeBytes: flags.leastFreeBytes,
       jsonLog: flags.jsonLog,
       via: flags.via,
     },
@@ -89,6 +93,16 @@ export const agentCommands: CommandGroup = (program, shell) => {
     .option("--provider <name>", "what computes: cpu, cuda, coreml, dml, webgpu or wasm (default: cpu)")
     .option("--throttle <share>", "share of the full speed, up to 1", realNumber(0, 1))
     .option("--policy <file>", "YAML with what the data may be used for")
+    .option(
+      "--outbox-max-bytes <n>",
+      "most bytes of updates and of what jobs keep between rounds (default: 8 GiB)",
+      wholeNumber(1, Number.MAX_SAFE_INTEGER),
+    )
+    .option(
+      "--least-free-bytes <n>",
+      "bytes of the disk that stay free (default: 5 % of it, at most 256 MiB)",
+      wholeNumber(0, Number.MAX_SAFE_INTEGER),
+    )
     .option("--label <k=v>", "label of the device (repeatable)", keyValue)
     .option("--via <host:port>", "connect to the gateway of this device's site instead of the control plane")
     .option("--json-log", "one JSON object a log line")

@@ -206,6 +206,11 @@ export class CrashDisk implements Disk {
       : { sizeBytes: 0, modifiedMs: CREATED_MS };
   }
 
+  async space(): Promise<{ freeBytes: number; totalBytes: number }> {
+    await Promise.resolve();
+    return { freeBytes: Math.max(0, this.capacityBytes - this.usedBytes), totalBytes: this.capacityBytes };
+  }
+
   async touch(path: string, atMs: number): Promise<void> {
     await Promise.resolve();
     this.#operate();

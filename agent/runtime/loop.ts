@@ -135,7 +135,7 @@ export class AgentLoop {
     void this.#countData();
     let reply: HeartbeatReply;
     try {
-      reply = await plane.heartbeat(this.#request());
+      reply = await plane.heartbeat(await this.#request());
     } catch (error) {
       log.warn("no answer to the heartbeat", { error: messageOf(error) });
       this.#dispatch({ type: "heartbeatFailed" });
@@ -153,8 +153,10 @@ export class AgentLoop {
     }
   }
 
-  #request(): HeartbeatRequest {
+  async #request(): Promise<HeartbeatRequest> {
     const { clock, facts, policy, outbox } = this.#parts;
+    // A disk that cannot be read is no reason to fall silent.
+    const waiting = await outbox.usage().catch(() => undefined);
     const atMs = clock.nowMs();
     return {
       atMs,
@@ -168,6 +170,7 @@ export class AgentLoop {
       assignments: assignmentStatuses(this.#state),
       roundsToday: outbox.committedOn(atMs),
       renewCredential: this.#renewDue,
+      outbox: waiting,
     };
   }
 

@@ -1,5 +1,5 @@
 import { isResourceName, type Violation } from "#common/domain/resources.js";
-import type { AssignmentStatus, DataPolicy, DatasetFacts, DeviceFacts } from "#proto/shoal/v1/device.js";
+import type { AssignmentStatus, DataPolicy, DatasetFacts, DeviceFacts, OutboxFacts } from "#proto/shoal/v1/device.js";
 
 /** Facts with absurd values replaced by the nearest sensible ones, and what was wrong with them. */
 export interface Cleaned<T> {
@@ -16,6 +16,7 @@ const LABEL = /^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$/;
 const LIMITS = {
   cores: 4096,
   memoryBytes: 2 ** 50,
+  diskBytes: 2 ** 52,
   gflops: 1e7,
   bytesPerSecond: 1e12,
   rounds: 1e6,
@@ -121,6 +122,17 @@ export function cleanAssignments(assignments: readonly AssignmentStatus[]): Clea
 export function cleanRoundsToday(roundsToday: number): Cleaned<number> {
   const c = new Cleaner();
   return { value: c.number("rounds_today", roundsToday, LIMITS.rounds), problems: c.problems };
+}
+
+/** What waits on the device, in range. */
+export function cleanOutbox(outbox: OutboxFacts | undefined): Cleaned<OutboxFacts | undefined> {
+  const c = new Cleaner();
+  const value = outbox && {
+    updates: c.number("outbox.updates", outbox.updates, LIMITS.rounds),
+    bytes: c.number("outbox.bytes", outbox.bytes, LIMITS.diskBytes),
+    oldestAtMs: c.number("outbox.oldest_at_ms", outbox.oldestAtMs, Number.MAX_SAFE_INTEGER),
+  };
+  return { value, problems: c.problems };
 }
 
 /** What is wrong with labels: too many, or keys and values that are not label texts. */

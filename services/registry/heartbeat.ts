@@ -9,10 +9,11 @@ import {
   DeviceFacts,
   DeviceStatus,
   type Lease,
+  type OutboxFacts,
 } from "#proto/shoal/v1/device.js";
 import type { HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
 import { observeClock, observeData, observeGateway, observeReady } from "./conditions.js";
-import { cleanAssignments, cleanDatasets, cleanFacts, cleanPolicy, cleanRoundsToday } from "./facts.js";
+import { cleanAssignments, cleanDatasets, cleanFacts, cleanOutbox, cleanPolicy, cleanRoundsToday } from "./facts.js";
 
 /** What a heartbeat changes; undefined parts are not written. */
 export interface HeartbeatChanges {
@@ -53,6 +54,13 @@ function assignmentsDiffer(before: readonly AssignmentStatus[], after: readonly 
   });
 }
 
+/** What grows by a few bytes with every committed round is no news. */
+function outboxDiffers(before: OutboxFacts | undefined, after: OutboxFacts | undefined): boolean {
+  if (before === undefined || after === undefined) return before !== after;
+  if (before.updates !== after.updates || before.oldestAtMs !== after.oldestAtMs) return true;
+  return differs(before.bytes, after.bytes);
+}
+
 /** Conditions without their times and messages: a skew that drifts by a second is no news. */
 const outline = (status: DeviceStatus): string[] =>
   status.conditions.map(({ type, status: value, reason, observedGeneration }) =>
@@ -67,6 +75,7 @@ function statusDiffers(before: DeviceStatus, after: DeviceStatus): boolean {
     assignmentsDiffer(before.assignments, after.assignments) ||
     Math.abs(after.clockSkewMs - before.clockSkewMs) > SKEW_TOLERANCE_MS ||
     before.roundsToday !== after.roundsToday ||
+    outboxDiffers(before.outbox, after.outbox) ||
     !isDeepStrictEqual(before.policy, after.policy) ||
     !isDeepStrictEqual(before.datasets, after.datasets) ||
     !isDeepStrictEqual(outline(before), outline(after))
@@ -79,9 +88,10 @@ function nextStatus(device: Device, request: HeartbeatRequest, nowMs: number): D
   const datasets = cleanDatasets(request.datasets);
   const assignments = cleanAssignments(request.assignments);
   const roundsToday = cleanRoundsToday(request.roundsToday);
+  const outbox = cleanOutbox(request.outbox);
   const hasClock = Number.isFinite(request.atMs) && request.atMs > 0;
   const clockSkewMs = hasClock ? Math.round(request.atMs - nowMs) : 0;
-  const problems = [facts, policy, datasets, assignments, roundsToday].flatMap((cleaned) => cleaned.problems);
+  const problems = [facts, policy, datasets, assignments, roundsToday, outbox].flatMap((cleaned) => cleaned.problems);
   const generation = device.metadata?.generation ?? 0;
   const clock = observeClock(hasClock ? request.atMs : 0, clockSkewMs);
   const site = gatewaySiteOf(device);
@@ -100,6 +110,7 @@ function nextStatus(device: Device, request: HeartbeatRequest, nowMs: number): D
       device.status?.conditions ?? [],
     ),
     roundsToday: roundsToday.value,
+    outbox: outbox.value,
   };
 }
 

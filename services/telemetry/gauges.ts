@@ -34,6 +34,8 @@ export class Gauges {
   /** Id of the loss that was told, by device. */
   private readonly told = new Map<string, string>();
   private readonly of: Record<"rounds" | "trainLoss" | "evalLoss" | "up" | "down" | "jobs" | "devices", Gauge>;
+  /** Over the outboxes of all devices. */
+  private readonly waiting: Record<"updates" | "bytes" | "age", Gauge>;
 
   constructor(
     private readonly ports: GaugePorts,
@@ -49,6 +51,15 @@ export class Gauges {
       down: gauge("shoal_job_down_bytes", "Bytes of weights and graphs that the job's devices fetched so far.", "job"),
       jobs: gauge("shoal_jobs", "Training jobs by phase.", "phase"),
       devices: gauge("shoal_devices", "Devices by state: lost, cordoned, unready or ready.", "state"),
+    };
+    const { metrics } = ports;
+    this.waiting = {
+      updates: metrics.gauge("shoal_outbox_updates", "Updates that wait on devices for upload, as they last said."),
+      bytes: metrics.gauge("shoal_outbox_bytes", "Bytes in the outboxes of all devices."),
+      age: metrics.gauge(
+        "shoal_outbox_oldest_seconds",
+        "Age of the oldest update that waits on a device; 0 without one.",
+      ),
     };
   }
 
@@ -89,6 +100,7 @@ export class Gauges {
     for (const state of DEVICE_STATES) {
       this.of.devices.set(states.filter((candidate) => candidate === state).length, { state });
     }
+    this.refreshOutboxes(nowMs);
     const phases = [...this.jobs.values()].map((job) => job.status?.phase ?? "Pending");
     for (const phase of PHASES) {
       this.of.jobs.set(phases.filter((candidate) => candidate === phase).length, { phase });
@@ -101,6 +113,21 @@ export class Gauges {
       if (status.trainLoss !== undefined) this.of.trainLoss.set(status.trainLoss, { job });
       if (status.evalLoss !== undefined) this.of.evalLoss.set(status.evalLoss, { job });
     }
+  }
+
+  private refreshOutboxes(nowMs: number): void {
+    const sums = { updates: 0, bytes: 0 };
+    let oldestMs = 0;
+    for (const { status } of this.devices.values()) {
+      const { updates = 0, bytes = 0, oldestAtMs = 0 } = status?.outbox ?? {};
+      sums.updates += updates;
+      sums.bytes += bytes;
+      // By the registry's clock: the device's may be wrong.
+      if (oldestAtMs > 0) oldestMs = Math.max(oldestMs, nowMs - (oldestAtMs - (status?.clockSkewMs ?? 0)));
+    }
+    this.waiting.updates.set(sums.updates);
+    this.waiting.bytes.set(sums.bytes);
+    this.waiting.age.set(oldestMs / 1000);
   }
 
   /** Devices whose lease ran out, by the last sign of life of any: when the registry is away, nobody is lost. */

@@ -235,6 +235,7 @@ test.serial(
     await until("failure", () => rig.plane.beats.at(-1)?.assignments[0]?.phase === "Failed");
     const reason = rig.plane.beats.at(-1)?.assignments[0]?.reasons[0] ?? "";
     t.regex(reason, /^DiskLow: .*must stay free; free space there/);
+    t.like(rig.plane.beats.at(-1)?.outbox, { updates: 0, oldestAtMs: 0 });
     t.is(rig.plane.fetchedBytes, fetched);
     const beats = rig.plane.beats.length;
     await until("more heartbeats", () => rig.plane.beats.length > beats + 2);

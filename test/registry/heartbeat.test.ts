@@ -40,6 +40,7 @@ const READY: [string, HeartbeatRequest, string, string, string][] = [
   ],
   ["a minute after the day", beat({ policy: { startMinute: 1441 } }), "Ready", "False", "AbsurdFacts"],
   ["negative rounds", beat({ roundsToday: -3 }), "Ready", "False", "AbsurdFacts"],
+  ["an outbox below nothing", beat({ outbox: { updates: 1, bytes: -1 } }), "Ready", "False", "AbsurdFacts"],
   ["an unknown phase", beat({ assignments: [{ round: "a-1", phase: "Dreaming" }] }), "Ready", "False", "AbsurdFacts"],
   ["no data", beat({ datasets: [] }), "DataReady", "False", "NoData"],
   ["data with a problem", beat({ datasets: [{ name: "a", problem: "empty" }] }), "DataReady", "False", "DataUnusable"],
@@ -87,6 +88,8 @@ test("the same heartbeat again writes nothing", (t) => {
 });
 
 const ASSIGNED = { round: "a-1", phase: "Training", step: 10, steps: 100, loss: 3 };
+const SPOOLED = { updates: 1, bytes: 1000, oldestAtMs: NOW };
+
 const CHANGES: [string, HeartbeatRequest, boolean][] = [
   ["speed within a tenth", beat({ facts: { ...FACTS, gflops: 85 }, assignments: [ASSIGNED] }), false],
   ["speed beyond a tenth", beat({ facts: { ...FACTS, gflops: 120 }, assignments: [ASSIGNED] }), true],
@@ -98,6 +101,7 @@ const CHANGES: [string, HeartbeatRequest, boolean][] = [
   ["a policy", beat({ policy: { minCohort: 3 }, assignments: [ASSIGNED] }), true],
   ["less data", beat({ datasets: [], assignments: [ASSIGNED] }), true],
   ["a round more today", beat({ roundsToday: 1, assignments: [ASSIGNED] }), true],
+  ["a first word of its outbox", beat({ outbox: SPOOLED, assignments: [ASSIGNED] }), true],
   ["a skew of two seconds", beat({ atMs: NOW + 2000, assignments: [ASSIGNED] }), true],
   ["a skew of half a second", beat({ atMs: NOW + 500, assignments: [ASSIGNED] }), false],
 ];
@@ -167,4 +171,17 @@ test("whatever a device says, what is stored is finite, in range and settles", (
     }),
   );
   t.pass();
+});
+
+test("of an outbox the number of updates, the oldest one and a tenth of its bytes are worth a write", (t) => {
+  const said = beat({ outbox: SPOOLED });
+  const device = applyHeartbeat(fresh, undefined, said, NOW, LEASE_MS).device ?? fresh;
+  t.deepEqual(device.status?.outbox, SPOOLED);
+  const isWritten = (change: object): boolean =>
+    applyHeartbeat(device, undefined, beat({ outbox: { ...SPOOLED, ...change } }), NOW, LEASE_MS).device !== undefined;
+  t.false(isWritten({}));
+  t.false(isWritten({ bytes: 1090 }));
+  t.true(isWritten({ bytes: 1200 }));
+  t.true(isWritten({ updates: 2 }));
+  t.true(isWritten({ oldestAtMs: NOW + 1 }));
 });

@@ -166,8 +166,12 @@ test("gauges show jobs and devices, and tell of leases that run out", async (t) 
     return Promise.resolve();
   });
   const ended = new AbortController();
-  const status = { conditions: [{ type: "Ready", status: "True" }] };
+  // Its clock is ten seconds ahead.
+  const outbox = { updates: 2, bytes: 500, oldestAtMs: ports.clock.nowMs() + 10_000 - 60_000 };
+  const status = { conditions: [{ type: "Ready", status: "True" }], outbox, clockSkewMs: 10_000 };
   await ports.store.create("Device", Device.fromPartial({ metadata: newMeta("a"), status }));
+  const silent = { outbox: { updates: 1, bytes: 30, oldestAtMs: 0 } };
+  await ports.store.create("Device", Device.fromPartial({ metadata: newMeta("c"), status: silent }));
   const expiresAtMs = ports.clock.nowMs() + 7000;
   await ports.store.create("Lease", Lease.fromPartial({ metadata: newMeta("a"), expiresAtMs }));
   const job = { phase: "Running", completedRounds: 3, trainLoss: 2.5, bytesUp: 77, bytesDown: 88 };
@@ -181,10 +185,13 @@ test("gauges show jobs and devices, and tell of leases that run out", async (t) 
   t.is(value("shoal_job_train_loss_nats", { job: "tale" }), 2.5);
   t.is(value("shoal_job_up_bytes", { job: "tale" }), 77);
   t.is(value("shoal_job_down_bytes", { job: "tale" }), 88);
+  t.is(value("shoal_outbox_updates", {}), 3);
+  t.is(value("shoal_outbox_bytes", {}), 530);
+  t.is(value("shoal_outbox_oldest_seconds", {}), 60);
   t.deepEqual(lost, []);
   await ports.clock.advance(10_000);
   t.is(value("shoal_devices", { state: "ready" }), 0);
-  t.is(value("shoal_devices", { state: "lost" }), 1);
+  t.is(value("shoal_devices", { state: "lost" }), 2);
   t.deepEqual(lost, [], "nobody beats: the registry may be away");
   const renewedAtMs = ports.clock.nowMs();
   const later = { renewedAtMs, expiresAtMs: renewedAtMs + 60_000 };

@@ -62,6 +62,18 @@ export interface DeviceStatus {
   conditions: Condition[];
   /** Rounds committed in the device's current UTC day. */
   roundsToday: number;
+  /** What waits on the device for upload; unset if it did not say. */
+  outbox: OutboxFacts | undefined;
+}
+
+/** What waits on a device for upload, and what jobs keep there between rounds. */
+export interface OutboxFacts {
+  /** Spooled updates. */
+  updates: number;
+  /** Bytes of everything in the outbox. */
+  bytes: number;
+  /** When the oldest update was spooled, Unix milliseconds by the device's clock; 0 without one. */
+  oldestAtMs: number;
 }
 
 /** Measured by the agent's calibration. */
@@ -452,6 +464,7 @@ function createBaseDeviceStatus(): DeviceStatus {
     clockSkewMs: 0,
     conditions: [],
     roundsToday: 0,
+    outbox: undefined,
   };
 }
 
@@ -477,6 +490,9 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     }
     if (message.roundsToday !== 0) {
       writer.uint32(56).int32(message.roundsToday);
+    }
+    if (message.outbox !== undefined) {
+      OutboxFacts.encode(message.outbox, writer.uint32(442).fork()).join();
     }
     return writer;
   },
@@ -550,6 +566,14 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
             message.roundsToday = reader.int32();
             continue;
           }
+          case 55: {
+            if (tag !== 442) {
+              break;
+            }
+
+            message.outbox = OutboxFacts.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -585,6 +609,7 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
         : isSet(object.rounds_today)
         ? globalThis.Number(object.rounds_today)
         : 0,
+      outbox: isSet(object.outbox) ? OutboxFacts.fromJSON(object.outbox) : undefined,
     };
   },
 
@@ -611,6 +636,9 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     if (message.roundsToday !== 0) {
       obj.roundsToday = Math.round(message.roundsToday);
     }
+    if (message.outbox !== undefined) {
+      obj.outbox = OutboxFacts.toJSON(message.outbox);
+    }
     return obj;
   },
 
@@ -630,6 +658,114 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     message.clockSkewMs = object.clockSkewMs ?? 0;
     message.conditions = object.conditions?.map((e) => Condition.fromPartial(e)) || [];
     message.roundsToday = object.roundsToday ?? 0;
+    message.outbox = (object.outbox !== undefined && object.outbox !== null)
+      ? OutboxFacts.fromPartial(object.outbox)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseOutboxFacts(): OutboxFacts {
+  return { updates: 0, bytes: 0, oldestAtMs: 0 };
+}
+
+export const OutboxFacts: MessageFns<OutboxFacts> = {
+  encode(message: OutboxFacts, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.updates !== 0) {
+      writer.uint32(8).int32(message.updates);
+    }
+    if (message.bytes !== 0) {
+      writer.uint32(16).int64(message.bytes);
+    }
+    if (message.oldestAtMs !== 0) {
+      writer.uint32(24).int64(message.oldestAtMs);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): OutboxFacts {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseOutboxFacts();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.updates = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.bytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.oldestAtMs = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): OutboxFacts {
+    return {
+      updates: isSet(object.updates) ? globalThis.Number(object.updates) : 0,
+      bytes: isSet(object.bytes) ? globalThis.Number(object.bytes) : 0,
+      oldestAtMs: isSet(object.oldestAtMs)
+        ? globalThis.Number(object.oldestAtMs)
+        : isSet(object.oldest_at_ms)
+        ? globalThis.Number(object.oldest_at_ms)
+        : 0,
+    };
+  },
+
+  toJSON(message: OutboxFacts): unknown {
+    const obj: any = {};
+    if (message.updates !== 0) {
+      obj.updates = Math.round(message.updates);
+    }
+    if (message.bytes !== 0) {
+      obj.bytes = Math.round(message.bytes);
+    }
+    if (message.oldestAtMs !== 0) {
+      obj.oldestAtMs = Math.round(message.oldestAtMs);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<OutboxFacts>, I>>(base?: I): OutboxFacts {
+    return OutboxFacts.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<OutboxFacts>, I>>(object: I): OutboxFacts {
+    const message = createBaseOutboxFacts();
+    message.updates = object.updates ?? 0;
+    message.bytes = object.bytes ?? 0;
+    message.oldestAtMs = object.oldestAtMs ?? 0;
     return message;
   },
 };

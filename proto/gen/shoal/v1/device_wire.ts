@@ -6,7 +6,7 @@
 
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
-import { AssignmentStatus, DataPolicy, DatasetFacts, DeviceFacts } from "./device.js";
+import { AssignmentStatus, DataPolicy, DatasetFacts, DeviceFacts, OutboxFacts } from "./device.js";
 import { BlobRef } from "./meta.js";
 import { Assignment, RoundTask } from "./round.js";
 
@@ -89,6 +89,8 @@ export interface HeartbeatRequest {
   roundsToday: number;
   /** True if the device wants its credential renewed. */
   renewCredential: boolean;
+  /** What waits on the device for upload. */
+  outbox: OutboxFacts | undefined;
 }
 
 /** Answers HeartbeatRequest. */
@@ -775,6 +777,7 @@ function createBaseHeartbeatRequest(): HeartbeatRequest {
     assignments: [],
     roundsToday: 0,
     renewCredential: false,
+    outbox: undefined,
   };
 }
 
@@ -800,6 +803,9 @@ export const HeartbeatRequest: MessageFns<HeartbeatRequest> = {
     }
     if (message.renewCredential !== false) {
       writer.uint32(56).bool(message.renewCredential);
+    }
+    if (message.outbox !== undefined) {
+      OutboxFacts.encode(message.outbox, writer.uint32(442).fork()).join();
     }
     return writer;
   },
@@ -873,6 +879,14 @@ export const HeartbeatRequest: MessageFns<HeartbeatRequest> = {
             message.renewCredential = reader.bool();
             continue;
           }
+          case 55: {
+            if (tag !== 442) {
+              break;
+            }
+
+            message.outbox = OutboxFacts.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -910,6 +924,7 @@ export const HeartbeatRequest: MessageFns<HeartbeatRequest> = {
         : isSet(object.renew_credential)
         ? globalThis.Boolean(object.renew_credential)
         : false,
+      outbox: isSet(object.outbox) ? OutboxFacts.fromJSON(object.outbox) : undefined,
     };
   },
 
@@ -936,6 +951,9 @@ export const HeartbeatRequest: MessageFns<HeartbeatRequest> = {
     if (message.renewCredential !== false) {
       obj.renewCredential = message.renewCredential;
     }
+    if (message.outbox !== undefined) {
+      obj.outbox = OutboxFacts.toJSON(message.outbox);
+    }
     return obj;
   },
 
@@ -955,6 +973,9 @@ export const HeartbeatRequest: MessageFns<HeartbeatRequest> = {
     message.assignments = object.assignments?.map((e) => AssignmentStatus.fromPartial(e)) || [];
     message.roundsToday = object.roundsToday ?? 0;
     message.renewCredential = object.renewCredential ?? false;
+    message.outbox = (object.outbox !== undefined && object.outbox !== null)
+      ? OutboxFacts.fromPartial(object.outbox)
+      : undefined;
     return message;
   },
 };

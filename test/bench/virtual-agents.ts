@@ -53,6 +53,7 @@ export interface SharedUpdate {
 }
 
 const SEQ_LEN = 16;
+const MOST_PURGES = 60;
 
 const clock = new SystemClock();
 const log = new MemoryLog();
@@ -189,6 +190,15 @@ export async function playRound(
 async function clearRound({ link, store, blobs }: World, round: string): Promise<void> {
   const result = await store.get("RoundResult", round);
   const { streams } = await link.manager();
-  await streams.purge("UPDATES", { filter: `shoal.u.*.${round}.>` });
+  // A purge of many chunks goes on when its caller has given up; what comes after it waits for its end.
+  for (let tries = 1; ; tries++) {
+    try {
+      await streams.purge("UPDATES", { filter: `shoal.u.*.${round}.>` });
+      break;
+    } catch (error) {
+      if (tries === MOST_PURGES) throw error;
+      await clock.sleep(1000);
+    }
+  }
   if (result?.weights !== undefined) await blobs.delete(result.weights.digest);
 }

@@ -17,9 +17,7 @@ import {
   type FoldOutcome,
   type SharedFoldPorts,
 } from "./shared-fold.js";
-import type { KnownMean } from "./mean-step.js";
-import type { RunningSums } from "./running-sums.js";
-import type { Shard } from "./shards.js";
+import type { RunningSums, SummedFold } from "./running-sums.js";
 import { watchedRounds } from "./watched-rounds.js";
 
 /** The world of the aggregator's controller. */
@@ -45,7 +43,7 @@ function strategyOf(job: TrainingJob): StrategySpec {
 /** A round's fold, and the mean of its updates if they are summed already. */
 interface PlannedFold {
   plan: FoldPlan;
-  summed: ((shard: Shard) => KnownMean) | undefined;
+  summed: SummedFold | undefined;
 }
 
 /** The plan of a round's fold; undefined for a round that only evaluates. Throws code "LOG_CORRUPT" without its commits. */
@@ -59,7 +57,7 @@ async function planOf(
   if (spec.evaluationOnly) return undefined;
   const { folded } = partVerdicts(tally, round.status?.foldSet ?? []);
   const trained = folded.filter(({ manifest }) => (manifest?.values ?? 0) > 0);
-  const summed = sums.meanOf(round.metadata?.uid ?? "", trained);
+  const summed = sums.foldOf(round.metadata?.uid ?? "", trained);
   const manifests =
     summed === undefined
       ? await readManifests(log, round.metadata?.name ?? "", trained)

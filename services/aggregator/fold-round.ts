@@ -135,6 +135,12 @@ async function readRanges(
   return viewFloats(rest.length === 0 ? first : Uint8Array.from(Buffer.concat([first, ...rest])));
 }
 
+/** What a round starts from, by shards, before anything is known of its updates. */
+export async function readBases(ports: FoldPorts, spec: RoundSpec, options: StrategySpec): Promise<FragmentView[]> {
+  const plan = planFold(spec, options, []);
+  return Promise.all(plan.shards.map((shard) => readBase(ports, plan, shard)));
+}
+
 /** The weights and the state that the round starts from, as far as a shard folds into them. */
 async function readBase(
   { blobs }: FoldPorts,
@@ -178,21 +184,21 @@ function combine(
  * Folds a shard of the updates into its weights and takes the outer step. The only code that does so: every replica and the
  * replay share it, and equal input gives equal bits. Writes nothing.
  * @param gram inner products of the whole updates, if the plan needs them.
- * @param known the mean of the shard's range of the updates, if it need not be taken from the log.
+ * @param known the mean of the shard's range of the updates and what it starts from, if they need not be read.
  */
 export async function foldShard(
   ports: FoldPorts,
   plan: FoldPlan,
   shard: Shard,
   gram: Gram | undefined,
-  known?: KnownMean,
+  known?: { mean: KnownMean; base: FragmentView },
 ): Promise<FoldedShard> {
   const { strategy, options, shape } = plan;
-  const base = await readBase(ports, plan, shard);
+  const base = known?.base ?? (await readBase(ports, plan, shard));
   const stepped =
     known === undefined
       ? finalize(base, await combine(ports, plan, shard, base.state, gram), strategy, options)
-      : finalizeMean(base, known, strategy, options);
+      : finalizeMean(base, known.mean, strategy, options);
   const next = base.merge(stepped);
   const size = next.weights.length;
   return {

@@ -2,6 +2,7 @@ import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { Round, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { updateLength } from "#common/domain/fragment.js";
 import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
+import type { BlobStore } from "#common/ports/blob-store.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
 import { accept, screen, type AcceptContext, type Commit } from "#common/domain/accept.js";
@@ -9,7 +10,7 @@ import { cutOffDevices } from "#common/domain/cut-off.js";
 import { openUpdates } from "#common/runtime/chunk-reader.js";
 import { takePayload } from "#common/runtime/payload.js";
 import { InvariantError } from "#common/tensor/invariant.js";
-import { codecOf, shardsOf, taskOf } from "./fold-round.js";
+import { codecOf, readBases, shardsOf, taskOf } from "./fold-round.js";
 import type { RoundSums, RunningSums } from "./running-sums.js";
 import { openShardSums, type Shard } from "./shards.js";
 import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
@@ -18,6 +19,7 @@ import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
 export interface JudgePorts {
   store: ResourceStore;
   log: UpdateLog;
+  blobs: BlobStore;
   sums: RunningSums;
 }
 
@@ -179,6 +181,17 @@ async function judgeBatch(
 const summedSeqs = ({ verdicts }: UpdateTally): number[] =>
   verdicts.flatMap(({ accepted, manifest, commitSeq }) => (accepted && manifest?.values ? [commitSeq] : []));
 
+function takeSums(
+  ports: JudgePorts,
+  { metadata, spec }: Round & { spec: RoundSpec },
+  options: StrategySpec,
+  { values, codec }: SharedContext,
+  tally: UpdateTally,
+): RoundSums | undefined {
+  const round = { uid: metadata?.uid ?? "", values, codec, options, readBases: () => readBases(ports, spec, options) };
+  return ports.sums.take(round, summedSeqs(tally));
+}
+
 /** Judges a batch and writes its verdicts. @returns undefined if another replica wrote first. */
 async function judgeAndWrite(
   ports: JudgePorts,
@@ -191,8 +204,7 @@ async function judgeAndWrite(
   const uid = round.metadata?.uid ?? "";
   const tally = stored ?? emptyTally(name, round.spec.job);
   const context = contextOf(round, name, options?.maxUpdateNorm ?? 0, tally);
-  const summed = options && { uid, values: context.values, codec: context.codec, options };
-  const sums = summed && ports.sums.take(summed, summedSeqs(tally));
+  const sums = options && context.open ? takeSums(ports, round, options, context, tally) : undefined;
   let durable = false;
   try {
     const batch = await judgeBatch(ports, commits, context, shardsOf(round.spec), tally, sums);

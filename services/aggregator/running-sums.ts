@@ -4,6 +4,7 @@ import type { Codec } from "#common/tensor/codec.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { openVectorFold, type VectorFold } from "#common/tensor/kernels/kernels.js";
 import { weightOf } from "./fold.js";
+import type { FragmentView } from "./fragment-view.js";
 import type { KnownMean } from "./mean-step.js";
 import type { Shard } from "./shards.js";
 import { strategyByName } from "./strategies/table.js";
@@ -15,6 +16,15 @@ export interface SummedRound {
   readonly values: number;
   readonly codec: Codec;
   readonly options: StrategySpec;
+  /** Reads what the round starts from, shard by shard: begun with the first update, so that the fold need not wait for it. */
+  readonly readBases: () => Promise<readonly FragmentView[]>;
+}
+
+/** All that the fold of a round needs. */
+export interface SummedFold {
+  mean(shard: Shard): KnownMean;
+  /** What the round starts from, by shards. */
+  bases(): Promise<readonly FragmentView[]>;
 }
 
 /** An update that is summed while it is judged. */
@@ -33,8 +43,9 @@ export interface RoundSums {
   end(accepted: boolean): void;
 }
 
-class Sums implements RoundSums {
+class Sums implements RoundSums, SummedFold {
   readonly #fold: VectorFold;
+  readonly #bases: Promise<readonly FragmentView[]>;
   readonly #weights: number[] = [];
   readonly #seqs: number[] = [];
   #begun: { seq: number; weight: number } | undefined;
@@ -42,10 +53,13 @@ class Sums implements RoundSums {
 
   constructor(private readonly round: SummedRound) {
     this.#fold = openVectorFold(round.codec, round.values);
+    this.#bases = round.readBases();
+    // Who folds sees the failure; perhaps nobody does.
+    this.#bases.catch(() => undefined);
   }
 
   get sizeBytes(): number {
-    return 8 * this.round.values;
+    return neededBytes(this.round);
   }
 
   begin(commitSeq: number, manifest: UpdateManifest): SummedUpdate {
@@ -64,6 +78,11 @@ class Sums implements RoundSums {
     this.#weights.push(this.#begun.weight);
     this.#begun = undefined;
     this.isSpoilt ||= !accepted;
+  }
+
+  /** Read once more if that failed the first time. */
+  bases(): Promise<readonly FragmentView[]> {
+    return this.#bases.catch(() => this.round.readBases());
   }
 
   isOf(seqs: readonly number[]): boolean {
@@ -86,6 +105,9 @@ class Sums implements RoundSums {
     };
   }
 }
+
+/** Memory for a float64 of every value. */
+const neededBytes = ({ values }: SummedRound): number => 8 * values;
 
 /** Whether the strategy's result depends on the weighted sums of the updates alone, with weights that their manifests tell. */
 function isSummable({ options, codec }: SummedRound): boolean {
@@ -123,11 +145,11 @@ export class RunningSums {
     if (durable && !sums.isSpoilt) this.#idle.set(uid, sums);
   }
 
-  /** The mean of these updates, by shards; undefined if they, in this order, are not what was summed. */
-  meanOf(uid: string, updates: readonly Verdict[]): ((shard: Shard) => KnownMean) | undefined {
+  /** The fold of these updates; undefined if they, in this order, are not what was summed. */
+  foldOf(uid: string, updates: readonly Verdict[]): SummedFold | undefined {
     const sums = this.#idle.get(uid);
     const isTheirs = updates.length > 0 && sums?.isOf(updates.map(({ commitSeq }) => commitSeq)) === true;
-    return isTheirs ? (shard) => sums.mean(shard) : undefined;
+    return isTheirs ? sums : undefined;
   }
 
   /** Lets go of a round. */
@@ -136,13 +158,13 @@ export class RunningSums {
   }
 
   #start(round: SummedRound, accepted: readonly number[]): Sums | undefined {
-    const neededBytes = 8 * round.values;
-    if (accepted.length > 0 || neededBytes > this.maxBytes) return undefined;
-    for (const [uid, idle] of this.#idle) {
-      if (this.#heldBytes() + neededBytes <= this.maxBytes) break;
-      if (idle.sizeBytes > 0) this.#idle.delete(uid);
+    const needed = neededBytes(round);
+    if (accepted.length > 0 || needed > this.maxBytes) return undefined;
+    for (const uid of this.#idle.keys()) {
+      if (this.#heldBytes() + needed <= this.maxBytes) break;
+      this.#idle.delete(uid);
     }
-    return this.#heldBytes() + neededBytes <= this.maxBytes ? new Sums(round) : undefined;
+    return this.#heldBytes() + needed <= this.maxBytes ? new Sums(round) : undefined;
   }
 
   #heldBytes(): number {

@@ -16,9 +16,9 @@ import {
 } from "./fold-records.js";
 import { foldShard, gramOfShard, type FoldedShard, type FoldPlan, type FoldPorts } from "./fold-round.js";
 import { updateNorm } from "./finalize.js";
-import type { KnownMean } from "./mean-step.js";
 import { gramBytes, gramFromBytes, sumGrams } from "./gram.js";
 import type { AggregatorMeters } from "./meters.js";
+import type { SummedFold } from "./running-sums.js";
 import { stateParts, type Shard } from "./shards.js";
 import type { Gram } from "./strategies/strategy.js";
 
@@ -62,19 +62,20 @@ const nameOf = (round: Round): string => round.metadata?.name ?? "";
 /**
  * Folds a round whole: one of a single shard, which has nothing to share and nothing worth a checkpoint, or one whose updates
  * are summed already.
- * @param summed means of ranges of the updates, if not from the log.
+ * @param summed of the round's updates; undefined to read them from the log.
  */
-export async function foldAtOnce(
-  ports: SharedFoldPorts,
-  plan: FoldPlan,
-  summed?: (shard: Shard) => KnownMean,
-): Promise<FoldOutcome> {
+export async function foldAtOnce(ports: SharedFoldPorts, plan: FoldPlan, summed?: SummedFold): Promise<FoldOutcome> {
   const startedMs = ports.clock.monotonicMs();
   const [first] = plan.shards;
   if (first === undefined) throw new InvariantError(`round ${plan.spec.number} of ${plan.spec.job} has no parameters`);
   const gram = plan.needsGram ? await gramOfShard(ports, plan, first) : undefined;
   const folded: FoldedShard[] = [];
-  for (const shard of plan.shards) folded.push(await foldShard(ports, plan, shard, gram, summed?.(shard)));
+  const bases = await summed?.bases();
+  for (const shard of plan.shards) {
+    const base = bases?.[shard.index];
+    const known = summed && base && { mean: summed.mean(shard), base };
+    folded.push(await foldShard(ports, plan, shard, gram, known));
+  }
   const state = stateParts(plan.shape, plan.shards).map(({ shard, piece }) => folded[shard]?.state[piece]);
   const [stored, outerState] = await Promise.all([
     ports.blobs.put(joined(folded.map(({ weights }) => weights))),

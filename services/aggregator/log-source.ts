@@ -1,6 +1,6 @@
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
-import type { UpdateLog } from "#common/ports/update-log.js";
+import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
 import { chunkRange, type ValueRange } from "#common/tensor/chunk.js";
 import type { Codec } from "#common/tensor/codec.js";
 import { checksum } from "#common/tensor/digest.js";
@@ -40,6 +40,18 @@ export function againstSums(shardSums: readonly number[]): AcceptedUpdate["check
   };
 }
 
+/** Updates up to which each is read as a run of its own, some 8 MiB ahead. */
+const MOST_RUNS = 4;
+
+interface Reads {
+  /** The shard's chunk of this index of an update; chunks of an update ascend from call to call, none left out. */
+  read(update: number, chunk: number): Promise<Chunk | undefined>;
+  close(): Promise<void>;
+}
+
+/** The bytes of a chunk of an update, checked as far as they can be by themselves. */
+type ReadPiece = (update: number, chunk: number) => Promise<Uint8Array>;
+
 /** An accepted update whose chunks are not those that were judged. */
 export const corrupt = (manifest: UpdateManifest): AggregationError =>
   new AggregationError("LOG_CORRUPT", `the accepted update of ${manifest.device} is not what it was`);
@@ -63,64 +75,82 @@ export function openLogSource(
   const order = Array.from({ length: chunks }, (_, chunk) => updates.map((__, update) => seqOf(update, chunk))).flat();
   const rangeOf = (chunk: number): ValueRange => chunkRange(values, codec, shard.firstChunk + chunk);
 
-  /** Starts a pass over the chunks in `order`. */
-  const openPass = () => {
-    const reader = openChunks(log, order);
-    const checks = updates.map(({ check }) => check(shard));
+  /** Hands out chunks in `order`: of a few updates as runs, which are cheaper, of many one by one, which takes less memory. */
+  const openReads = (): Reads => {
+    if (updates.length > MOST_RUNS) {
+      const reader = openChunks(log, order);
+      return { read: (update, chunk) => reader.read(chunk * updates.length + update), close: () => Promise.resolve() };
+    }
+    const runs = updates.map(({ manifest: { device, round, chunkSeqs } }) =>
+      log.readChunks({ device, round }, chunkSeqs.slice(shard.firstChunk, shard.endChunk))[Symbol.asyncIterator](),
+    );
     return {
-      /** The bytes of this chunk of an update. */
-      async read(update: number, chunk: number): Promise<Uint8Array> {
+      async read(update) {
+        const step = await runs[update]?.next();
+        return step?.done === true ? undefined : step?.value;
+      },
+      close: async () => {
+        for (const run of runs) await run.return?.();
+      },
+    };
+  };
+
+  /** Takes a pass over the chunks in `order`. */
+  const takePass = async (work: (read: ReadPiece) => Promise<readonly number[]>): Promise<void> => {
+    const reads = openReads();
+    const checks = updates.map(({ check }) => check(shard));
+    try {
+      const read = await work(async (update, chunk) => {
         const { manifest } = updates[update] as AcceptedUpdate;
-        const read = await reader.read(chunk * updates.length + update);
-        const own = ownBytes(read, manifest, shard.firstChunk + chunk);
+        const own = ownBytes(await reads.read(update, chunk), manifest, shard.firstChunk + chunk);
         if (!own.ok) throw corrupt(manifest);
         checks[update]?.add(own.bytes);
         return own.bytes;
-      },
-      /** Ends the pass over the chunks of these updates. */
-      finish(read: readonly number[]): void {
-        for (const update of read) {
-          if (checks[update]?.holds() !== true) throw corrupt((updates[update] as AcceptedUpdate).manifest);
-        }
-      },
-    };
+      });
+      for (const update of read) {
+        if (checks[update]?.holds() !== true) throw corrupt((updates[update] as AcceptedUpdate).manifest);
+      }
+    } finally {
+      await reads.close();
+    }
   };
   return {
     weights: updates.map(({ manifest }) => weightOf(weighting, manifest)),
     norms: updates.map(({ norm }) => norm),
-    async mean(factors, total, out) {
-      const pass = openPass();
-      const fold = openChunkFold(codec);
-      const counted = [...updates.keys()].filter((update) => factors[update] !== 0);
-      for (let chunk = 0; chunk < chunks; chunk++) {
-        const { start, end } = rangeOf(chunk);
-        fold.begin(end - start);
-        for (let first = 0; first < counted.length; first += READ_AHEAD) {
-          const some = counted.slice(first, first + READ_AHEAD);
-          const pieces: WeightedChunk[] = [];
-          for (const update of some) {
-            pieces.push({ bytes: await pass.read(update, chunk), factor: factors[update] as number });
+    mean: (factors, total, out) =>
+      takePass(async (read) => {
+        const fold = openChunkFold(codec);
+        const counted = [...updates.keys()].filter((update) => factors[update] !== 0);
+        for (let chunk = 0; chunk < chunks; chunk++) {
+          const { start, end } = rangeOf(chunk);
+          fold.begin(end - start);
+          for (let first = 0; first < counted.length; first += READ_AHEAD) {
+            const some = counted.slice(first, first + READ_AHEAD);
+            const pieces: WeightedChunk[] = [];
+            for (const update of some) {
+              pieces.push({ bytes: await read(update, chunk), factor: factors[update] as number });
+            }
+            const refused = fold.add(pieces);
+            if (refused !== undefined)
+              throw corrupt((updates[some[refused.index] as number] as AcceptedUpdate).manifest);
           }
-          const refused = fold.add(pieces);
-          if (refused !== undefined) throw corrupt((updates[some[refused.index] as number] as AcceptedUpdate).manifest);
+          out.set(fold.mean(total), start - shard.start);
         }
-        out.set(fold.mean(total), start - shard.start);
-      }
-      pass.finish(counted);
-    },
-    async columns(onPieces) {
-      const pass = openPass();
-      for (let chunk = 0; chunk < chunks; chunk++) {
-        const { start, end } = rangeOf(chunk);
-        const columns: Float32Array[] = [];
-        for (const [update, { manifest }] of updates.entries()) {
-          const decoded = decodeChunk(codec, await pass.read(update, chunk), end - start);
-          if (!decoded.ok) throw corrupt(manifest);
-          columns.push(decoded.values);
+        return counted;
+      }),
+    columns: (onPieces) =>
+      takePass(async (read) => {
+        for (let chunk = 0; chunk < chunks; chunk++) {
+          const { start, end } = rangeOf(chunk);
+          const columns: Float32Array[] = [];
+          for (const [update, { manifest }] of updates.entries()) {
+            const decoded = decodeChunk(codec, await read(update, chunk), end - start);
+            if (!decoded.ok) throw corrupt(manifest);
+            columns.push(decoded.values);
+          }
+          onPieces(start - shard.start, columns);
         }
-        onPieces(start - shard.start, columns);
-      }
-      pass.finish([...updates.keys()]);
-    },
+        return [...updates.keys()];
+      }),
   };
 }

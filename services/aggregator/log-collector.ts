@@ -4,7 +4,15 @@ import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { CollectableLog, LogPart } from "#common/ports/update-log.js";
 import { readCommits } from "./logged-commits.js";
 import type { LogMeters } from "./meters.js";
-import { dispensableRounds, needOf, planPurges, pressureOf, type Purge, type RoundNeed } from "./retention.js";
+import {
+  dispensableRounds,
+  inventiveDevices,
+  needOf,
+  planPurges,
+  pressureOf,
+  type Purge,
+  type RoundNeed,
+} from "./retention.js";
 
 /** The world of the log's collection. */
 export interface CollectorPorts {
@@ -16,18 +24,27 @@ export interface CollectorPorts {
   retainRounds: number;
 }
 
+/** A device may append under thousands of names: so many are looked at at once. */
+const AT_ONCE = 32;
+
+async function inBatches<T>(all: readonly T[], work: (one: T) => Promise<void>): Promise<void> {
+  for (let first = 0; first < all.length; first += AT_ONCE) {
+    await Promise.all(all.slice(first, first + AT_ONCE).map(work));
+  }
+}
+
 async function needsOf(store: ResourceStore, parts: readonly LogPart[]): Promise<Map<string, RoundNeed>> {
   const names = new Set(parts.map(({ round }) => round));
   const rounds = await store.list("Round");
   const jobs = new Map((await store.list("TrainingJob")).items.map((job) => [job.metadata?.name ?? "", job]));
   const needs = new Map<string, RoundNeed>();
   const listed = new Map(rounds.items.map((round) => [round.metadata?.name ?? "", round]));
-  for (const name of names) {
+  await inBatches([...names], async (name) => {
     // A list may come from a copy of the store that lags. That there is no round would cost updates: it is asked once more.
     const round = listed.get(name) ?? (await store.get("Round", name));
-    if (round === undefined) continue;
+    if (round === undefined) return;
     needs.set(name, needOf(round, jobs.get(round.spec?.job ?? ""), await store.get("UpdateTally", name)));
-  }
+  });
   return needs;
 }
 
@@ -92,7 +109,14 @@ export async function collectLog(ports: CollectorPorts): Promise<void> {
   // What lies there first, the rounds afterwards: whatever was appended for a round by then, that round is in the list.
   const { parts, strays, lastSeq } = await log.parts();
   const needs = await needsOf(store, parts);
-  for (const purge of planPurges(parts, lastSeq, needs, ports.retainRounds)) await carryOut(ports, purge);
+  const inventive = inventiveDevices(parts, needs);
+  for (const device of inventive) {
+    const purged = await log.purgeDevice(device, lastSeq, new Set(needs.keys()));
+    ports.meters.purged("NoRound", purged);
+    ports.journal.warn("a device invents names of rounds", { device, messages: purged });
+  }
+  const rest = parts.filter(({ device, round }) => needs.has(round) || !inventive.has(device));
+  for (const purge of planPurges(rest, lastSeq, needs, ports.retainRounds)) await carryOut(ports, purge);
   if (strays > 0) ports.meters.purged("NoRound", await log.purgeStrays(lastSeq));
   await relieve(ports, parts, needs, lastSeq);
 }

@@ -155,6 +155,18 @@ export function planPurges(
   return purges;
 }
 
+/** Names of rounds that do not exist, of one device, above which they are purged together: an honest one has next to none. */
+const MOST_NAMES = 64;
+
+/** Devices that append under many names of rounds that do not exist. */
+export function inventiveDevices(parts: readonly Part[], needs: ReadonlyMap<string, RoundNeed>): Set<string> {
+  const names = new Map<string, number>();
+  for (const { device, round } of parts) {
+    if (!needs.has(round)) names.set(device, (names.get(device) ?? 0) + 1);
+  }
+  return new Set([...names].filter(([, count]) => count > MOST_NAMES).map(([device]) => device));
+}
+
 /** Closed rounds that can leave the log when it is short of space, the oldest first. An open one never does. */
 export function dispensableRounds(parts: readonly Part[], needs: ReadonlyMap<string, RoundNeed>): string[] {
   const names = [...new Set(parts.map(({ round }) => round))];

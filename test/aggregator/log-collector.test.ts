@@ -7,6 +7,7 @@ import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
 import { ensureStreams } from "#common/adapters/nats/streams.js";
 import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
 import { subjects } from "#common/domain/subjects.js";
+import type { LogSelection } from "#common/ports/update-log.js";
 import { codeOf } from "#common/adapters/coded-error.js";
 import { reconcileRound } from "#services/aggregator/controller.js";
 import { collectLog, type CollectorPorts } from "#services/aggregator/log-collector.js";
@@ -112,6 +113,28 @@ test("junk for rounds that do not exist and under names that are none goes, the 
   t.is(strays, 0);
   t.deepEqual([...new Set(parts.map(({ round }) => round))], ["tiny-1"]);
   t.is(world.metrics.value("shoal_update_log_purged_messages_total", { reason: "NoRound" }), 4);
+});
+
+test("thousands of names that a device invents go at once, and its part in a round stays", async (t) => {
+  const world = await completedWorld();
+  for (let i = 0; i < 2000; i++)
+    await world.log.append(subjects.updateChunk("ann", `junk-${i}`), `junk/${i}`, Uint8Array.of(1));
+  await world.log.append(subjects.updateChunk("bob", "junk-1"), "junk/bob", Uint8Array.of(1));
+  const purged: LogSelection[] = [];
+  const log = Object.assign(Object.create(world.log) as World["log"], {
+    purge: (selection: LogSelection) => {
+      purged.push(selection);
+      return world.log.purge(selection);
+    },
+  });
+  await collectLog({ ...collectorOf(world), log });
+  t.deepEqual(
+    purged.map(({ round, device = "" }) => `${round} ${device}`),
+    ["tiny-1 cyd", "junk-1 "],
+  );
+  const { parts } = await world.log.parts();
+  t.deepEqual(parts.map(({ device, round }) => `${device} ${round}`).sort(), ["ann tiny-1", "bob tiny-1"]);
+  t.is(world.metrics.value("shoal_update_log_purged_messages_total", { reason: "NoRound" }), 2001);
 });
 
 test("a commit that comes late to a purged round goes as well", async (t) => {

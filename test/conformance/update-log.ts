@@ -260,6 +260,18 @@ export function logCollectionConformance(test: TestFn, label: string, open: () =
     t.is((await log.commits("pick-10")).length, 1);
   });
 
+  test(title("what a device appended for other rounds than these goes at once"), async (t) => {
+    const { log, uplink } = open();
+    for (let i = 0; i < 40; i++) await uplink("dev-j").appendChunk(`junk-${i}`, `junk/${i}`, Uint8Array.of(1));
+    const own = await fill(uplink("dev-j"), "dev-j", "real-1", 2);
+    const other = await fill(uplink("dev-k"), "dev-k", "junk-1", 1);
+    const late = await uplink("dev-j").appendChunk("junk-1", "junk/late", Uint8Array.of(1));
+    t.is(await log.purgeDevice("dev-j", late.seq - 1, new Set(["real-1"])), 40);
+    t.is(await log.purgeDevice("dev-j", late.seq - 1, new Set(["real-1"])), 0);
+    for (const seq of [...own.chunks, ...other.chunks, late.seq]) t.truthy(await log.readChunk(seq));
+    t.is((await log.commits("real-1")).length + (await log.commits("junk-1")).length, 2);
+  });
+
   test(title("a purge can keep single messages"), async (t) => {
     const { log, uplink } = open();
     const { chunks } = await fill(uplink("dev-a"), "dev-a", "keep-1", 5);

@@ -84,6 +84,8 @@ export interface CollectableLog extends UpdateLog {
   parts(): Promise<{ parts: LogPart[]; strays: number; lastSeq: number }>;
   /** Drops what is selected; how many messages that were. Repeating it does no harm. */
   purge(selection: LogSelection): Promise<number>;
+  /** Drops what a device appended up to a sequence for any round but these, at once; how many messages that were. */
+  purgeDevice(device: string, upToSeq: number, except: ReadonlySet<string>): Promise<number>;
   /** Drops the strays up to a sequence; how many. */
   purgeStrays(upToSeq: number): Promise<number>;
 }

@@ -128,6 +128,13 @@ export class MemoryUpdateLog implements CollectableLog {
     });
   }
 
+  purgeDevice(device: string, upToSeq: number, except: ReadonlySet<string>): Promise<number> {
+    return this.drop(({ seq, subject }) => {
+      const parsed = parseUpdateSubject(subject);
+      return parsed?.device === device && seq <= upToSeq && !except.has(parsed.round);
+    });
+  }
+
   purgeStrays(upToSeq: number): Promise<number> {
     return this.drop(({ seq, subject }) => seq <= upToSeq && parseUpdateSubject(subject) === undefined);
   }

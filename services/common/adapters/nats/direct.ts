@@ -15,9 +15,6 @@ interface Stored {
   seq: number;
 }
 
-/** Also the first message from a sequence on whose subject matches. */
-type LeaderQuery = StoredQuery | { seq: number; next_by_subj: string };
-
 /**
  * A stored message, or undefined if there is none. Uses JetStream's direct get (the stream has allow_direct), which
  * sends the bytes as they are; the client library has it in a private class only. In a cluster any copy of the stream
@@ -41,8 +38,8 @@ export async function readStored(link: NatsLink, stream: string, query: StoredQu
   return { subject: stored, data: message.data, seq: Number(message.headers?.get("Nats-Sequence")) };
 }
 
-/** A stored message as the stream's leader has it, or undefined if there is none. */
-export async function readFromLeader(link: NatsLink, stream: string, query: LeaderQuery): Promise<Stored | undefined> {
+/** The same from the stream's leader, which has all that was acknowledged; `lastOf` may hold wildcards. */
+export async function readFromLeader(link: NatsLink, stream: string, query: StoredQuery): Promise<Stored | undefined> {
   const { streams } = await link.manager();
   try {
     const wanted = "seq" in query ? query : { last_by_subj: query.lastOf };

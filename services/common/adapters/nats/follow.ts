@@ -202,22 +202,22 @@ export function parseAckSubject(reply: string): { seq: number; delivery: number;
 const MESSAGE_OVERHEAD_BYTES = 256;
 
 /**
- * Messages that are there now, in order: the first of them, until they come to `mostBytes`. Throws code "TIMEOUT" when they
+ * Messages that are there now, in order: the first of them, until they come to `mostBytes`, and whether these are all. Throws code "TIMEOUT" when they
  * cannot be read in time.
  */
 export async function readPast(
   link: NatsLink,
   source: Source,
   { timeoutMs = 15_000, mostBytes = Infinity }: { timeoutMs?: number; mostBytes?: number } = {},
-): Promise<{ messages: StoredMessage[]; headSeq: number }> {
+): Promise<{ messages: StoredMessage[]; headSeq: number; isWhole: boolean }> {
   const messages: StoredMessage[] = [];
   let bytes = 0;
   const timeout = AbortSignal.timeout(timeoutMs);
   for await (const followed of follow(link, source, timeout)) {
-    if (followed.message === undefined) return { messages, headSeq: followed.seq };
+    if (followed.message === undefined) return { messages, headSeq: followed.seq, isWhole: true };
     messages.push(followed.message);
     bytes += followed.message.data.length + MESSAGE_OVERHEAD_BYTES;
-    if (bytes >= mostBytes) return { messages, headSeq: followed.seq };
+    if (bytes >= mostBytes) return { messages, headSeq: followed.seq, isWhole: false };
   }
   throw new CodedError("TIMEOUT", `could not read ${source.filter} from ${source.stream} in ${timeoutMs} ms`);
 }

@@ -22,6 +22,9 @@ import { readRun } from "./run-reader.js";
 import { STREAMS } from "./streams.js";
 
 const DELETES_AT_ONCE = 16;
+/** How long a copy of the log may lag before a read fails, and how soon it is asked again. */
+const LAG_TIMEOUT_MS = 15_000;
+const LAG_PAUSE_MS = 50;
 /** Some eight thousand messages without what they hold. */
 const ERASE_PAGE_BYTES = 2 * 1024 ** 2;
 /** No message of that sequence, or it could not be deleted because it is gone. */
@@ -40,16 +43,32 @@ export class NatsUpdateLog implements CollectableLog {
   constructor(private readonly link: NatsLink) {}
 
   async commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
-    // Mostly there are none, which one question to the leader settles.
-    const query = { seq: afterSeq + 1, next_by_subj: subjects.roundCommits(round) };
-    if ((await readFromLeader(this.link, STREAMS.updates, query)) === undefined) return [];
-    const source = { stream: STREAMS.updates, filter: subjects.roundCommits(round), afterSeq };
-    const { messages } = await readPast(this.link, source, { mostBytes: COMMITS_PAGE_BYTES });
+    const messages = await this.readCommitsAfter(subjects.roundCommits(round), afterSeq);
     return messages.flatMap((message) => {
       const parsed = parseUpdateSubject(message.subject);
       if (parsed === undefined) return [];
       return [{ seq: message.seq, device: parsed.device, round, manifest: decodeManifest(message.data) }];
     });
+  }
+
+  /**
+   * In a cluster a consumer reads some copy of the stream, which may lag behind what was acknowledged to a device: a freeze on
+   * its word alone would call a durable commit late. So the leader says first up to where there are commits, and a copy that
+   * does not have them yet is asked again. Throws code "TIMEOUT" if it stays behind.
+   */
+  private async readCommitsAfter(filter: string, afterSeq: number): Promise<StoredMessage[]> {
+    const source = { stream: STREAMS.updates, filter, afterSeq };
+    const untilMs = this.link.clock.monotonicMs() + LAG_TIMEOUT_MS;
+    for (;;) {
+      // Asked each time: what was the last may be purged.
+      const dueSeq = (await readFromLeader(this.link, STREAMS.updates, { lastOf: filter }))?.seq ?? 0;
+      if (dueSeq <= afterSeq) return [];
+      const { messages, isWhole } = await readPast(this.link, source, { mostBytes: COMMITS_PAGE_BYTES });
+      if (!isWhole || (messages.at(-1)?.seq ?? 0) >= dueSeq) return messages;
+      if (this.link.clock.monotonicMs() > untilMs)
+        throw new CodedError("TIMEOUT", `a copy of the update log lags behind sequence ${dueSeq} of ${filter}`);
+      await this.link.clock.sleep(LAG_PAUSE_MS);
+    }
   }
 
   async readCommit(seq: number): Promise<CommitRecord | undefined> {
@@ -135,6 +154,18 @@ export class NatsUpdateLog implements CollectableLog {
       return purged.purged;
     }
     return this.eraseWhere(filter, upToSeq, ({ seq }) => !keep.has(seq));
+  }
+
+  async purgeDevice(device: string, upToSeq: number, except: ReadonlySet<string>): Promise<number> {
+    let erased = 0;
+    // A consumer's filter must lie within one of the stream's subjects.
+    for (const part of ["chunk", "commit"]) {
+      erased += await this.eraseWhere(`shoal.u.${device}.*.${part}`, upToSeq, ({ subject }) => {
+        const parsed = parseUpdateSubject(subject);
+        return parsed !== undefined && !except.has(parsed.round);
+      });
+    }
+    return erased;
   }
 
   async purgeStrays(upToSeq: number): Promise<number> {

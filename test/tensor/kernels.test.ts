@@ -14,6 +14,7 @@ import {
   type ChunkFold,
   type WeightedChunk,
 } from "#common/tensor/kernels/kernels.js";
+import { compileKernels } from "#common/tensor/kernels/module.js";
 
 const codec = (name: string, sizes?: { keep: number; block: number; valueBits: number }): Codec =>
   codecByName(name, sizes) as Codec;
@@ -245,4 +246,12 @@ test("sums over whole updates are those of plain loops, across the ends of chunk
     t.false(fold.add(0, new Uint8Array(3), 1));
   }
   t.throws(() => openVectorFold({ ...codec("fp32"), vectors: 2 }, 10), { instanceOf: InvariantError });
+});
+
+test("kernels that were not built are told with what builds them", (t) => {
+  const error = t.throws(() => compileKernels(new URL("file:///nowhere/of mine/kernels.wasm")), {
+    code: "KERNELS_MISSING",
+  });
+  t.regex(error.message, /^\/nowhere\/of mine\/kernels\.wasm cannot be read: `npm run build` makes it/);
+  t.is((error.cause as { code?: string }).code, "ENOENT");
 });

@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { compileKernels } from "#common/tensor/kernels/module.js";
 
 /** What `assembly/index.ts` exports. Vectors are places in memory, in bytes, and counts of float32 values. */
 export interface Kernels {
@@ -21,7 +21,7 @@ export interface Kernels {
   ): void;
 }
 
-const module = new WebAssembly.Module(readFileSync(new URL("kernels.wasm", import.meta.url)));
+const module = compileKernels(new URL("kernels.wasm", import.meta.url));
 
 /** The kernels, with a memory of their own. */
 export function instantiate(): Kernels {

@@ -34,7 +34,31 @@ export const STEP_BYTES = PAGE_BYTES;
 /** Where fp32 values or float64 sums lie. */
 export const VALUES_AT = 9 * PAGE_BYTES;
 
-const module = new WebAssembly.Module(readFileSync(new URL("kernels.wasm", import.meta.url)));
+/** Kernels that the build makes out of AssemblyScript, and that are not there. */
+class KernelsMissing extends Error {
+  readonly code = "KERNELS_MISSING";
+
+  constructor(path: string, options: ErrorOptions) {
+    super(
+      `${path} cannot be read: \`npm run build\` makes it, and an installation must hold it beside its module`,
+      options,
+    );
+    this.name = this.code;
+  }
+}
+
+/** Compiles a file of kernels. Throws code "KERNELS_MISSING" if it cannot be read. */
+export function compileKernels(file: URL): WebAssembly.Module {
+  let bytes: Uint8Array<ArrayBuffer>;
+  try {
+    bytes = readFileSync(file);
+  } catch (error) {
+    throw new KernelsMissing(decodeURI(file.pathname), { cause: error });
+  }
+  return new WebAssembly.Module(bytes);
+}
+
+const module = compileKernels(new URL("kernels.wasm", import.meta.url));
 
 /** The kernels with a memory of their own, of about 5 MB, or of so many bytes from VALUES_AT on. */
 export function instantiate(valueBytes = 0): KernelExports {

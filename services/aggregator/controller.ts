@@ -115,12 +115,17 @@ async function aggregate(
 
 /**
  * Drops the updates of the round that now leaves the retained ones. Repeating it does no harm, nor does it when the job was
- * deleted and applied again meanwhile: what is purged was appended before the last commit that this round folded.
+ * deleted and applied again meanwhile: what is purged was appended before the last commit that this round folded or judged.
  */
-async function retire({ log, retainRounds }: AggregatorPorts, { spec, status }: Round): Promise<void> {
+async function retire(
+  { log, retainRounds }: AggregatorPorts,
+  { spec, status }: Round,
+  tally: UpdateTally | undefined,
+): Promise<void> {
   const last = (spec?.number ?? 0) - retainRounds;
-  const upToSeq = Math.max(0, ...(status?.foldSet ?? []).map(({ commitSeq }) => commitSeq));
-  // Of what came later, and where nothing was folded, the log's collection disposes.
+  const { foldSet = [] } = status ?? {};
+  const upToSeq = foldSet.length > 0 ? Math.max(...foldSet.map(({ commitSeq }) => commitSeq)) : (tally?.lastSeq ?? 0);
+  // Of what came later the log's collection disposes.
   if (retainRounds > 0 && last >= 1 && upToSeq > 0) await log.purgeRound(roundName(spec?.job ?? "", last), upToSeq);
 }
 
@@ -163,7 +168,7 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
     if (!(await aggregate(ports, name, round, spec, job, tally))) return;
   }
   if (!spec.evaluationOnly && shardsOf(spec).length > 1) await clearFold(ports, round);
-  await retire(ports, round);
+  await retire(ports, round, tally);
 }
 
 /** Does one shard of a round's fold, unless it is done or the round has its result. Throws on IO failures. */

@@ -68,7 +68,7 @@ async function ensureUpdates(
       if (wasFirst && (code === STREAM_EXISTS_OTHERWISE || TOO_LITTLE_STORAGE.has(code))) continue;
       if (!TOO_LITTLE_STORAGE.has(code)) throw error;
       if (asked !== undefined || wanted <= LEAST_UPDATES_MAX_BYTES) {
-        const message = `NATS has no storage for an update log of ${maxBytes} bytes: free disk there or ask for less (SHOAL_UPDATES_MAX_BYTES, --log-bytes of a gateway)`;
+        const message = `NATS has no storage for an update log of ${maxBytes} bytes: free disk there or lower SHOAL_UPDATES_MAX_BYTES (of a gateway: --log-bytes)`;
         throw new CodedError("NO_STORAGE", message, { cause: error });
       }
       wanted /= 2;

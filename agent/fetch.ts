@@ -1,4 +1,4 @@
-import { CodedError } from "#common/adapters/coded-error.js";
+import { codeOf, CodedError } from "#common/adapters/coded-error.js";
 import { MAX_PIECE_BYTES } from "#common/domain/subjects.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
@@ -119,4 +119,43 @@ export async function fetchChanges(
     }
   }
   return fetchBlob(ref, cache, source, signal);
+}
+
+/** An earlier blob and a small one that make another one of it. */
+export interface BlobStep {
+  /** Digest of the earlier blob. */
+  readonly base: string;
+  readonly change: BlobRef;
+  /** What the two come to; undefined if they do not go together. */
+  readonly apply: (base: Uint8Array, change: Uint8Array) => Uint8Array | undefined;
+}
+
+/** What cannot be had or is damaged is not waited for: there is the whole blob. */
+const WITHOUT = new Set(["BLOB_CORRUPT", "BlobAbsent", "BLOB_ABSENT"]);
+
+/**
+ * A blob from the cache, or made of the one before it, which must be in the cache, and a change that is fetched.
+ * @returns undefined where that does not lead to the blob's digest: then the whole is to be fetched. Throws "CacheFull",
+ *   "ABORTED" or what the source throws.
+ */
+export async function fetchStep(
+  ref: BlobRef,
+  { base, change, apply }: BlobStep,
+  cache: BlobCache,
+  source: RangeSource,
+  signal: AbortSignal,
+): Promise<Uint8Array | undefined> {
+  const cached = await cache.get(ref.digest);
+  // Read before the change comes in, for which a small cache may have to give it up.
+  const before = cached ?? (await cache.get(base));
+  if (cached !== undefined || before === undefined) return cached;
+  try {
+    const bytes = apply(before, await fetchBlob(change, cache, source, signal));
+    // Admitting holds it against the digest.
+    if (bytes !== undefined) await cache.admit(ref, bytes);
+    return bytes;
+  } catch (error) {
+    if (WITHOUT.has(codeOf(error) ?? "")) return undefined;
+    throw error;
+  }
 }

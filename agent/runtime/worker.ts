@@ -7,7 +7,7 @@ import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
 import type { FrozenBase } from "#proto/shoal/v1/job.js";
 import type { FrozenTensors } from "../backend/backend.js";
 import type { Shard } from "../data/split.js";
-import { fetchBlob, fetchChanges, type RangeSource } from "../fetch.js";
+import { fetchBlob, fetchChanges, fetchStep, type RangeSource } from "../fetch.js";
 import { guardTask, type Guarded } from "../guard.js";
 import type { InnerState } from "../outbox/inner-state.js";
 import { updateNeed } from "../outbox/room.js";
@@ -18,6 +18,7 @@ import { runLocalRound } from "../train/local-round.js";
 import { createThrottle } from "../train/throttle.js";
 import { encodeOutcome } from "../train/update.js";
 import { LinkSpeed } from "./link-speed.js";
+import { weightsStep } from "../weights-step.js";
 import type { AgentParts } from "./parts.js";
 
 export type WorkEffect = Extract<Effect, { type: "fetch" | "read" | "train" | "upload" | "discard" }>;
@@ -186,9 +187,15 @@ export class Worker {
     return fetchBlob(ref, this.#parts.cache, this.#source(material), signal);
   }
 
-  /** The global weights: of a job that synchronises fragments those alone that changed since the device's last round. */
+  /**
+   * The global weights: of those before them and their encoded change, where there is one; of a job that synchronises
+   * fragments else those alone that changed since the device's last round.
+   */
   async #weights(task: RoundTask, material: Material, signal: AbortSignal): Promise<Uint8Array | undefined> {
     if (!isSet(task.weights)) return undefined;
+    const step = weightsStep(task);
+    const stepped = step && (await fetchStep(task.weights, step, this.#parts.cache, this.#source(material), signal));
+    if (stepped !== undefined) return stepped;
     const local = material.inner?.local;
     if (local === undefined) return this.#blob(task.weights, material, signal);
     const changed = changedFragments(task, local.round)

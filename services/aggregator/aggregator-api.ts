@@ -11,7 +11,7 @@ import { Turns } from "#common/runtime/turns.js";
 import { heritageOf } from "./lineage.js";
 import { observedLog, type ReadCount } from "./observed.js";
 import { narrated } from "./progress.js";
-import { replayOrDamage } from "./replay.js";
+import { isReplayOf, replayOrDamage } from "./replay.js";
 import { verifyJob, type VerifyPorts } from "./verify.js";
 
 /** Field violations of a round's number. */
@@ -75,10 +75,13 @@ export class AggregatorApi {
     });
     const replayed = yield* narrated(work, progress, clock);
     const published = heritageOf(result);
+    const { weightsDigest, outerDigest, damage } = replayed;
     const value = {
       round: name,
-      equal: replayed.weightsDigest === published.weights && replayed.outerDigest === published.outerState,
-      ...replayed,
+      equal: isReplayOf(replayed, published),
+      weightsDigest,
+      outerDigest,
+      damage,
       publishedWeightsDigest: published.weights,
       publishedOuterDigest: published.outerState,
       updates: round.status?.foldSet.length ?? 0,

@@ -78,7 +78,7 @@ async function computeOutcome(
 ): Promise<FoldOutcome | undefined> {
   if (planned === undefined) {
     const { weights = NO_BLOB } = taskOf(spec);
-    return { weights, outerState: spec.outerState ?? NO_BLOB, updateNorm: 0, elapsedMs: 0 };
+    return { weights, outerState: spec.outerState ?? NO_BLOB, delta: undefined, updateNorm: 0, elapsedMs: 0 };
   }
   const { plan, summed } = planned;
   const isShared = plan.shards.length > 1 && summed === undefined;
@@ -101,9 +101,10 @@ async function aggregate(
   const planned = await planOf(ports, round, spec, job, tally);
   const outcome = await computeOutcome(ports, round, spec, planned);
   if (outcome === undefined) return false;
-  const { weights, outerState, updateNorm } = outcome;
-  const foldMs = Math.round(outcome.elapsedMs);
-  const result = composeResult(name, spec, verdicts, { weights, outerState, updateNorm, foldMs });
+  const { elapsedMs, ...published } = outcome;
+  const { updateNorm } = published;
+  const foldMs = Math.round(elapsedMs);
+  const result = composeResult(name, spec, verdicts, { ...published, foldMs });
   const written = await ports.store.create("RoundResult", result);
   ports.sums.drop(round.metadata?.uid ?? "");
   // The other replica was first; it folded the same set and wrote the same bits.

@@ -95,7 +95,7 @@ export function composeResult(
   name: string,
   spec: RoundSpec,
   verdicts: { folded: Verdict[]; refused: Verdict[] },
-  outcome: { weights: BlobRef; outerState: BlobRef; updateNorm: number; foldMs: number },
+  outcome: Pick<RoundResult, "delta" | "updateNorm" | "foldMs"> & { weights: BlobRef; outerState: BlobRef },
 ): RoundResult {
   return {
     apiVersion: API_VERSION,

@@ -11,9 +11,17 @@ export type FoldProgress = Readonly<Record<FoldPass, ReadonlyMap<number, FoldSha
 const recordName = (round: string, pass: FoldPass, index: number): string => `${round}-${pass}${index}`;
 
 /** Names of what a round's fold stages; its uid tells it from a round of the same name of another job. */
-export const stagesOf = (uid: string): { weights: string; state: string; gram: string } => ({
+export const stagesOf = (
+  uid: string,
+): {
+  weights: string;
+  state: string;
+  delta: string;
+  gram: string;
+} => ({
   weights: `weights-${uid}`,
   state: `state-${uid}`,
+  delta: `delta-${uid}`,
   gram: `gram-${uid}`,
 });
 

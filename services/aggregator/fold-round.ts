@@ -1,8 +1,9 @@
-import type { StrategySpec } from "#proto/shoal/v1/job.js";
+import type { StrategySpec, WeightsDelta } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { RoundSpec, RoundTask } from "#proto/shoal/v1/round.js";
 import type { ValueRange } from "#common/tensor/chunk.js";
 import { synchronisedRanges, updateLength, updateVectors } from "#common/domain/fragment.js";
+import { downCodec, encodesDown } from "#common/domain/down-link.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { forVectors } from "#common/tensor/chunk.js";
@@ -10,13 +11,14 @@ import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { viewBytes, viewFloats } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { combineRange, needsGram, rangeGram, type Folded, type UpdateSource } from "./combine.js";
+import { keptShape, partState, publish, type Published } from "./down-link.js";
 import { AggregationError } from "./failure.js";
 import { finalize } from "./finalize.js";
 import { viewFragment, type FragmentView } from "./fragment-view.js";
 import { finalizeMean, type KnownMean } from "./mean-step.js";
 import { openLogSource, type AcceptedUpdate } from "./log-source.js";
 import { cutShards, stateRanges, type Shard } from "./shards.js";
-import { stateLength, type Gram, type StateShape, type Strategy } from "./strategies/strategy.js";
+import { NO_STATE, stateLength, type Gram, type StateShape, type Strategy } from "./strategies/strategy.js";
 import { strategyByName } from "./strategies/table.js";
 
 /** What a fold reads. */
@@ -32,8 +34,12 @@ export interface FoldPlan {
   readonly codec: Codec;
   readonly strategy: Strategy;
   readonly options: StrategySpec;
-  /** Of the outer state that the round leaves; NO_STATE-like if it leaves none. */
+  /** Of the outer state that the job keeps. */
+  readonly kept: StateShape;
+  /** Of the outer state that the round leaves: the same, or NO_STATE-like if it leaves none. */
   readonly shape: StateShape;
+  /** Encodes the change of the weights; undefined if the job has none such, or nothing was learnt. */
+  readonly down: Codec | undefined;
   readonly shards: readonly Shard[];
   /** Updates with values, in the order of the fold set: a device that only evaluated brings none. */
   readonly updates: readonly AcceptedUpdate[];
@@ -46,6 +52,8 @@ export interface FoldedShard {
   weights: Uint8Array;
   /** Its range of every vector of the state, then the scalars; empty for none. */
   state: Uint8Array[];
+  /** The encoded change of its weights; empty for none. */
+  delta: readonly Uint8Array[];
   /** Sum of squares of the direction. */
   squares: number;
 }
@@ -83,7 +91,13 @@ export function planFold(spec: RoundSpec, options: StrategySpec, updates: readon
   const task = taskOf(spec);
   const strategy = strategyByName(options.name);
   if (strategy === undefined) throw new AggregationError("UNSUPPORTED", `there is no strategy "${options.name}"`);
+  const isEncoded = encodesDown(task.codec);
+  const down = downCodec(task.codec);
+  if (isEncoded && down === undefined) {
+    throw new AggregationError("UNSUPPORTED", `there is no codec "${task.codec?.down ?? ""}" for the way down`);
+  }
   const trained = updates.filter(({ manifest }) => manifest.values > 0);
+  const kept = keptShape(strategy.stateShape(options), isEncoded);
   const leavesState = trained.length > 0 || (spec.outerState?.digest ?? "") !== "";
   return {
     spec,
@@ -91,7 +105,9 @@ export function planFold(spec: RoundSpec, options: StrategySpec, updates: readon
     codec: codecOf(task),
     strategy,
     options,
-    shape: leavesState ? strategy.stateShape(options) : { vectors: 0, scalars: 0 },
+    kept,
+    shape: leavesState ? kept : NO_STATE,
+    down: trained.length > 0 ? down : undefined,
     shards: shardsOf(spec),
     updates: trained,
     needsGram: trained.length > 0 && needsGram(strategy),
@@ -144,20 +160,19 @@ export async function readBases(ports: FoldPorts, spec: RoundSpec, options: Stra
 /** The weights and the state that the round starts from, as far as a shard folds into them. */
 async function readBase(
   { blobs }: FoldPorts,
-  { spec, task, strategy, options, shards }: FoldPlan,
+  { spec, task, strategy, options, kept, shards }: FoldPlan,
   shard: Shard,
 ): Promise<FragmentView> {
   const { parameters } = task;
   const fragment = synchronisedRanges(task);
   const range = shards.length > 1 ? shard : { start: 0, end: parameters };
-  const shape = strategy.stateShape(options);
-  const ranges = stateRanges(shape, parameters, range);
-  const [weights, state] = await Promise.all([
+  const ranges = stateRanges(kept, parameters, range);
+  const [weights, held] = await Promise.all([
     readRanges(blobs, task.weights, parameters, [range]),
-    readRanges(blobs, spec.outerState, stateLength(shape, parameters), ranges),
+    readRanges(blobs, spec.outerState, stateLength(kept, parameters), ranges),
   ]);
   if (weights === undefined) throw new InvariantError(`round ${spec.number} of ${spec.job} has no weights`);
-  return viewFragment({ weights, state }, fragment);
+  return viewFragment({ weights, ...partState(strategy.stateShape(options), weights.length, held) }, fragment);
 }
 
 function sourceOf({ log }: FoldPorts, plan: FoldPlan, shard: Shard): UpdateSource {
@@ -193,19 +208,33 @@ export async function foldShard(
   gram: Gram | undefined,
   known?: { mean: KnownMean; base: FragmentView },
 ): Promise<FoldedShard> {
-  const { strategy, options, shape } = plan;
+  const { strategy, options, down } = plan;
   const base = known?.base ?? (await readBase(ports, plan, shard));
   const stepped =
     known === undefined
       ? finalize(base, await combine(ports, plan, shard, base.state, gram), strategy, options)
       : finalizeMean(base, known.mean, strategy, options);
-  const next = base.merge(stepped);
-  const size = next.weights.length;
-  return {
-    weights: viewBytes(next.weights),
-    state: stateRanges(shape, size, { start: 0, end: size }).map(({ start, end }) =>
-      viewBytes((next.state ?? new Float32Array()).subarray(start, end)),
-    ),
-    squares: stepped.squares,
-  };
+  const { delta, ...part } = publish(base, stepped, down);
+  const next = base.merge(part);
+  return { weights: viewBytes(next.weights), state: statePieces(plan, next), delta, squares: stepped.squares };
+}
+
+/** The pieces of the state that a shard leaves: its range of every vector, then the scalars. */
+function statePieces(
+  { strategy, options, shape }: FoldPlan,
+  { weights, state = new Float32Array(), residual }: Pick<Published, "weights" | "state"> & Partial<Published>,
+): Uint8Array[] {
+  if (stateLength(shape, 1) === 0) return [];
+  const own = strategy.stateShape(options);
+  const whole = { start: 0, end: weights.length };
+  const pieces = stateRanges(own, weights.length, whole).map(({ start, end }) => viewBytes(state.subarray(start, end)));
+  return residual === undefined ? pieces : pieces.toSpliced(own.vectors, 0, viewBytes(residual));
+}
+
+/** How the round's weights came of those it started from; undefined if it encodes no change. */
+export function deltaOf({ task, shards, down }: FoldPlan, blob: BlobRef): WeightsDelta | undefined {
+  if (down === undefined) return undefined;
+  const { weights, fragment } = task;
+  const partValues = shards.map(({ start, end }) => end - start);
+  return { blob, baseDigest: weights?.digest ?? "", partValues, fragment };
 }

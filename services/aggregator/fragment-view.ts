@@ -3,6 +3,8 @@ import { gather, scatter, type Stretch } from "#common/tensor/stretches.js";
 interface Vectors {
   readonly weights: Float32Array;
   readonly state: Float32Array | undefined;
+  /** What encoding the way down lost so far. */
+  readonly residual?: Float32Array | undefined;
 }
 
 /**
@@ -17,17 +19,20 @@ export interface FragmentView extends Vectors {
 /** @param ranges of the fragment; undefined if it is all, where nothing is copied */
 export function viewFragment(base: Vectors, ranges: readonly Stretch[] | undefined): FragmentView {
   if (ranges === undefined) return { ...base, merge: (next) => next };
-  const { weights, state } = base;
+  const { weights, state, residual } = base;
+  const merged = (part: Float32Array, whole: Float32Array = new Float32Array(weights.length)): Float32Array => {
+    const next = whole.slice();
+    scatter(part, ranges, next);
+    return next;
+  };
   return {
     weights: gather(weights, ranges),
     state: state && gather(state, ranges),
-    merge(next) {
-      const merged = weights.slice();
-      scatter(next.weights, ranges, merged);
-      if (next.state === undefined) return { weights: merged, state: undefined };
-      const whole = state?.slice() ?? new Float32Array(weights.length);
-      scatter(next.state, ranges, whole);
-      return { weights: merged, state: whole };
-    },
+    residual: residual && gather(residual, ranges),
+    merge: (next) => ({
+      weights: merged(next.weights, weights),
+      state: next.state && merged(next.state, state),
+      residual: next.residual && merged(next.residual, residual),
+    }),
   };
 }

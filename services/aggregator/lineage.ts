@@ -21,10 +21,11 @@ export interface RoundRecord {
   result: RoundResult;
 }
 
-/** What a round must start from: digests of weights and of the outer state, which is empty without one. */
+/** What a round must start from: digests of weights, outer state and the weights' change, each empty where there is none. */
 export interface Heritage {
   weights: string;
   outerState: string;
+  delta: string;
 }
 
 const finding = (name: string, outcome: CheckOutcome, message: string): Finding => ({ name, outcome, message });
@@ -44,8 +45,12 @@ export function judged(name: string, faults: readonly string[], message: string)
 }
 
 /** What the round after this one must start from. */
-export function heritageOf({ weights, outerState }: RoundResult): Heritage {
-  return { weights: weights?.digest ?? "", outerState: outerState?.digest ?? "" };
+export function heritageOf({ weights, outerState, delta }: RoundResult): Heritage {
+  return {
+    weights: weights?.digest ?? "",
+    outerState: outerState?.digest ?? "",
+    delta: delta?.blob?.digest ?? "",
+  };
 }
 
 const named = (digest: string | undefined): string => (digest === undefined || digest === "" ? "nothing" : digest);
@@ -60,6 +65,9 @@ function checkStart({ round, number }: RoundRecord, heritage: Heritage | undefin
   }
   if ((outerState?.digest ?? "") !== heritage.outerState) {
     faults.push(`its outer state is ${named(outerState?.digest)}, and ${before} left ${named(heritage.outerState)}`);
+  }
+  if ((task?.delta?.blob?.digest ?? "") !== heritage.delta) {
+    faults.push(`it names the change ${named(task?.delta?.blob?.digest)}, and ${before} left ${named(heritage.delta)}`);
   }
   return judged("start", faults, `it starts from what ${before} left`);
 }

@@ -6,15 +6,23 @@ import { InvariantError } from "#common/tensor/invariant.js";
 import { AggregationError } from "./failure.js";
 import { foldShard, gramOfShard, planFold, shardsOf, taskOf, type FoldPlan, type FoldPorts } from "./fold-round.js";
 import { sumGrams } from "./gram.js";
+import type { Heritage } from "./lineage.js";
 import { readCommits } from "./logged-commits.js";
 import { againstSums, corrupt, type AcceptedUpdate } from "./log-source.js";
 import { openShardSums, stateParts, type Shard } from "./shards.js";
 import type { Gram } from "./strategies/strategy.js";
 
-/** What a round comes to; `outerDigest` is empty for a strategy without state. */
+/** What a round comes to; `outerDigest` is empty for a strategy without state, `deltaDigest` where no change is encoded. */
 export interface Replayed {
   weightsDigest: string;
   outerDigest: string;
+  deltaDigest: string;
+}
+
+/** Whether a replay came to what was published. */
+export function isReplayOf(replayed: Replayed, { weights, outerState, delta }: Heritage): boolean {
+  const { weightsDigest, outerDigest, deltaDigest } = replayed;
+  return weightsDigest === weights && outerDigest === outerState && deltaDigest === delta;
 }
 
 /** Folds shard after shard. Holds the outer state, but never the weights. */
@@ -22,14 +30,20 @@ async function digestsOf(ports: FoldPorts, plan: FoldPlan): Promise<Replayed> {
   const grams: Gram[] = [];
   if (plan.needsGram) for (const shard of plan.shards) grams.push(await gramOfShard(ports, plan, shard));
   const weights = openDigest();
+  const delta = openDigest();
   const states: Uint8Array[][] = [];
   for (const shard of plan.shards) {
     const folded = await foldShard(ports, plan, shard, plan.needsGram ? sumGrams(grams) : undefined);
     weights.add(folded.weights);
+    for (const chunk of folded.delta) delta.add(chunk);
     states.push(folded.state);
   }
   const state = stateParts(plan.shape, plan.shards).map(({ shard, piece }) => states[shard]?.[piece] as Uint8Array);
-  return { weightsDigest: weights.finish(), outerDigest: state.length === 0 ? "" : sha256Digest(...state) };
+  return {
+    weightsDigest: weights.finish(),
+    outerDigest: state.length === 0 ? "" : sha256Digest(...state),
+    deltaDigest: plan.down === undefined ? "" : delta.finish(),
+  };
 }
 
 /** Holds the chunks of all shards, read in their order, against the digest of the update. */
@@ -69,7 +83,8 @@ export async function replayRound(ports: FoldPorts & { store: ResourceStore }, n
   if (round?.spec === undefined) throw new InvariantError(`there is no round ${name}`);
   const { spec } = round;
   if (spec.evaluationOnly) {
-    return { weightsDigest: taskOf(spec).weights?.digest ?? "", outerDigest: spec.outerState?.digest ?? "" };
+    const weightsDigest = taskOf(spec).weights?.digest ?? "";
+    return { weightsDigest, outerDigest: spec.outerState?.digest ?? "", deltaDigest: "" };
   }
   const job = await ports.store.get("TrainingJob", spec.job);
   const strategy = job?.spec?.strategy;
@@ -113,6 +128,6 @@ export async function replayOrDamage(
   } catch (error) {
     const isDamage = error instanceof Error && "code" in error && DAMAGES.has(error.code);
     if (!isDamage) throw error;
-    return { weightsDigest: "", outerDigest: "", damage: error.message };
+    return { weightsDigest: "", outerDigest: "", deltaDigest: "", damage: error.message };
   }
 }

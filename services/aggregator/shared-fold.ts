@@ -1,8 +1,10 @@
+import type { WeightsDelta } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Round } from "#proto/shoal/v1/round.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
+import { updateBytes } from "#common/tensor/chunk.js";
 import { openDigest } from "#common/tensor/digest.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import {
@@ -14,7 +16,7 @@ import {
   type FoldPass,
   type FoldProgress,
 } from "./fold-records.js";
-import { foldShard, gramOfShard, type FoldedShard, type FoldPlan, type FoldPorts } from "./fold-round.js";
+import { deltaOf, foldShard, gramOfShard, type FoldedShard, type FoldPlan, type FoldPorts } from "./fold-round.js";
 import { updateNorm } from "./finalize.js";
 import { gramBytes, gramFromBytes, sumGrams } from "./gram.js";
 import type { AggregatorMeters } from "./meters.js";
@@ -37,6 +39,8 @@ export interface FoldOutcome {
   weights: BlobRef;
   /** Empty digest for none. */
   outerState: BlobRef;
+  /** Undefined if no change of the weights is encoded. */
+  delta: WeightsDelta | undefined;
   updateNorm: number;
   /** Milliseconds of work, on however many replicas. */
   elapsedMs: number;
@@ -77,12 +81,14 @@ export async function foldAtOnce(ports: SharedFoldPorts, plan: FoldPlan, summed?
     folded.push(await foldShard(ports, plan, shard, gram, known));
   }
   const state = stateParts(plan.shape, plan.shards).map(({ shard, piece }) => folded[shard]?.state[piece]);
-  const [stored, outerState] = await Promise.all([
+  const [stored, outerState, change] = await Promise.all([
     ports.blobs.put(joined(folded.map(({ weights }) => weights))),
     state.length === 0 ? NO_BLOB : ports.blobs.put(joined(state)),
+    plan.down === undefined ? NO_BLOB : ports.blobs.put(joined(folded.flatMap(({ delta }) => delta))),
   ]);
   const elapsedMs = ports.clock.monotonicMs() - startedMs;
-  return { weights: stored, outerState, updateNorm: updateNorm(folded.map(({ squares }) => squares)), elapsedMs };
+  const norm = updateNorm(folded.map(({ squares }) => squares));
+  return { weights: stored, outerState, delta: deltaOf(plan, change), updateNorm: norm, elapsedMs };
 }
 
 /** Parts one after the other; a single one as it is. */
@@ -116,8 +122,9 @@ async function stageFold(
   const gram = plan.needsGram ? await readGram(ports, round, plan) : undefined;
   if (plan.needsGram && gram === undefined) return undefined;
   const stages = stagesOf(uidOf(round));
-  const { weights, state, squares } = await foldShard(ports, plan, shard, gram);
+  const { weights, state, delta, squares } = await foldShard(ports, plan, shard, gram);
   await ports.blobs.stage(stages.weights, shard.index, weights);
+  if (plan.down !== undefined) await ports.blobs.stage(stages.delta, shard.index, Buffer.concat(delta));
   for (const { part, shard: owner, piece } of stateParts(plan.shape, plan.shards)) {
     if (owner === shard.index) await ports.blobs.stage(stages.state, part, state[piece] as Uint8Array);
   }
@@ -172,10 +179,10 @@ async function sealStaged(
   ports: SharedFoldPorts,
   round: Round,
   name: string,
-  parts: readonly { shard: number; values: number }[],
+  parts: readonly { shard: number; sizeBytes: number }[],
 ): Promise<BlobRef | undefined> {
   if (parts.length === 0) return NO_BLOB;
-  const partBytes = parts.map(({ values }) => 4 * values);
+  const partBytes = parts.map(({ sizeBytes }) => sizeBytes);
   const hashed = await digestStaged(ports, name, partBytes);
   if ("digest" in hashed) return ports.blobs.seal(name, partBytes, hashed.digest);
   await forgetShard(ports.store, round, "fold", parts[hashed.missing]?.shard ?? 0);
@@ -200,17 +207,28 @@ export async function advanceFold(
   }
   const startedMs = ports.clock.monotonicMs();
   const stages = stagesOf(uidOf(round));
-  const ranges = plan.shards.map(({ index, start, end }) => ({ shard: index, values: end - start }));
-  const weights = await sealStaged(ports, round, stages.weights, ranges);
-  const outerState = await sealStaged(ports, round, stages.state, stateParts(plan.shape, plan.shards));
-  if (weights === undefined || outerState === undefined) {
+  const { down } = plan;
+  const partsOf = (bytesOf: (values: number) => number): { shard: number; sizeBytes: number }[] =>
+    plan.shards.map(({ index, start, end }) => ({ shard: index, sizeBytes: bytesOf(end - start) }));
+  const stateBytes = stateParts(plan.shape, plan.shards).map(({ shard, values }) => ({ shard, sizeBytes: 4 * values }));
+  const deltaBytes = down === undefined ? [] : partsOf((values) => updateBytes(values, down));
+  const weights = await sealStaged(
+    ports,
+    round,
+    stages.weights,
+    partsOf((values) => 4 * values),
+  );
+  const outerState = await sealStaged(ports, round, stages.state, stateBytes);
+  const change = await sealStaged(ports, round, stages.delta, deltaBytes);
+  if (weights === undefined || outerState === undefined || change === undefined) {
     await ports.enqueue(nameOf(round));
     return undefined;
   }
   const records = plan.shards.flatMap(({ index }) => progress.fold.get(index) ?? []);
   const assembledMs = ports.clock.monotonicMs() - startedMs;
   const elapsedMs = [...records, ...progress.gram.values()].reduce((sum, each) => sum + each.elapsedMs, assembledMs);
-  return { weights, outerState, updateNorm: updateNorm(records.map(({ squares }) => squares)), elapsedMs };
+  const norm = updateNorm(records.map(({ squares }) => squares));
+  return { weights, outerState, delta: deltaOf(plan, change), updateNorm: norm, elapsedMs };
 }
 
 /** Drops what the fold of a round with a result left behind: staged parts that became no blob, then the records. */

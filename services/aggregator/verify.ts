@@ -1,5 +1,5 @@
 import type { RoundLineage, VerifyJobResponse } from "#proto/shoal/v1/aggregator_service.js";
-import type { TrainingJob } from "#proto/shoal/v1/job.js";
+import type { TrainingJob, WeightsDelta } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import type { Verdict } from "#proto/shoal/v1/round.js";
@@ -29,7 +29,7 @@ import { digestBlob, observedLog, type ReadCount } from "./observed.js";
 import { checkOrigin } from "./origin.js";
 import { readPayload } from "#common/runtime/payload.js";
 import { narrated } from "./progress.js";
-import { replayOrDamage } from "./replay.js";
+import { isReplayOf, replayOrDamage } from "./replay.js";
 
 /** What a walk reads; it writes nothing. */
 export interface VerifyPorts {
@@ -100,7 +100,11 @@ class Walker {
     }
     // Whether this start is what the job names is told of the job itself.
     const round = await store.get("Round", roundName(name, 1));
-    return { weights: round?.spec?.task?.weights?.digest ?? job.status?.weights?.digest ?? "", outerState: "" };
+    return {
+      weights: round?.spec?.task?.weights?.digest ?? job.status?.weights?.digest ?? "",
+      outerState: "",
+      delta: "",
+    };
   }
 
   private async checkRound(
@@ -124,6 +128,7 @@ class Walker {
     if ((result.outerState?.digest ?? "") !== "") {
       checks.push(await this.checkBlob("outerState", number, result.outerState));
     }
+    if (result.delta !== undefined) checks.push(await this.checkDelta(record, result.delta));
     if (this.walk.replay && commits.outcome === "Verified") checks.push(await this.checkReplay(record));
     const next = heritageOf(result);
     return { lineage: { ...lineage, weightsDigest: next.weights, checks }, heritage: next };
@@ -207,11 +212,19 @@ class Walker {
     return verified(name, `${digest}, ${state.sizeBytes} bytes`);
   }
 
+  /** The change that devices add to the round's starting weights. */
+  private async checkDelta({ number, round }: RoundRecord, { blob, baseDigest }: WeightsDelta): Promise<Finding> {
+    const start = round.spec?.task?.weights?.digest ?? "";
+    if (baseDigest !== start)
+      return broken("delta", `it is added to ${baseDigest}, and the round starts from ${start}`);
+    return this.checkBlob("delta", number, blob);
+  }
+
   private async checkReplay({ name, result }: RoundRecord): Promise<Finding> {
     const replayed = await this.turns.take(() => replayOrDamage(this.ports, name));
     if (replayed.damage !== "") return broken("replay", replayed.damage);
     const published = heritageOf(result);
-    const isSame = replayed.weightsDigest === published.weights && replayed.outerDigest === published.outerState;
+    const isSame = isReplayOf(replayed, published);
     const message = `folded again from the log it comes to ${replayed.weightsDigest}`;
     return isSame ? verified("replay", message) : broken("replay", `${message}, not ${published.weights}`);
   }

@@ -240,6 +240,7 @@ function withResult(status: TrainingJobStatus, round: Round, result: RoundResult
     completedRounds: result.number,
     weights: result.weights,
     outerState: result.outerState,
+    delta: result.delta,
     trainLoss: result.trainLoss,
   };
 }

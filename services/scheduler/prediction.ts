@@ -1,4 +1,5 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
+import { downCodec } from "#common/domain/down-link.js";
 import { strategyFacts } from "#common/domain/strategy-table.js";
 import { codecByName } from "#common/tensor/codec.js";
 import { stepDemand } from "./demand.js";
@@ -64,12 +65,14 @@ export function predict(
   // With control variates twice as much travels either way.
   const vectors = strategyFacts(job.spec?.strategy?.name ?? "")?.controlled === true ? 2 : 1;
   const fetched = vectors * (isMeasured ? sent : values);
+  // The change alone where it is encoded, also only for a device that was in the last round.
+  const change = isMeasured ? downCodec(codec)?.encodedBytes(sent) : undefined;
   const encoded = codecByName(codec?.name ?? "", codec?.topk)?.encodedBytes(vectors * sent) ?? 0;
   const upBytes = work.localSteps > 0 ? encoded : 0;
   // The frozen part comes once, before a device's first step.
   const frozenBytes = isMeasured ? 0 : (job.status?.frozen?.blob?.sizeBytes ?? 0);
   const wireMs =
-    transferMs(FLOAT_BYTES * fetched + frozenBytes, facts?.downBytesPerSecond ?? 0) +
+    transferMs((change ?? FLOAT_BYTES * fetched) + frozenBytes, facts?.downBytesPerSecond ?? 0) +
     transferMs(upBytes, facts?.upBytesPerSecond ?? 0);
   return {
     predictedMs: Math.ceil(NOTICE_MS + wireMs + steps * stepMs),

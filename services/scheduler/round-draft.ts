@@ -58,6 +58,7 @@ export function draftRound(
     heldOutFraction: spec?.data?.heldOutFraction ?? 0,
     seqLen: spec?.data?.seqLen ?? 0,
     weights: status?.weights,
+    delta: status?.delta,
     parameters: status?.parameters ?? 0,
     optimizer: spec?.local?.optimizer,
     totalSteps: (spec?.rounds ?? 0) * steps,

@@ -7,9 +7,12 @@ import { SystemClock } from "#common/adapters/memory/clock.js";
 import { MemoryLog } from "#common/adapters/memory/log.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { decodeUpdate } from "#common/tensor/chunk.js";
-import { codecByName } from "#common/tensor/codec.js";
+import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { toBytes } from "#common/tensor/flat.js";
 import { sha256Digest } from "#common/tensor/digest.js";
+import { encodeStep } from "#common/tensor/encoded-step.js";
+import { CodecSpec } from "#proto/shoal/v1/job.js";
+import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import { DataPolicy, DeviceFacts } from "#proto/shoal/v1/device.js";
 import { type AssignedTask, HeartbeatReply, type HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
 import type { GraphSession } from "#agent/backend/backend.js";
@@ -402,4 +405,30 @@ test.serial("of a model in fragments what changed is fetched, also after a resta
   step(1);
   step(2);
   t.is(await give(4), 4 * ((sizes[1] as number) + (sizes[2] as number)));
+});
+
+test.serial("of weights that are encoded down the change is fetched, or the whole where that fails", async (t) => {
+  const rig = await createRig(t);
+  const codec = CodecSpec.fromPartial({ name: "int8", down: "int4" });
+  const put = (bytes: Uint8Array): BlobRef => {
+    tinyBlobs.set(sha256Digest(bytes), bytes);
+    return { digest: sha256Digest(bytes), sizeBytes: bytes.length };
+  };
+  let base = tinyModel.weights;
+  for (const number of [1, 2, 3]) {
+    const next = base.map((value, i) => value + Math.sin(i * number) / 100);
+    const { values, chunks } = encodeStep(base, next, undefined, codecByName("int4") as Codec);
+    // The third round's is of other parts than it says.
+    const partValues = number === 3 ? [1] : [base.length];
+    const delta = { blob: put(Buffer.concat(chunks)), baseDigest: put(toBytes(base)).digest, partValues, fragment: 0 };
+    base = values;
+    const task = tinyTask(`down-${number}`, { number, codec, weights: put(toBytes(base)), delta });
+    const before = rig.plane.fetchedBytes;
+    const agent = await rig.start();
+    rig.plane.give([{ task, assignment: tinyAssignment(2, number), deadlineAtMs: 0 }]);
+    await until(task.round, async () => (await commitsOf(rig, task.round)) === 1);
+    await agent.stop();
+    const due = delta.blob.sizeBytes + (number === 2 ? 0 : 4 * base.length);
+    if (number > 1) t.is(rig.plane.fetchedBytes - before, due);
+  }
 });

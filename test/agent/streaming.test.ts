@@ -4,6 +4,7 @@ import { decodeUpdate } from "#common/tensor/chunk.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { subtract } from "#common/tensor/flat.js";
 import { gather, type Stretch, stretchedLength } from "#common/tensor/stretches.js";
+import { CodecSpec } from "#proto/shoal/v1/job.js";
 import type { RoundTask } from "#proto/shoal/v1/round.js";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import type { Shard } from "#agent/data/split.js";
@@ -38,7 +39,7 @@ const int4 = codecByName("int4") as Codec;
 test.after.always(() => sessions.close());
 
 function taskOf(number: number, change: Partial<RoundTask> = {}): RoundTask {
-  const codec = { name: "int4", errorFeedback: true, topk: undefined, errorDecay: 1, stochasticRounding: false };
+  const codec = CodecSpec.fromPartial({ name: "int4", errorFeedback: true, errorDecay: 1 });
   return tinyTask("job-1", { number, fragments, fragment: (number - 1) % 2, mixing: 0.5, codec, ...change });
 }
 

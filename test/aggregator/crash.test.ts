@@ -178,6 +178,7 @@ test("the fold set's order decides the bits, the order of arrival does not", asy
     t.deepEqual(replayed, {
       weightsDigest: result?.weights?.digest ?? "",
       outerDigest: result?.outerState?.digest ?? "",
+      deltaDigest: "",
     });
     digests.add(replayed.weightsDigest);
   }

@@ -97,7 +97,8 @@ const blob = { digest: DIGEST, sizeBytes: 1e12 };
 /** Bytes of the stored tally and of the result that folds all of it; both throw if the store would not take them. */
 function storedBytes(tally: UpdateTally): number[] {
   const foldSet = tally.verdicts.map(({ manifest, commitSeq }) => ({ device: manifest?.device ?? "", commitSeq }));
-  const outcome = { weights: blob, outerState: blob, updateNorm: LOSS, foldMs: 1_000_000 };
+  const delta = { blob, baseDigest: blob.digest, partValues: [8_388_608], fragment: 0 };
+  const outcome = { weights: blob, outerState: blob, delta, updateNorm: LOSS, foldMs: 1_000_000 };
   const spec = RoundSpec.fromPartial({ job: "j".repeat(56), number: 999_999 });
   const result = composeResult(ROUND, spec, partVerdicts(tally, foldSet), outcome);
   return [encodeResource("UpdateTally", tally), encodeResource("RoundResult", result)].map((text) =>

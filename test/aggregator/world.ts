@@ -44,6 +44,8 @@ function baseOf(parameters: number): Float32Array {
 export interface WorldOptions {
   parameters?: number;
   codec?: string;
+  /** Codec of the way down. */
+  down?: string;
   strategy?: string;
   weighting?: string;
   maxUpdateNorm?: number;
@@ -62,7 +64,7 @@ export interface WorldOptions {
   /** Weights of the first round; drawn unless given. */
   base?: Float32Array;
   /** What a later round starts from; the first one's base unless given. */
-  start?: Pick<RoundResult, "weights" | "outerState">;
+  start?: Pick<RoundResult, "weights" | "outerState"> & Partial<Pick<RoundResult, "delta">>;
 }
 
 /** What a test needs of any adapters. */
@@ -112,7 +114,7 @@ export async function seedFleet<T extends Pick<Fleet, "store" | "blobs" | "uplin
           normBound: options.normBound ?? 0,
           population: options.population ?? 0,
         },
-        codec: { name: options.codec ?? "fp32" },
+        codec: { name: options.codec ?? "fp32", down: options.down ?? "" },
       },
       status: { phase: "Running", currentRound: 1 },
     }),
@@ -171,7 +173,8 @@ export async function openRound(world: Fleet, number: number, options: WorldOpti
           seqLen: SEQ_LEN,
           parameters: world.base.length,
           weights,
-          codec: { name: world.codec.name },
+          delta: options.start?.delta,
+          codec: { name: world.codec.name, down: options.down ?? "" },
           controlVariates: isControlled(options),
           evaluate: true,
         },

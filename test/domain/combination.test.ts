@@ -125,6 +125,8 @@ const clashes: [string, Plain, string, string, RegExp][] = [
   ],
   ["SCAFFOLD by tokens", controlled({ weighting: "tokens" }), "strategy.weighting", "tokens", /use "equal"/],
   ["SCAFFOLD, sparse", controlled({}, { codec: { name: "topk" } }), "codec.name", "topk", /use "int8" or "int4"/],
+  ["SCAFFOLD, encoded down", controlled({}, { codec: { down: "int4" } }), "codec.down", "int4", /use "none"/],
+  ["an unknown way down", { codec: { down: "topk" } }, "codec.down", "topk", /int8/],
   ["SCAFFOLD with a norm bound", controlled({ normBound: 1 }), "strategy.normBound", "1", /maxUpdateNorm/],
   ["a population below the cohort", controlled({ population: 2 }), "strategy.population", "2", /cohort \(3\)/],
   ["a population of FedAvg", { strategy: { population: 9 } }, "strategy.population", "9", /but to scaffold/],
@@ -191,7 +193,7 @@ test("every strategy with every codec is either accepted or refused for a field 
 
 test("codecs get their own sizes and decay", (t) => {
   const codec = (of: Plain): unknown => jobOf("first", { codec: of }).spec?.codec;
-  const none = { errorFeedback: true, topk: undefined, stochasticRounding: false };
+  const none = { errorFeedback: true, topk: undefined, stochasticRounding: false, down: "" };
   t.deepEqual(codec({ name: "fp32" }), { ...none, name: "fp32", errorDecay: 0 });
   t.deepEqual(codec({ name: "int4" }), { ...none, name: "int4", errorDecay: 1 });
   t.deepEqual(codec({ name: "int8", errorFeedback: false }), {

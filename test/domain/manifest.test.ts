@@ -14,7 +14,14 @@ test("a short manifest gets every default", (t) => {
   t.deepEqual(spec?.cohort, { min: 1, target: 0, overCommit: 1, selector: {} });
   const strategy = { name: "diloco", outerLearningRate: 0.7, outerMomentum: 0.9, weighting: "tokens" };
   t.deepEqual(spec?.strategy, StrategySpec.fromPartial(strategy));
-  const codec = { name: "int8", errorFeedback: true, topk: undefined, errorDecay: 1, stochasticRounding: false };
+  const codec = {
+    name: "int8",
+    errorFeedback: true,
+    topk: undefined,
+    errorDecay: 1,
+    stochasticRounding: false,
+    down: "",
+  };
   t.deepEqual(spec?.codec, codec);
   t.deepEqual(spec?.evaluation, { everyRounds: 1, finalRound: true });
   t.deepEqual(spec?.local?.optimizer, {

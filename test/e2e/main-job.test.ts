@@ -72,7 +72,7 @@ test.serial(
   "a job is trained to its end while a replica of each service is killed, and no round is planned twice",
   async (t) => {
     const rounds = 5;
-    await fleet.apply(addressesJob("main-job", { rounds, devices: DEVICES, steps: 30 }));
+    await fleet.apply(addressesJob("main-job", { rounds, devices: DEVICES, steps: 30, down: "int8" }));
     const killed = new Set<string>();
     for (const unit of ["registry-0", "scheduler-1", "aggregator-0", "telemetry-1", "scheduler-0", "aggregator-1"]) {
       await sleep(700);
@@ -99,6 +99,10 @@ test.serial(
       t.is(result?.folded.length, DEVICES);
       t.is(result?.refused.length, 0);
     }
+    // Each device fetches whole weights once and then a quarter of them a round; a call that was cut off may add to it.
+    const fetched = listed.slice(1, 5).reduce((sum, { result }) => sum + (result?.bytesDown ?? Infinity), 0);
+    t.true(fetched < 0.5 * 4 * DEVICES * (job.status?.weights?.sizeBytes ?? 0), `${fetched} bytes down`);
+    t.true(listed.slice(0, 5).every(({ result }) => (result?.delta?.blob?.sizeBytes ?? 0) > 0));
     const losses = listed.map((r) => r.result?.evalLoss ?? Number.NaN);
     t.true((losses.at(-1) ?? Number.NaN) < (losses[0] ?? Number.NaN) - 0.3, `held-out losses ${losses.join(" ")}`);
   },

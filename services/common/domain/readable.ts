@@ -5,6 +5,7 @@ import type { AssignedTask, BlobRangeRequest, Refusal } from "#proto/shoal/v1/de
 export function readableBlobs(tasks: readonly AssignedTask[]): Map<string, BlobRef> {
   const refs = tasks.flatMap(({ task, assignment }) => [
     task?.weights,
+    task?.delta?.blob,
     task?.control,
     task?.evalGraph,
     task?.tokenizer?.blob,

@@ -271,6 +271,11 @@ export interface CodecSpec {
   errorDecay: number;
   /** Round up or down by chance, so that the mean of what is sent is what was meant. */
   stochasticRounding: boolean;
+  /**
+   * How the weights' change is written for devices that hold the weights before it: "int8" or "int4". Empty: not at all, every
+   * device fetches whole weights.
+   */
+  down: string;
 }
 
 /** The largest values of every block. */
@@ -336,7 +341,25 @@ export interface TrainingJobStatus {
     | FrozenBase
     | undefined;
   /** The whole model that `weights` and `frozen` belong to; unset if all of it is trained. */
-  baseWeights: BlobRef | undefined;
+  baseWeights:
+    | BlobRef
+    | undefined;
+  /** How `weights` came of those before them; unset unless the job's codec encodes the way down. */
+  delta: WeightsDelta | undefined;
+}
+
+/** An encoded change of weights: with the weights it starts from it gives the next ones, bit for bit. */
+export interface WeightsDelta {
+  /** Its chunks, one after the other. */
+  blob:
+    | BlobRef
+    | undefined;
+  /** Digest of the weights that it is added to. */
+  baseDigest: string;
+  /** Values in each of its parts, in order; each is cut into chunks by itself. */
+  partValues: number[];
+  /** Index of the fragment whose values it changes, where rounds synchronise fragments. */
+  fragment: number;
 }
 
 /**
@@ -2578,7 +2601,7 @@ export const StrategySpec: MessageFns<StrategySpec> = {
 };
 
 function createBaseCodecSpec(): CodecSpec {
-  return { name: "", errorFeedback: false, topk: undefined, errorDecay: 0, stochasticRounding: false };
+  return { name: "", errorFeedback: false, topk: undefined, errorDecay: 0, stochasticRounding: false, down: "" };
 }
 
 export const CodecSpec: MessageFns<CodecSpec> = {
@@ -2597,6 +2620,9 @@ export const CodecSpec: MessageFns<CodecSpec> = {
     }
     if (message.stochasticRounding !== false) {
       writer.uint32(40).bool(message.stochasticRounding);
+    }
+    if (message.down !== "") {
+      writer.uint32(362).string(message.down);
     }
     return writer;
   },
@@ -2654,6 +2680,14 @@ export const CodecSpec: MessageFns<CodecSpec> = {
             message.stochasticRounding = reader.bool();
             continue;
           }
+          case 45: {
+            if (tag !== 362) {
+              break;
+            }
+
+            message.down = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2685,6 +2719,7 @@ export const CodecSpec: MessageFns<CodecSpec> = {
         : isSet(object.stochastic_rounding)
         ? globalThis.Boolean(object.stochastic_rounding)
         : false,
+      down: isSet(object.down) ? globalThis.String(object.down) : "",
     };
   },
 
@@ -2705,6 +2740,9 @@ export const CodecSpec: MessageFns<CodecSpec> = {
     if (message.stochasticRounding !== false) {
       obj.stochasticRounding = message.stochasticRounding;
     }
+    if (message.down !== "") {
+      obj.down = message.down;
+    }
     return obj;
   },
 
@@ -2718,6 +2756,7 @@ export const CodecSpec: MessageFns<CodecSpec> = {
     message.topk = (object.topk !== undefined && object.topk !== null) ? TopKSpec.fromPartial(object.topk) : undefined;
     message.errorDecay = object.errorDecay ?? 0;
     message.stochasticRounding = object.stochasticRounding ?? false;
+    message.down = object.down ?? "";
     return message;
   },
 };
@@ -2939,6 +2978,7 @@ function createBaseTrainingJobStatus(): TrainingJobStatus {
     model: "",
     frozen: undefined,
     baseWeights: undefined,
+    delta: undefined,
   };
 }
 
@@ -2994,6 +3034,9 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
     }
     if (message.baseWeights !== undefined) {
       BlobRef.encode(message.baseWeights, writer.uint32(138).fork()).join();
+    }
+    if (message.delta !== undefined) {
+      WeightsDelta.encode(message.delta, writer.uint32(362).fork()).join();
     }
     return writer;
   },
@@ -3147,6 +3190,14 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
             message.baseWeights = BlobRef.decode(reader, reader.uint32());
             continue;
           }
+          case 45: {
+            if (tag !== 362) {
+              break;
+            }
+
+            message.delta = WeightsDelta.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3224,6 +3275,7 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
         : isSet(object.base_weights)
         ? BlobRef.fromJSON(object.base_weights)
         : undefined,
+      delta: isSet(object.delta) ? WeightsDelta.fromJSON(object.delta) : undefined,
     };
   },
 
@@ -3280,6 +3332,9 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
     if (message.baseWeights !== undefined) {
       obj.baseWeights = BlobRef.toJSON(message.baseWeights);
     }
+    if (message.delta !== undefined) {
+      obj.delta = WeightsDelta.toJSON(message.delta);
+    }
     return obj;
   },
 
@@ -3313,6 +3368,148 @@ export const TrainingJobStatus: MessageFns<TrainingJobStatus> = {
     message.baseWeights = (object.baseWeights !== undefined && object.baseWeights !== null)
       ? BlobRef.fromPartial(object.baseWeights)
       : undefined;
+    message.delta = (object.delta !== undefined && object.delta !== null)
+      ? WeightsDelta.fromPartial(object.delta)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseWeightsDelta(): WeightsDelta {
+  return { blob: undefined, baseDigest: "", partValues: [], fragment: 0 };
+}
+
+export const WeightsDelta: MessageFns<WeightsDelta> = {
+  encode(message: WeightsDelta, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.blob !== undefined) {
+      BlobRef.encode(message.blob, writer.uint32(10).fork()).join();
+    }
+    if (message.baseDigest !== "") {
+      writer.uint32(18).string(message.baseDigest);
+    }
+    if (message.partValues.length !== 0) {
+      writer.uint32(26).fork();
+      for (const v of message.partValues) {
+        writer.int64(v);
+      }
+      writer.join();
+    }
+    if (message.fragment !== 0) {
+      writer.uint32(32).int32(message.fragment);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WeightsDelta {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWeightsDelta();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.blob = BlobRef.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.baseDigest = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag === 24) {
+              message.partValues.push(longToNumber(reader.int64()));
+
+              continue;
+            }
+
+            if (tag === 26) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.partValues.push(longToNumber(reader.int64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.fragment = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): WeightsDelta {
+    return {
+      blob: isSet(object.blob) ? BlobRef.fromJSON(object.blob) : undefined,
+      baseDigest: isSet(object.baseDigest)
+        ? globalThis.String(object.baseDigest)
+        : isSet(object.base_digest)
+        ? globalThis.String(object.base_digest)
+        : "",
+      partValues: globalThis.Array.isArray(object?.partValues)
+        ? object.partValues.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.part_values)
+        ? object.part_values.map((e: any) => globalThis.Number(e))
+        : [],
+      fragment: isSet(object.fragment) ? globalThis.Number(object.fragment) : 0,
+    };
+  },
+
+  toJSON(message: WeightsDelta): unknown {
+    const obj: any = {};
+    if (message.blob !== undefined) {
+      obj.blob = BlobRef.toJSON(message.blob);
+    }
+    if (message.baseDigest !== "") {
+      obj.baseDigest = message.baseDigest;
+    }
+    if (message.partValues?.length) {
+      obj.partValues = message.partValues.map((e) => Math.round(e));
+    }
+    if (message.fragment !== 0) {
+      obj.fragment = Math.round(message.fragment);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<WeightsDelta>, I>>(base?: I): WeightsDelta {
+    return WeightsDelta.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<WeightsDelta>, I>>(object: I): WeightsDelta {
+    const message = createBaseWeightsDelta();
+    message.blob = (object.blob !== undefined && object.blob !== null) ? BlobRef.fromPartial(object.blob) : undefined;
+    message.baseDigest = object.baseDigest ?? "";
+    message.partValues = object.partValues?.map((e) => e) || [];
+    message.fragment = object.fragment ?? 0;
     return message;
   },
 };

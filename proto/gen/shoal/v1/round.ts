@@ -6,7 +6,7 @@
 
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
-import { CodecSpec, FrozenBase, OptimizerSpec, TokenizerSpec } from "./job.js";
+import { CodecSpec, FrozenBase, OptimizerSpec, TokenizerSpec, WeightsDelta } from "./job.js";
 import { BlobRef, Condition, ObjectMeta } from "./meta.js";
 
 export const protobufPackage = "shoal.v1";
@@ -140,6 +140,8 @@ export interface RoundTask {
   siteWeighting: string;
   /** Updates with a greater L2 norm are refused; 0 is off. For gateways, which judge what the aggregator does not see. */
   maxUpdateNorm: number;
+  /** Gives `weights` to a device that holds those before them; unset if there is none. */
+  delta: WeightsDelta | undefined;
 }
 
 /** A part of a flat vector. */
@@ -393,6 +395,8 @@ export interface RoundResult {
   foldMs: number;
   /** L2 norm of the averaged update. */
   updateNorm: number;
+  /** How `weights` came of those that the round started from; unset if they are the same, or the codec encodes nothing. */
+  delta: WeightsDelta | undefined;
 }
 
 /**
@@ -783,6 +787,7 @@ function createBaseRoundTask(): RoundTask {
     control: undefined,
     siteWeighting: "",
     maxUpdateNorm: 0,
+    delta: undefined,
   };
 }
 
@@ -880,6 +885,9 @@ export const RoundTask: MessageFns<RoundTask> = {
     }
     if (message.maxUpdateNorm !== 0) {
       writer.uint32(273).double(message.maxUpdateNorm);
+    }
+    if (message.delta !== undefined) {
+      WeightsDelta.encode(message.delta, writer.uint32(362).fork()).join();
     }
     return writer;
   },
@@ -1145,6 +1153,14 @@ export const RoundTask: MessageFns<RoundTask> = {
             message.maxUpdateNorm = reader.double();
             continue;
           }
+          case 45: {
+            if (tag !== 362) {
+              break;
+            }
+
+            message.delta = WeightsDelta.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1248,6 +1264,7 @@ export const RoundTask: MessageFns<RoundTask> = {
         : isSet(object.max_update_norm)
         ? globalThis.Number(object.max_update_norm)
         : 0,
+      delta: isSet(object.delta) ? WeightsDelta.fromJSON(object.delta) : undefined,
     };
   },
 
@@ -1346,6 +1363,9 @@ export const RoundTask: MessageFns<RoundTask> = {
     if (message.maxUpdateNorm !== 0) {
       obj.maxUpdateNorm = floatToJson(message.maxUpdateNorm);
     }
+    if (message.delta !== undefined) {
+      obj.delta = WeightsDelta.toJSON(message.delta);
+    }
     return obj;
   },
 
@@ -1399,6 +1419,9 @@ export const RoundTask: MessageFns<RoundTask> = {
       : undefined;
     message.siteWeighting = object.siteWeighting ?? "";
     message.maxUpdateNorm = object.maxUpdateNorm ?? 0;
+    message.delta = (object.delta !== undefined && object.delta !== null)
+      ? WeightsDelta.fromPartial(object.delta)
+      : undefined;
     return message;
   },
 };
@@ -3463,6 +3486,7 @@ function createBaseRoundResult(): RoundResult {
     bytesDown: 0,
     foldMs: 0,
     updateNorm: 0,
+    delta: undefined,
   };
 }
 
@@ -3518,6 +3542,9 @@ export const RoundResult: MessageFns<RoundResult> = {
     }
     if (message.updateNorm !== 0) {
       writer.uint32(137).double(message.updateNorm);
+    }
+    if (message.delta !== undefined) {
+      WeightsDelta.encode(message.delta, writer.uint32(362).fork()).join();
     }
     return writer;
   },
@@ -3671,6 +3698,14 @@ export const RoundResult: MessageFns<RoundResult> = {
             message.updateNorm = reader.double();
             continue;
           }
+          case 45: {
+            if (tag !== 362) {
+              break;
+            }
+
+            message.delta = WeightsDelta.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3738,6 +3773,7 @@ export const RoundResult: MessageFns<RoundResult> = {
         : isSet(object.update_norm)
         ? globalThis.Number(object.update_norm)
         : 0,
+      delta: isSet(object.delta) ? WeightsDelta.fromJSON(object.delta) : undefined,
     };
   },
 
@@ -3794,6 +3830,9 @@ export const RoundResult: MessageFns<RoundResult> = {
     if (message.updateNorm !== 0) {
       obj.updateNorm = floatToJson(message.updateNorm);
     }
+    if (message.delta !== undefined) {
+      obj.delta = WeightsDelta.toJSON(message.delta);
+    }
     return obj;
   },
 
@@ -3825,6 +3864,9 @@ export const RoundResult: MessageFns<RoundResult> = {
     message.bytesDown = object.bytesDown ?? 0;
     message.foldMs = object.foldMs ?? 0;
     message.updateNorm = object.updateNorm ?? 0;
+    message.delta = (object.delta !== undefined && object.delta !== null)
+      ? WeightsDelta.fromPartial(object.delta)
+      : undefined;
     return message;
   },
 };

@@ -1,84 +1,61 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Backend, Batch } from "#agent/backend/backend.js";
+import type { Backend } from "#agent/backend/backend.js";
 import { openOnnxBackend } from "#agent/backend/onnx.js";
 import { credsPaths } from "#common/adapters/nats/keys.js";
-import { createRng, type Rng } from "#common/domain/rng.js";
-import { learningRateAt } from "#common/domain/schedule.js";
-import { deriveSeed } from "#common/domain/seed.js";
-import { type ModelConfig, parseModelConfig } from "#common/graph/config.js";
-import { initWeights } from "#common/graph/init.js";
-import { buildTrainGraph } from "#common/graph/train.js";
-import { readAddresses } from "../fleet/addresses.js";
+import { exportCheckpoint } from "#common/graph/checkpoint.js";
+import type { ModelConfig } from "#common/graph/config.js";
 import { Fleet } from "../fleet/fleet.js";
+import { importFiles } from "../fleet/import.js";
+import { trainBase, trainPerStep } from "./communication/common-steps.js";
+import { type Corpus, writeCorpus } from "./communication/corpus.js";
+import {
+  BASE,
+  BATCH,
+  DEVICES,
+  DILOCO,
+  FRAGMENTS,
+  modelConfig,
+  optimizerAt,
+  PERIOD,
+  SEED,
+  SEQ_LEN,
+  STEPWISE_RATES,
+} from "./communication/settings.js";
 import { exportedWeights, heldOutLoss } from "./held-out.js";
 import { type BenchResult, report } from "./report.js";
 import { WireMeter } from "./wire-meter.js";
 
-const DEVICES = 4;
-const BATCH = 4;
-const SEQ_LEN = 32;
-const SEED = 42;
-const FRAGMENTS = 8;
-/** Local steps between two synchronisations of a parameter. */
-const PERIOD = 256;
 /** Rounds of one step that are measured; each is like the others. */
 const STEPWISE_ROUNDS = 12;
-/** In which a link's peak is looked for: longer than a synchronisation takes, shorter than a fragment's local steps. */
-const WINDOW_MS = 500;
-const MODEL = { vocab_size: 256, n_positions: SEQ_LEN, n_layer: FRAGMENTS, n_head: 2, n_embd: 64 };
-const OPTIMIZER = {
-  name: "adamw",
-  learningRate: 2e-3,
-  beta1: 0.9,
-  beta2: 0.99,
-  eps: 1e-8,
-  weightDecay: 0.1,
-  clipNorm: 1,
-  schedule: { name: "cosine", warmupSteps: 50, minRatio: 0.1 },
-  keepState: true,
-};
-
-interface Corpus {
-  folders: string[];
-  /** Bytes of every device. */
-  train: Int32Array[];
-  /** The last address of everyone. */
-  held: Int32Array;
-}
-
-const tokensOf = (texts: readonly { text: string }[]): Int32Array =>
-  Int32Array.from(Buffer.from(texts.map(({ text }) => text).join("\n"), "utf8"));
-
-function writeCorpus(root: string): Corpus {
-  const presidents = readAddresses(DEVICES, 6);
-  const folders = presidents.map((all, i) => {
-    const folder = join(root, `device-${i + 1}`);
-    mkdirSync(folder, { recursive: true });
-    for (const { year, text } of all.slice(0, -1)) writeFileSync(join(folder, `${year}.txt`), text);
-    return folder;
-  });
-  const train = presidents.map((all) => tokensOf(all.slice(0, -1)));
-  return { folders, train, held: tokensOf(presidents.map((all) => all.at(-1) ?? { text: "" })) };
-}
+/** In which a link's peak is looked for: longer than a synchronisation takes. */
+const WINDOW_MS = 250;
+/** Longer than the sampling needs to see the last bytes. */
+const SETTLE_MS = 500;
+const BASE_MODEL = "base";
+const LEAST_TIMES = 400;
+const MOST_LOSS_RATIO = 1.02;
+const LEAST_PEAK_TIMES = 4;
 
 interface Job {
   name: string;
   strategy: Record<string, unknown>;
-  codec: string;
+  codec: Record<string, unknown>;
   rounds: number;
   steps: number;
 }
 
 function manifest({ name, strategy, codec, rounds, steps }: Job): string {
+  const optimizer = optimizerAt(DILOCO.learningRate);
+  const warmupSteps = Math.min(optimizer.schedule.warmupSteps, rounds * steps);
   return JSON.stringify({
     apiVersion: "shoal.dev/v1alpha1",
     kind: "TrainingJob",
     metadata: { name },
     spec: {
-      model: { family: "gpt2", config: MODEL, tokenizer: { kind: "bytes" } },
+      model: { base: BASE_MODEL },
       data: { dataset: "sotu", purpose: "research", seqLen: SEQ_LEN, heldOutFraction: 0 },
       rounds,
       cohort: { min: DEVICES, target: DEVICES },
@@ -86,10 +63,10 @@ function manifest({ name, strategy, codec, rounds, steps }: Job): string {
         steps,
         stepPolicy: "fixed",
         batchSize: BATCH,
-        optimizer: { ...OPTIMIZER, schedule: { ...OPTIMIZER.schedule, warmupSteps: Math.min(50, rounds * steps) } },
+        optimizer: { ...optimizer, schedule: { ...optimizer.schedule, warmupSteps } },
       },
       strategy: { weighting: "equal", ...strategy },
-      codec: { name: codec, errorFeedback: true },
+      codec: { errorFeedback: true, ...codec },
       evaluation: { everyRounds: 0, finalRound: false },
       roundDeadlineMs: 600_000,
       seed: SEED,
@@ -125,140 +102,164 @@ async function run(fleet: Fleet, job: Job): Promise<Span> {
   return span;
 }
 
-/** Longer than the sampling needs to see the last bytes. */
-const SETTLE_MS = 500;
+const SPARSE = { outerLearningRate: DILOCO.outerLearningRate, outerMomentum: DILOCO.outerMomentum };
+const ENCODED = { name: "int4", down: "int4" };
 
-function randomBatch(corpus: Corpus, rngs: readonly Rng[]): Batch {
-  const size = BATCH * SEQ_LEN;
-  const batch = { tokens: new Int32Array(DEVICES * size), targets: new Int32Array(DEVICES * size) };
-  corpus.train.forEach((tokens, device) => {
-    for (let b = 0; b < BATCH; b++) {
-      const start = (rngs[device] as Rng).int(tokens.length - SEQ_LEN - 1);
-      const place = device * size + b * SEQ_LEN;
-      batch.tokens.set(tokens.subarray(start, start + SEQ_LEN), place);
-      batch.targets.set(tokens.subarray(start + 1, start + 1 + SEQ_LEN), place);
-    }
-  });
-  return batch;
+const jobsOf = (periods: number): Record<"diloco" | "stepwise" | "streaming", Job> => ({
+  diloco: {
+    name: "diloco",
+    strategy: { name: "diloco", ...SPARSE },
+    codec: ENCODED,
+    rounds: periods,
+    steps: PERIOD,
+  },
+  stepwise: {
+    name: "stepwise",
+    strategy: { name: "fedavg" },
+    codec: { name: "fp32" },
+    rounds: STEPWISE_ROUNDS,
+    steps: 1,
+  },
+  streaming: {
+    name: "streaming",
+    strategy: { name: "streamingDiloco", fragments: FRAGMENTS, ...SPARSE },
+    codec: ENCODED,
+    rounds: periods * FRAGMENTS,
+    steps: PERIOD / FRAGMENTS,
+  },
+});
+
+type Jobs = ReturnType<typeof jobsOf>;
+
+interface Measured {
+  spans: Record<keyof Jobs, Span>;
+  weights: Record<"diloco" | "streaming", Float32Array>;
+  meter: WireMeter;
 }
 
-/**
- * The model of per-step exchange: the mean of all devices' gradients and one AdamW step, which is one step on their
- * batches side by side, since each has as many tokens.
- */
-async function stepwiseLoss(backend: Backend, config: ModelConfig, corpus: Corpus, steps: number): Promise<number> {
-  const graph = buildTrainGraph(config, { ...OPTIMIZER, batch: DEVICES * BATCH, seqLen: SEQ_LEN });
-  const session = await backend.train(graph);
-  const weights = initWeights(config, deriveSeed(SEED, "weights"));
-  session.load({ weights, m: new Float32Array(weights.length), v: new Float32Array(weights.length) });
-  const rngs = corpus.train.map((_, device) => createRng(deriveSeed(SEED, "stepwise", device)));
-  for (let i = 0; i < steps; i++) {
-    const { loss } = await session.step(randomBatch(corpus, rngs), learningRateAt(OPTIMIZER, steps, i), i + 1);
-    if (i % Math.ceil(steps / 8) === 0) console.log(`per step: step ${i}/${steps}  train loss ${loss.toFixed(4)}`);
+/** Runs the jobs on a whole system of real processes, one after the other, and counts the bytes of its devices' links. */
+async function measure(
+  root: string,
+  folders: readonly string[],
+  base: ReturnType<typeof exportCheckpoint>,
+  jobs: Jobs,
+): Promise<Measured> {
+  const fleet = await Fleet.start({ dir: join(root, "shoal") });
+  let meter: WireMeter | undefined;
+  try {
+    const token = await fleet.token();
+    folders.forEach((dataDir, i) => fleet.startDevice({ name: `device-${i + 1}`, dataset: "sotu", dataDir }, token));
+    await fleet.waitForDevices(DEVICES);
+    await fleet.withModels((models) => importFiles(models, BASE_MODEL, { ...base }));
+    meter = await WireMeter.open(fleet.context().natsUrl, credsPaths(join(root, "shoal", "keys")).system);
+    // First, so that its bytes hold the first fetch of the whole model and of the graph.
+    const diloco = await run(fleet, jobs.diloco);
+    const stepwise = await run(fleet, jobs.stepwise);
+    const streaming = await run(fleet, jobs.streaming);
+    const weights = {
+      diloco: await exportedWeights(fleet, jobs.diloco.name),
+      streaming: await exportedWeights(fleet, jobs.streaming.name),
+    };
+    return { spans: { diloco, stepwise, streaming }, weights, meter };
+  } finally {
+    await meter?.close().catch(() => undefined);
+    await fleet.stop();
   }
-  const loss = await heldOutLoss(backend, config, session.state().weights, corpus.held, SEQ_LEN);
-  await session.dispose();
-  return loss;
 }
 
-const MOST_LOSS_RATIO = 1.02;
+type Add = (of: string, metric: string, value: number, unit: string, bar?: Partial<BenchResult>) => void;
+
+interface Losses {
+  base: number;
+  perStep: { rate: number; loss: number }[];
+  diloco: number;
+  streaming: number;
+}
+
+function addLosses(add: Add, { base, perStep, diloco, streaming }: Losses): void {
+  const unit = "nats/token";
+  const best = Math.min(...perStep.map(({ loss }) => loss));
+  add("before training", "held_out_loss", base, unit);
+  for (const { rate, loss } of perStep) add(`per step, fp32, rate ${rate}`, "held_out_loss", loss, unit);
+  const [most, mostStreamed] = [MOST_LOSS_RATIO * best, MOST_LOSS_RATIO * diloco];
+  add("diloco", "held_out_loss", diloco, unit, { ratio: diloco / best, most });
+  add("streaming", "held_out_loss", streaming, unit, { ratio: streaming / diloco, most: mostStreamed });
+}
+
+function addBytes(add: Add, { spans, meter }: Measured, steps: number): void {
+  const { diloco, stepwise, streaming } = spans;
+  const one = meter.total(stepwise.settledMs, stepwise.untilMs);
+  const factor = steps / (STEPWISE_ROUNDS - stepwise.settledRounds);
+  const per = { up: one.up * factor, down: one.down * factor };
+  add("per step, fp32", "bytes_up", Math.round(per.up), "B");
+  add("per step, fp32", "bytes_down", Math.round(per.down), "B");
+  for (const [name, span] of [
+    ["diloco", diloco],
+    ["streaming", streaming],
+  ] as const) {
+    const sent = meter.total(span.fromMs, span.untilMs);
+    const bar = name === "diloco" ? { least: LEAST_TIMES } : {};
+    add(name, "bytes_up", sent.up, "B");
+    add(name, "bytes_down", sent.down, "B");
+    add(name, "times_fewer_up", per.up / sent.up, "x", bar);
+    add(name, "times_fewer_down", per.down / sent.down, "x", bar);
+    add(name, "times_fewer_both", (per.up + per.down) / (sent.up + sent.down), "x", bar);
+    add(name, "seconds", (span.untilMs - span.fromMs) / 1000, "s");
+  }
+  const high = meter.worstWindow(diloco.settledMs, diloco.untilMs, WINDOW_MS);
+  const low = meter.worstWindow(streaming.settledMs, streaming.untilMs, WINDOW_MS);
+  for (const way of ["up", "down", "both"] as const) {
+    add("diloco", `peak_${way}`, high[way], `B in ${WINDOW_MS} ms`);
+    add("streaming", `peak_${way}`, low[way], `B in ${WINDOW_MS} ms`);
+    add("streaming", `peak_${way}_times_lower`, high[way] / low[way], "x", { least: LEAST_PEAK_TIMES });
+  }
+}
+
+async function lossesOf(
+  backend: Backend,
+  config: ModelConfig,
+  corpus: Corpus,
+  start: Float32Array,
+  { weights }: Measured,
+  steps: number,
+): Promise<Losses> {
+  const lossOf = (of: Float32Array): Promise<number> => heldOutLoss(backend, config, of, corpus.held, SEQ_LEN);
+  const perStep: Losses["perStep"] = [];
+  for (const rate of STEPWISE_RATES) {
+    const trained = await trainPerStep(backend, config, start, corpus.train, steps, rate);
+    perStep.push({ rate, loss: await lossOf(trained) });
+  }
+  const [diloco, streaming] = [await lossOf(weights.diloco), await lossOf(weights.streaming)];
+  return { base: await lossOf(start), perStep, diloco, streaming };
+}
 
 /**
  * What training costs on the wire, by nats-server's own counters of the devices' connections, in a whole system of real
- * processes: DiLoCo with int4 against per-step exchange in fp32, and Streaming DiLoCo's peaks against DiLoCo's, each at
- * equal steps. Bytes of per-step exchange are measured over some rounds of one step and multiplied; its loss is that of
- * one process that takes the same mean gradients.
+ * processes: DiLoCo with int4 both ways against per-step exchange in fp32, and Streaming DiLoCo's peaks against DiLoCo's, each at
+ * equal steps, on equal data and from the same base model. Bytes of per-step exchange are measured over some rounds of one
+ * step and multiplied; its loss is that of one process that takes the same mean gradients, at the best of some rates.
  */
 export async function communication(options: {
   json?: string | undefined;
   quick: boolean;
   strict: boolean;
 }): Promise<void> {
-  const periods = options.quick ? 2 : 8;
+  const [periods, baseSteps] = options.quick ? [2, 100] : [32, BASE.steps];
   const steps = periods * PERIOD;
-  const parsed = parseModelConfig({ model_type: "gpt2", ...MODEL });
-  if (!parsed.ok) throw new Error("the benchmark's own model is refused");
+  const config = modelConfig();
   const results: BenchResult[] = [];
-  const add = (of: string, metric: string, value: number, unit: string, bar: Partial<BenchResult> = {}): void => {
+  const add: Add = (of, metric, value, unit, bar = {}) => {
     results.push({ case: of, metric, value, unit, ...bar });
   };
   const root = mkdtempSync(join(tmpdir(), "shoal-communication-"));
-  const corpus = writeCorpus(join(root, "data"));
-  const fleet = await Fleet.start({ dir: join(root, "shoal") });
-  let meter: WireMeter | undefined;
   try {
+    const corpus = writeCorpus(join(root, "data"));
     const backend = await openOnnxBackend({ threads: 2 });
-    const token = await fleet.token();
-    corpus.folders.forEach((dataDir, i) =>
-      fleet.startDevice({ name: `device-${i + 1}`, dataset: "sotu", dataDir }, token),
-    );
-    await fleet.waitForDevices(DEVICES);
-    meter = await WireMeter.open(fleet.context().natsUrl, credsPaths(join(root, "shoal", "keys")).system);
-    const lossOf = async (name: string): Promise<number> =>
-      heldOutLoss(backend, parsed.config, await exportedWeights(fleet, name), corpus.held, SEQ_LEN);
-
-    const [wide, narrow] = ["diloco, int4", `streamingDiloco, int4, ${FRAGMENTS} fragments`] as const;
-    const stepwise: Job = {
-      name: "stepwise",
-      strategy: { name: "fedavg" },
-      codec: "fp32",
-      rounds: STEPWISE_ROUNDS,
-      steps: 1,
-    };
-    const exchanged = await run(fleet, stepwise);
-    const diloco: Job = { name: "diloco", strategy: { name: "diloco" }, codec: "int4", rounds: periods, steps: PERIOD };
-    const whole = await run(fleet, diloco);
-    const streaming: Job = {
-      name: "streaming",
-      strategy: { name: "streamingDiloco", fragments: FRAGMENTS },
-      codec: "int4",
-      rounds: periods * FRAGMENTS,
-      steps: PERIOD / FRAGMENTS,
-    };
-    const streamed = await run(fleet, streaming);
-    const losses = { diloco: await lossOf("diloco"), streaming: await lossOf("streaming") };
-    await meter.close();
-    await fleet.stop();
-    const reference = await stepwiseLoss(backend, parsed.config, corpus, steps);
-
-    const perStep = meter.total(exchanged.settledMs, exchanged.untilMs);
-    const factor = steps / (STEPWISE_ROUNDS - exchanged.settledRounds);
-    const per = { up: perStep.up * factor, down: perStep.down * factor };
-    const sent = meter.total(whole.fromMs, whole.untilMs);
-    const name = "per step, fp32";
-    add(name, "held_out_loss", reference, "nats/token");
-    add(name, "bytes_up", Math.round(per.up), "B");
-    add(name, "bytes_down", Math.round(per.down), "B");
-    const least = 400;
-    add(wide, "held_out_loss", losses.diloco, "nats/token", {
-      ratio: losses.diloco / reference,
-      most: MOST_LOSS_RATIO * reference,
-    });
-    add(wide, "bytes_up", sent.up, "B");
-    add(wide, "bytes_down", sent.down, "B");
-    add(wide, "times_fewer_up", per.up / sent.up, "x", { least });
-    add(wide, "times_fewer_down", per.down / sent.down, "x");
-    add(wide, "times_fewer_both", (per.up + per.down) / (sent.up + sent.down), "x", { least });
-    const [high, low] = [whole, streamed].map((span) =>
-      (meter as WireMeter).worstWindow(span.settledMs, span.untilMs, WINDOW_MS),
-    ) as [ReturnType<WireMeter["worstWindow"]>, ReturnType<WireMeter["worstWindow"]>];
-    const streamedBytes = meter.total(streamed.fromMs, streamed.untilMs);
-    add(narrow, "held_out_loss", losses.streaming, "nats/token", {
-      ratio: losses.streaming / losses.diloco,
-      most: MOST_LOSS_RATIO * losses.diloco,
-    });
-    add(narrow, "bytes_up", streamedBytes.up, "B");
-    add(narrow, "bytes_down", streamedBytes.down, "B");
-    for (const way of ["up", "down", "both"] as const) {
-      add(wide, `peak_${way}`, high[way], `B in ${WINDOW_MS} ms`);
-      add(narrow, `peak_${way}`, low[way], `B in ${WINDOW_MS} ms`);
-      add(narrow, `peak_${way}_times_lower`, high[way] / low[way], "x", { least: 4 });
-    }
-    add(wide, "seconds", (whole.untilMs - whole.fromMs) / 1000, "s");
-    add(narrow, "seconds", (streamed.untilMs - streamed.fromMs) / 1000, "s");
+    const start = await trainBase(backend, config, corpus.others, baseSteps);
+    const measured = await measure(root, corpus.folders, exportCheckpoint(config, start), jobsOf(periods));
+    addLosses(add, await lossesOf(backend, config, corpus, start, measured, steps));
+    addBytes(add, measured, steps);
   } finally {
-    await meter?.close().catch(() => undefined);
-    await fleet.stop();
     rmSync(root, { recursive: true, force: true });
   }
   report("communication", results, options.json, options.strict);

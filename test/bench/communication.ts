@@ -202,7 +202,7 @@ function addBytes(add: Add, { spans, meter }: Measured, steps: number): void {
     add(name, "bytes_up", sent.up, "B");
     add(name, "bytes_down", sent.down, "B");
     add(name, "times_fewer_up", per.up / sent.up, "x", bar);
-    add(name, "times_fewer_down", per.down / sent.down, "x", bar);
+    add(name, "times_fewer_down", per.down / sent.down, "x");
     add(name, "times_fewer_both", (per.up + per.down) / (sent.up + sent.down), "x", bar);
     add(name, "seconds", (span.untilMs - span.fromMs) / 1000, "s");
   }

@@ -31,9 +31,9 @@ export const optimizerAt = (learningRate: number): typeof OPTIMIZER => ({ ...OPT
 export const BASE = { steps: 2000, batch: 16, learningRate: 2e-3 };
 
 /** Peak rates of per-step exchange that are tried; the best one counts. */
-export const STEPWISE_RATES = [4e-3, 8e-3, 1.6e-2];
+export const STEPWISE_RATES = [2e-3, 4e-3, 8e-3, 1.6e-2];
 
-/** Of DiLoCo: tried out beforehand, see docs/benchmarks.md. */
+/** Of DiLoCo: tried out beforehand on a narrower model. */
 export const DILOCO = { learningRate: 2e-3, outerLearningRate: 1, outerMomentum: 0.8 };
 
 /** The model's shape. */

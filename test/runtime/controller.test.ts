@@ -128,6 +128,37 @@ test("a key that is asked for often while others are added is added once more, n
   t.true(seen.filter((key) => key === "a").length >= 2);
 });
 
+test("a key that comes just as the one before it has been added is added, at whatever step of the two loops", async (t) => {
+  for (let steps = 0; steps < 24; steps += 1) {
+    const added: string[] = [];
+    const { clock } = setUp(t, ({ queue, clock: time }) => {
+      let open = (): void => undefined;
+      const gate = new Promise<void>((resolve) => (open = resolve));
+      return {
+        queue: {
+          add: async (key) => {
+            if (key === "a") await gate;
+            added.push(key);
+          },
+          run: (handler, options) => queue.run(handler, options),
+          close: () => queue.close(),
+        },
+        sources: [
+          triggerSource("two", async function* (signal) {
+            yield "a";
+            open();
+            for (let step = 0; step < steps; step += 1) await Promise.resolve();
+            yield "b";
+            await time.sleep(1e9, signal);
+          }),
+        ],
+      };
+    });
+    await clock.advance(10);
+    t.deepEqual(added, ["a", "b"], `after ${steps} steps`);
+  }
+});
+
 test("a resync adds every key again, whatever the queue lost", async (t) => {
   const { store, clock, seen, queue } = setUp(t, () => ({}));
   for (const name of ["a", "b"]) await store.create("Lease", lease(name));

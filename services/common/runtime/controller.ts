@@ -79,18 +79,22 @@ export class Controller {
   private async read(source: Source, signal: AbortSignal): Promise<void> {
     // A key that comes again and again while others are added is added once: the one who looks sees all that has happened.
     const wanted = new Set<string>();
+    const adding = { isOver: true };
     const addAll = async (): Promise<void> => {
+      adding.isOver = false;
       for (const key of wanted) {
         wanted.delete(key);
         await this.enqueue(key);
       }
+      // In the same step in which nothing more was found: a key that comes behind it begins anew.
+      adding.isOver = true;
     };
-    let adding: Promise<void> | undefined;
+    let added = Promise.resolve();
     for await (const key of source.keys(signal)) {
       wanted.add(key);
-      adding ??= addAll().finally(() => (adding = undefined));
+      if (adding.isOver) added = addAll();
     }
-    await adding;
+    await added;
   }
 
   private async resync(signal: AbortSignal): Promise<void> {

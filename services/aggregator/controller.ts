@@ -142,6 +142,8 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
   const phase = round.status?.phase ?? "Planning";
   const job = await ports.store.get("TrainingJob", spec.job);
   const closed = phase === "Completed" || phase === "Failed";
+  // Another replica may have folded it, or it failed.
+  if (closed) ports.sums.drop(round.metadata?.uid ?? "");
   if (closed && isPast(spec, job, ports.retainRounds)) return;
   const looked = { passedOver: false };
   const tally = await judgeCommits(ports, name, job?.spec?.strategy, (verdicts, unseen) => {

@@ -106,6 +106,9 @@ class Sums implements RoundSums, SummedFold {
   }
 }
 
+/** Idle sums at most, however small: each has a memory of the kernels, of which a process can have some ten thousand. */
+const MOST_IDLE = 32;
+
 /** Memory for a float64 of every value. */
 const neededBytes = ({ values }: SummedRound): number => 8 * values;
 
@@ -161,7 +164,7 @@ export class RunningSums {
     const needed = neededBytes(round);
     if (accepted.length > 0 || needed > this.maxBytes) return undefined;
     for (const uid of this.#idle.keys()) {
-      if (this.#heldBytes() + needed <= this.maxBytes) break;
+      if (this.#idle.size < MOST_IDLE && this.#heldBytes() + needed <= this.maxBytes) break;
       this.#idle.delete(uid);
     }
     return this.#heldBytes() + needed <= this.maxBytes ? new Sums(round) : undefined;

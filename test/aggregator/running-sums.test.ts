@@ -2,6 +2,7 @@ import test from "ava";
 import { strategyFacts } from "#common/domain/strategy-table.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { StrategySpec } from "#proto/shoal/v1/job.js";
+import { UpdateManifest, Verdict } from "#proto/shoal/v1/round.js";
 import { RunningSums } from "#services/aggregator/running-sums.js";
 import { strategyNames } from "#services/aggregator/strategies/table.js";
 import { reconcileKey } from "#services/aggregator/controller.js";
@@ -15,6 +16,8 @@ import {
   JOB,
   reconcile,
   resultOf,
+  setPhase,
+  tallyOf,
   upload,
   type World,
   type WorldOptions,
@@ -185,4 +188,33 @@ test("sums take no more memory than they may: the longest idle give way, and a r
   t.is(sums.take(round("d", 1001), []), undefined);
   // What was accepted before it is not in it.
   t.is(new RunningSums(8000).take(round("e", 10), [7]), undefined);
+});
+
+test("sums of many small rounds that others folded do not pile up", (t) => {
+  const sums = new RunningSums(ROOM);
+  const options = StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" });
+  const manifest = UpdateManifest.fromPartial({ device: "ann" });
+  const verdict = Verdict.fromPartial({ commitSeq: 1, accepted: true, manifest });
+  const uids = Array.from({ length: 100 }, (_, i) => `round-${i}`);
+  for (const uid of uids) {
+    const taken = sums.take({ uid, values: 1, codec: FP32, options, readBases: () => Promise.resolve([]) }, []);
+    t.truthy(taken);
+    taken?.begin(1, manifest);
+    taken?.end(true);
+    if (taken !== undefined) sums.put(uid, taken, true);
+  }
+  const held = uids.filter((uid) => sums.foldOf(uid, [verdict]) !== undefined);
+  t.deepEqual(held, uids.slice(-32));
+});
+
+test("a round that is over keeps no sums, whoever ended it", async (t) => {
+  const world = await createWorld({ strategy: "fedavg", parameters: PARAMETERS, sumsMaxBytes: ROOM });
+  await commitAll(world);
+  await reconcile(world);
+  const uid = (await world.store.get("Round", `${JOB}-1`))?.metadata?.uid ?? "";
+  const { verdicts } = await tallyOf(world);
+  t.truthy(world.ports.sums.foldOf(uid, verdicts));
+  await setPhase(world, "Failed");
+  await reconcile(world);
+  t.is(world.ports.sums.foldOf(uid, verdicts), undefined);
 });

@@ -11,6 +11,7 @@ import { Turns } from "#common/runtime/turns.js";
 import { heritageOf } from "./lineage.js";
 import { observedLog, type ReadCount } from "./observed.js";
 import { narrated } from "./progress.js";
+import { readFolded } from "./logged-commits.js";
 import { isReplayOf, replayOrDamage } from "./replay.js";
 import { verifyJob, type VerifyPorts } from "./verify.js";
 
@@ -44,8 +45,8 @@ export class AggregatorApi {
         `round ${name} is in phase ${phase} and has published nothing to compare with`,
       );
     }
-    const folds = round.spec.evaluationOnly ? 0 : (round.status?.foldSet.length ?? 0);
-    if (folds > 0 && (await log.commits(name)).length === 0) {
+    const foldSet = round.spec.evaluationOnly ? [] : (round.status?.foldSet ?? []);
+    if (foldSet.length > 0 && (await readFolded(log, { name, spec: round.spec, entries: foldSet })).size === 0) {
       return refuse(
         "FAILED_PRECONDITION",
         `the update log does not hold round ${name} any more: of a job ${this.retention()} stay (SHOAL_LOG_RETAIN_ROUNDS), fewer when space is short`,

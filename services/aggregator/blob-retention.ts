@@ -68,12 +68,13 @@ export function blobDigests(resource: unknown): string[] {
 
 /**
  * The first of a job's rounds whose blobs stay: they stay as long as updates do, so that a replay has what it starts from, and
- * always those of the newest completed round.
+ * always those of the newest completed round, and of those from whose weights devices may train still.
  * @param retainRounds 0 keeps all
  */
-export function firstRoundKept({ status }: TrainingJob, retainRounds: number): number {
+export function firstRoundKept({ spec, status }: TrainingJob, retainRounds: number): number {
   const { currentRound = 0, completedRounds = 0 } = status ?? {};
-  return retainRounds === 0 ? 1 : Math.max(1, Math.min(currentRound - retainRounds, completedRounds));
+  const kept = Math.max(retainRounds, spec?.strategy?.maxStaleness ?? 0);
+  return retainRounds === 0 ? 1 : Math.max(1, Math.min(currentRound - kept, completedRounds));
 }
 
 /** Names of the rounds of a job whose blobs stay; the last may have been created since the job was read. */

@@ -8,6 +8,8 @@ export interface UpdateSource {
   readonly weights: readonly number[];
   /** L2 norm of each whole update. */
   readonly norms: readonly number[];
+  /** Share with which each update counts, for its staleness: 1 for a fresh one. */
+  readonly shares: readonly number[];
   /**
    * Writes the sum of factor_k x_k, divided by `total`, to `out`: every coordinate summed in float64 in the order of the updates,
    * so the same updates in the same order give the same bits on every machine. Leaves out those with a factor of 0.
@@ -27,11 +29,11 @@ export interface Folded {
 }
 
 /**
- * Norm bound (Sun 2019, "Can You Really Backdoor Federated Learning?"), before any rule: the factor min(1, bound / ||x||) of
- * each update. A bound of 0 is none.
+ * What each update is scaled by before any rule: the norm bound's factor min(1, bound / ||x||) (Sun 2019, "Can You Really
+ * Backdoor Federated Learning?"; a bound of 0 is none), times its share for staleness.
  */
-function boundFactors(norms: readonly number[], bound: number): Float64Array {
-  return Float64Array.from(norms, (norm) => (bound > 0 && norm > bound ? bound / norm : 1));
+function scaleFactors({ norms, shares }: UpdateSource, bound: number): Float64Array {
+  return Float64Array.from(norms, (norm, k) => (bound > 0 && norm > bound ? bound / norm : 1) * (shares[k] as number));
 }
 
 /** The same source with every update scaled in columns; means are scaled by their factors. */
@@ -51,20 +53,20 @@ async function scaledColumns(
 
 /**
  * sum n_k x_k / sum n_k (McMahan 2017) over the updates with a weight above 0, and the sum of the weights; zeros if there are
- * none. Only ratios of weights matter; the factors of the norm bound do not count as weight.
+ * none. Only ratios of weights matter; the factors by which updates are scaled do not count as weight.
  */
 async function weightedMean(
   source: UpdateSource,
   size: number,
   weights: ArrayLike<number>,
-  bounds: Float64Array,
+  scales: Float64Array,
 ): Promise<{ mean: Float64Array; total: number }> {
   let total = 0;
-  const factors = bounds.map((bound, k) => {
+  const factors = scales.map((scale, k) => {
     const weight = weights[k] as number;
     if (!(weight >= 0 && weight < Infinity)) throw new InvariantError(`a weight of ${weight}`);
     total += weight;
-    return weight * bound;
+    return weight * scale;
   });
   const mean = new Float64Array(size);
   if (total > 0) await source.mean(factors, total, mean);
@@ -92,7 +94,7 @@ export async function rangeGram(
 ): Promise<Gram> {
   const centre = centreOf(strategy, state);
   const gram = openGram(source.weights.length);
-  await scaledColumns(source, boundFactors(source.norms, options.normBound), (start, columns) => {
+  await scaledColumns(source, scaleFactors(source, options.normBound), (start, columns) => {
     gram.add(columns, centre?.subarray(start, start + (columns[0]?.length ?? 0)));
   });
   return gram.finish();
@@ -115,7 +117,7 @@ export async function combineRange(
   const { rule } = strategy;
   const updates = source.weights.length;
   if (updates === 0) return { direction: new Float64Array(size), updates };
-  const factors = boundFactors(source.norms, options.normBound);
+  const factors = scaleFactors(source, options.normBound);
   if (rule.kind === "mean") {
     const { mean } = await weightedMean(source, size, source.weights, factors);
     return { direction: mean, updates };

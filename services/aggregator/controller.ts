@@ -1,6 +1,7 @@
 import type { StrategySpec, TrainingJob } from "#proto/shoal/v1/job.js";
-import type { Round, RoundSpec, UpdateTally } from "#proto/shoal/v1/round.js";
+import type { Round, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { roundName } from "#common/domain/resources.js";
+import { readEarlier } from "#common/runtime/earlier-rounds.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { noteFailure } from "./failure-note.js";
 import { composeResult, partVerdicts } from "./finalize.js";
@@ -31,7 +32,7 @@ const NO_BLOB = { digest: "", sizeBytes: 0 };
 
 function isPast(spec: RoundSpec, job: TrainingJob | undefined, retainRounds: number): boolean {
   const current = job?.status?.currentRound ?? 0;
-  return current - spec.number > watchedRounds(retainRounds);
+  return current - spec.number > watchedRounds(spec, retainRounds);
 }
 
 function strategyOf(job: TrainingJob): StrategySpec {
@@ -46,25 +47,35 @@ interface PlannedFold {
   summed: SummedFold | undefined;
 }
 
-/** The plan of a round's fold; undefined for a round that only evaluates. Throws code "LOG_CORRUPT" without its commits. */
-async function planOf(
-  { log, sums }: AggregatorPorts,
+/** The verdicts on what the round folds, and on what no round will. */
+async function readVerdicts(
+  { store }: AggregatorPorts,
   round: Round,
   spec: RoundSpec,
   job: TrainingJob,
   tally: UpdateTally | undefined,
+): Promise<{ folded: Verdict[]; refused: Verdict[] }> {
+  return partVerdicts(round, tally, await readEarlier(store, spec), job.spec?.rounds ?? 0);
+}
+
+/** The plan of a round's fold; undefined for a round that only evaluates. Throws code "LOG_CORRUPT" without its commits. */
+async function planOf(
+  { log, sums }: AggregatorPorts,
+  { metadata }: Round,
+  spec: RoundSpec,
+  job: TrainingJob,
+  folded: readonly Verdict[],
 ): Promise<PlannedFold | undefined> {
   if (spec.evaluationOnly) return undefined;
-  const { folded } = partVerdicts(tally, round.status?.foldSet ?? []);
   const trained = folded.filter(({ manifest }) => (manifest?.values ?? 0) > 0);
-  const summed = sums.foldOf(round.metadata?.uid ?? "", trained);
+  const summed = sums.foldOf(metadata?.uid ?? "", trained);
   const manifests =
     summed === undefined
-      ? await readManifests(log, round.metadata?.name ?? "", trained)
+      ? await readManifests(log, { name: metadata?.name ?? "", spec, entries: trained })
       : trained.flatMap(({ manifest }) => manifest ?? []);
   const updates = manifests.map((manifest, k) => {
-    const { norm = 0, shardSums = [] } = trained[k] ?? {};
-    return { manifest, norm, check: againstSums(shardSums) };
+    const { norm = 0, staleness = 0, shardSums = [] } = trained[k] ?? {};
+    return { manifest, norm, staleness, check: againstSums(shardSums) };
   });
   return { plan: planFold(spec, strategyOf(job), updates), summed };
 }
@@ -97,8 +108,8 @@ async function aggregate(
   job: TrainingJob,
   tally: UpdateTally | undefined,
 ): Promise<boolean> {
-  const verdicts = partVerdicts(tally, round.status?.foldSet ?? []);
-  const planned = await planOf(ports, round, spec, job, tally);
+  const verdicts = await readVerdicts(ports, round, spec, job, tally);
+  const planned = await planOf(ports, round, spec, job, verdicts.folded);
   const outcome = await computeOutcome(ports, round, spec, planned);
   if (outcome === undefined) return false;
   const { elapsedMs, ...published } = outcome;
@@ -115,15 +126,17 @@ async function aggregate(
 }
 
 /**
- * Drops the updates of the round that now leaves the retained ones. Repeating it does no harm, nor does it when the job was
- * deleted and applied again meanwhile: what is purged was appended before the last commit that this round folded or judged.
+ * Drops the updates of the round that now leaves the retained ones and those they folded. Repeating it does no harm, nor does it
+ * when the job was deleted and applied again meanwhile: what is purged was appended before the last commit that this round folded or
+ * judged.
  */
 async function retire(
   { log, retainRounds }: AggregatorPorts,
   { spec, status }: Round,
   tally: UpdateTally | undefined,
+  job: TrainingJob | undefined,
 ): Promise<void> {
-  const last = (spec?.number ?? 0) - retainRounds;
+  const last = (spec?.number ?? 0) - retainRounds - (job?.spec?.strategy?.maxStaleness ?? spec?.maxStaleness ?? 0);
   const { foldSet = [] } = status ?? {};
   const upToSeq = foldSet.length > 0 ? Math.max(...foldSet.map(({ commitSeq }) => commitSeq)) : (tally?.lastSeq ?? 0);
   // Of what came later the log's collection disposes.
@@ -171,7 +184,7 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
     if (!(await aggregate(ports, name, round, spec, job, tally))) return;
   }
   if (!spec.evaluationOnly && shardsOf(spec).length > 1) await clearFold(ports, round);
-  await retire(ports, round, tally);
+  await retire(ports, round, tally, job);
 }
 
 /** Does one shard of a round's fold, unless it is done or the round has its result. Throws on IO failures. */
@@ -184,7 +197,8 @@ async function reconcileShard(ports: AggregatorPorts, name: string, index: numbe
     ports.store.get("RoundResult", name),
   ]);
   if (job === undefined || result !== undefined) return;
-  const planned = await planOf(ports, round, round.spec, job, tally);
+  const { folded } = await readVerdicts(ports, round, round.spec, job, tally);
+  const planned = await planOf(ports, round, round.spec, job, folded);
   if (planned !== undefined) await workOnShard(ports, round, planned.plan, index);
 }
 

@@ -1,6 +1,7 @@
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
-import type { FoldEntry, RoundResult, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
+import type { Round, RoundResult, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
+import { carriedTo, type EarlierRound, lastTakerOf } from "#common/domain/staleness.js";
 import { allFinite, sumOfSquares } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import type { Folded } from "./combine.js";
@@ -43,20 +44,23 @@ export function updateNorm(squares: readonly number[]): number {
   return Math.sqrt(squares.reduce((sum, each) => sum + each, 0));
 }
 
-/** The round's figures over the folded updates. Losses are nats per token; eval loss = sum of sums / sum of tokens. */
+/**
+ * The round's figures over the folded updates. Losses are nats per token; eval loss = sum of sums / sum of tokens, of the
+ * updates that started from this very round's weights.
+ */
 export function summarise(
   folded: readonly Verdict[],
 ): Pick<RoundResult, "trainLoss" | "evalLoss" | "evalTokens" | "tokens" | "bytesUp" | "bytesDown"> {
   let lossTokens = 0;
   let evalLossSum = 0;
   const sums = { tokens: 0, evalTokens: 0, bytesUp: 0, bytesDown: 0 };
-  for (const { manifest } of folded) {
+  for (const { manifest, staleness } of folded) {
     if (manifest === undefined) continue;
     lossTokens += manifest.trainLoss * manifest.tokens;
     sums.tokens += manifest.tokens;
     sums.bytesUp += manifest.sizeBytes;
     sums.bytesDown += manifest.bytesDown;
-    if (manifest.evalTokens === 0) continue;
+    if (manifest.evalTokens === 0 || staleness > 0) continue;
     evalLossSum += manifest.evalLossSum;
     sums.evalTokens += manifest.evalTokens;
   }
@@ -67,26 +71,49 @@ export function summarise(
   };
 }
 
-/** The tally's verdicts parted by the frozen fold set, in its order. Throws an InvariantError if one is not accepted. */
+const late = (verdict: Verdict, reason: string, message: string): Verdict => ({
+  ...verdict,
+  accepted: false,
+  reason,
+  message,
+});
+
+/**
+ * The verdicts parted by the round's frozen fold set, in its order: what it folds, and what no round will. Accepted updates that
+ * a later round may fold are in neither. Throws an InvariantError if an entry is of a commit that is not accepted.
+ * @param earlier the rounds whose updates it may fold
+ * @param rounds that the job asks for
+ */
 export function partVerdicts(
+  round: Round,
   tally: UpdateTally | undefined,
-  foldSet: readonly FoldEntry[],
+  earlier: readonly EarlierRound[],
+  rounds: number,
 ): { folded: Verdict[]; refused: Verdict[] } {
-  const rest = new Map((tally?.verdicts ?? []).map((verdict) => [verdict.commitSeq, verdict]));
-  const folded = foldSet.map(({ device, commitSeq }) => {
-    const verdict = rest.get(commitSeq);
+  const number = round.spec?.number ?? 0;
+  const tallies = new Map(earlier.map((one) => [number - (one.round.spec?.number ?? 0), one.tally]));
+  tallies.set(0, tally);
+  const folded = (round.status?.foldSet ?? []).map(({ device, commitSeq, staleness }) => {
+    const verdict = tallies.get(staleness)?.verdicts.find((each) => each.commitSeq === commitSeq);
     if (verdict?.accepted !== true || verdict.manifest?.device !== device) {
       throw new InvariantError(`the fold set names commit ${commitSeq} of ${device}, which no verdict accepts`);
     }
-    rest.delete(commitSeq);
-    return verdict;
+    return { ...verdict, staleness };
   });
-  const refused = [...rest.values()].map((verdict) =>
-    // Accepted while the scheduler froze the set without it.
-    verdict.accepted
-      ? { ...verdict, accepted: false, reason: "Late", message: "accepted after the fold set was frozen" }
-      : verdict,
+  const isFolded = new Set(folded.map(({ commitSeq }) => commitSeq));
+  const isKept = lastTakerOf(round, rounds) > number;
+  const rest = (tally?.verdicts ?? []).filter(({ commitSeq }) => !isFolded.has(commitSeq));
+  const own = rest.filter(({ accepted }) => !(accepted && isKept));
+  const stale = carriedTo(number, earlier, rounds).waiting.filter(
+    ({ verdict, expires }) => expires && !isFolded.has(verdict.commitSeq),
   );
+  const refused = [
+    // Accepted while the scheduler froze the set without it.
+    ...own.map((each) => (each.accepted ? late(each, "Late", "accepted after the fold set was frozen") : each)),
+    ...stale.map(({ verdict }) =>
+      late(verdict, "TooStale", "accepted after the last fold set that could take it was frozen"),
+    ),
+  ];
   return { folded, refused };
 }
 

@@ -1,7 +1,9 @@
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { Round, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { updateLength } from "#common/domain/fragment.js";
+import { roundName } from "#common/domain/resources.js";
 import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
+import { isAsynchronous, isJobOver, lastTaker } from "#common/domain/staleness.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
@@ -34,19 +36,34 @@ const CHUNKS_PER_WRITE = 128;
  */
 const OPEN: ReadonlySet<string> = new Set(["Planning", "Training"]);
 
+const FROZEN: ReadonlySet<string> = new Set(["Aggregating", "Completed", "Failed"]);
+
+/** Whether a commit to this round may count, there or, in an asynchronous job, in a later one. */
+async function isTaking(store: ResourceStore, { spec, status }: Round): Promise<boolean> {
+  if (OPEN.has(status?.phase ?? "Planning")) return true;
+  if (spec === undefined || !isAsynchronous(spec)) return false;
+  const job = await store.get("TrainingJob", spec.job);
+  if (isJobOver(job)) return false;
+  const last = lastTaker(spec, job?.spec?.rounds ?? 0);
+  if (last === spec.number) return false;
+  return !FROZEN.has((await store.get("Round", roundName(spec.job, last)))?.status?.phase ?? "");
+}
+
 /** What all commits of a round are held against. */
 type SharedContext = Omit<AcceptContext, "gatewaySite">;
 
-function contextOf(
+async function contextOf(
+  store: ResourceStore,
   round: Round & { spec: RoundSpec },
   name: string,
   maxUpdateNorm: number,
   tally: UpdateTally,
-): SharedContext {
+): Promise<SharedContext> {
   const task = taskOf(round.spec);
   return {
     round: name,
-    open: OPEN.has(round.status?.phase ?? "Planning"),
+    open: await isTaking(store, round),
+    maxStaleness: round.spec.maxStaleness,
     evaluationOnly: round.spec.evaluationOnly,
     assignments: round.status?.assignments ?? [],
     acceptedDevices: acceptedDevices(tally),
@@ -203,8 +220,10 @@ async function judgeAndWrite(
   const name = round.metadata?.name ?? "";
   const uid = round.metadata?.uid ?? "";
   const tally = stored ?? emptyTally(name, round.spec.job);
-  const context = contextOf(round, name, options?.maxUpdateNorm ?? 0, tally);
-  const sums = options && context.open ? takeSums(ports, round, options, context, tally) : undefined;
+  const context = await contextOf(ports.store, round, name, options?.maxUpdateNorm ?? 0, tally);
+  // A buffer holds the round's own updates and no others only by chance.
+  const isSummed = context.open && !isAsynchronous(round.spec);
+  const sums = options && isSummed ? takeSums(ports, round, options, context, tally) : undefined;
   let durable = false;
   try {
     const batch = await judgeBatch(ports, commits, context, shardsOf(round.spec), tally, sums);

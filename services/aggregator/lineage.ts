@@ -2,6 +2,7 @@ import type { LineageCheck } from "#proto/shoal/v1/aggregator_service.js";
 import { CodecSpec, type TrainingJob } from "#proto/shoal/v1/job.js";
 import { UpdateManifest, type Round, type RoundResult, type UpdateTally, type Verdict } from "#proto/shoal/v1/round.js";
 import { countedDevices } from "#common/domain/site.js";
+import { type EarlierRound, isAsynchronous } from "#common/domain/staleness.js";
 import { summarise } from "./finalize.js";
 import { strategyByName } from "./strategies/table.js";
 
@@ -19,6 +20,8 @@ export interface RoundRecord {
   round: Round;
   tally: UpdateTally | undefined;
   result: RoundResult;
+  /** The rounds whose updates it may have folded; none unless the job is asynchronous. */
+  earlier: readonly EarlierRound[];
 }
 
 /** What a round must start from: digests of weights, outer state and the weights' change, each empty where there is none. */
@@ -92,30 +95,49 @@ function checkStrategy({ job, name, number, round }: RoundRecord): Finding {
   return judged("strategy", faults, `"${strategy}" with codec "${codec}", as the job says`);
 }
 
-function checkFoldSet({ round, result }: RoundRecord): Finding {
+/** The round that an update of this staleness began in, and what was judged of it. */
+function originOf(
+  { number, round, tally, earlier }: Pick<RoundRecord, "number" | "round" | "tally" | "earlier">,
+  staleness: number,
+): EarlierRound | undefined {
+  if (staleness === 0) return { round, tally };
+  return earlier.find((one) => one.round.spec?.number === number - staleness);
+}
+
+function checkFoldSet(record: RoundRecord): Finding {
+  const { round, result, earlier } = record;
   const foldSet = round.status?.foldSet ?? [];
-  const assigned = new Set(round.status?.assignments.map(({ device }) => device));
+  const before = new Set(earlier.flatMap((one) => one.round.status?.foldSet.map(({ commitSeq }) => commitSeq) ?? []));
   const faults: string[] = [];
   if (foldSet.length !== result.folded.length) {
     faults.push(`${foldSet.length} updates were frozen and ${result.folded.length} folded`);
   }
   const devices = new Set<string>();
-  for (const [i, { device, commitSeq }] of foldSet.entries()) {
+  const works = new Set<string>();
+  for (const [i, { device, commitSeq, staleness }] of foldSet.entries()) {
     const folded = result.folded[i];
-    if (folded?.commitSeq !== commitSeq || folded.manifest?.device !== device) {
+    if (folded?.commitSeq !== commitSeq || folded.manifest?.device !== device || folded.staleness !== staleness) {
       faults.push(`entry ${i} is commit ${commitSeq} of ${device}, and commit ${folded?.commitSeq ?? 0} was folded`);
     }
     if (commitSeq <= (foldSet[i - 1]?.commitSeq ?? 0)) faults.push(`commit ${commitSeq} is out of the log's order`);
+    if (before.has(commitSeq)) faults.push(`commit ${commitSeq} of ${device} was folded in an earlier round`);
+    const origin = originOf(record, staleness)?.round;
+    if (origin === undefined) faults.push(`commit ${commitSeq} of ${device} is ${staleness} rounds stale`);
+    const assigned = new Set(origin?.status?.assignments.map((one) => one.device));
     for (const counted of folded?.manifest === undefined ? [device] : countedDevices(folded.manifest)) {
-      if (devices.has(counted)) faults.push(`${counted} counts twice`);
+      const work = `${counted} ${staleness}`;
+      if (works.has(work)) faults.push(`${counted} counts twice`);
       if (!assigned.has(counted)) faults.push(`${counted} had no assignment`);
+      works.add(work);
       devices.add(counted);
     }
   }
+  const stale = foldSet.filter(({ staleness }) => staleness > 0).length;
+  const staleText = stale > 0 ? ` a round; ${stale} began in earlier rounds` : "";
   return judged(
     "foldSet",
     faults,
-    `${foldSet.length} commits in log order, for ${devices.size} invited devices, each of them once`,
+    `${foldSet.length} commits in log order, for ${devices.size} invited devices, each of them once${staleText}`,
   );
 }
 
@@ -125,31 +147,34 @@ export function isSameManifest(a: UpdateManifest | undefined, b: UpdateManifest 
   return Buffer.compare(UpdateManifest.encode(a).finish(), UpdateManifest.encode(b).finish()) === 0;
 }
 
-function verdictFault(
-  folded: Verdict,
-  judgedAs: Verdict | undefined,
-  { name, round }: RoundRecord,
-): string | undefined {
+function verdictFault(folded: Verdict, judgedAs: Verdict | undefined, origin: Round | undefined): string | undefined {
   const { manifest, commitSeq } = folded;
   const who = `commit ${commitSeq} of ${manifest?.device ?? ""}`;
   if (judgedAs?.accepted !== true) return `${who} was folded, and no verdict accepts it`;
   if (!isSameManifest(manifest, judgedAs.manifest) || folded.norm !== judgedAs.norm) {
     return `${who} was folded with another manifest or norm than it was judged with`;
   }
-  if (manifest?.round !== name) return `${who} is of round "${manifest?.round ?? ""}"`;
-  const { jobUid = "" } = round.spec?.task ?? {};
-  if (manifest.jobUid !== "" && manifest.jobUid !== jobUid) return `${who} is of another job that had this name`;
-  const start = round.spec?.task?.weights?.digest ?? "";
-  return manifest.baseDigest === start ? undefined : `${who} starts from other weights than the round`;
+  if (manifest?.round !== origin?.metadata?.name) return `${who} is of round "${manifest?.round ?? ""}"`;
+  const { jobUid = "", weights } = origin?.spec?.task ?? {};
+  if (manifest !== undefined && manifest.jobUid !== "" && manifest.jobUid !== jobUid) {
+    return `${who} is of another job that had this name`;
+  }
+  return manifest?.baseDigest === (weights?.digest ?? "")
+    ? undefined
+    : `${who} starts from other weights than the round`;
 }
 
 function checkVerdicts(record: RoundRecord): Finding {
-  const verdicts = new Map((record.tally?.verdicts ?? []).map((verdict) => [verdict.commitSeq, verdict]));
-  const faults = record.result.folded.flatMap(
-    (folded) => verdictFault(folded, verdicts.get(folded.commitSeq), record) ?? [],
-  );
-  const late = [...verdicts.values()].filter(({ accepted }) => accepted).length - record.result.folded.length;
-  const also = late > 0 ? `; ${late} more came too late` : "";
+  const { result, round, tally } = record;
+  const faults = result.folded.flatMap((folded) => {
+    const origin = originOf(record, folded.staleness);
+    const judgedAs = origin?.tally?.verdicts.find(({ commitSeq }) => commitSeq === folded.commitSeq);
+    return verdictFault(folded, judgedAs, origin?.round) ?? [];
+  });
+  const own = result.folded.filter(({ staleness }) => staleness === 0).length;
+  const late = (tally?.verdicts ?? []).filter(({ accepted }) => accepted).length - own;
+  const fate = isAsynchronous(round.spec) ? "were left to later rounds" : "came too late";
+  const also = late > 0 ? `; ${late} more ${fate}` : "";
   return judged("verdicts", faults, `${record.result.folded.length} accepted${also}`);
 }
 

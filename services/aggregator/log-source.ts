@@ -4,6 +4,7 @@ import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
 import { chunkRange, type ValueRange } from "#common/tensor/chunk.js";
 import type { Codec } from "#common/tensor/codec.js";
 import { checksum } from "#common/tensor/digest.js";
+import { stalenessShare } from "#common/domain/staleness.js";
 import { decodeChunk, openChunkFold, type WeightedChunk } from "#common/tensor/kernels/kernels.js";
 import { openChunks, READ_AHEAD } from "#common/runtime/chunk-reader.js";
 import { ownBytes } from "#common/runtime/payload.js";
@@ -16,6 +17,8 @@ import type { Shard } from "./shards.js";
 export interface AcceptedUpdate {
   manifest: UpdateManifest;
   norm: number;
+  /** Rounds folded since the one whose weights it started from. */
+  staleness: number;
   /** Begins to hold the chunks of a shard, as they are read, against what was judged. */
   check: (shard: Shard) => ChunkCheck;
 }
@@ -117,6 +120,7 @@ export function openLogSource(
   return {
     weights: updates.map(({ manifest }) => weightOf(weighting, manifest)),
     norms: updates.map(({ norm }) => norm),
+    shares: updates.map(({ staleness }) => stalenessShare(staleness)),
     mean: (factors, total, out) =>
       takePass(async (read) => {
         const fold = openChunkFold(codec);

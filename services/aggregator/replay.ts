@@ -7,7 +7,7 @@ import { AggregationError } from "./failure.js";
 import { foldShard, gramOfShard, planFold, shardsOf, taskOf, type FoldPlan, type FoldPorts } from "./fold-round.js";
 import { sumGrams } from "./gram.js";
 import type { Heritage } from "./lineage.js";
-import { readCommits } from "./logged-commits.js";
+import { readFolded } from "./logged-commits.js";
 import { againstSums, corrupt, type AcceptedUpdate } from "./log-source.js";
 import { openShardSums, stateParts, type Shard } from "./shards.js";
 import type { Gram } from "./strategies/strategy.js";
@@ -60,13 +60,13 @@ function againstDigest(manifest: UpdateManifest, shards: readonly Shard[]): Acce
 /** The updates of a plan that takes more than one pass over them, or their norms: read once beforehand. */
 async function judgeAgain({ log }: FoldPorts, { codec, shards, updates }: FoldPlan): Promise<AcceptedUpdate[]> {
   const judged: AcceptedUpdate[] = [];
-  for (const { manifest } of updates) {
+  for (const { manifest, staleness } of updates) {
     const sums = openShardSums(shards);
     const facts = await readPayload(log, manifest, codec, (start, bytes) => {
       sums.add(start, bytes);
     });
     if (!facts.ok || facts.digest !== manifest.digest) throw corrupt(manifest);
-    judged.push({ manifest, norm: facts.norm, check: againstSums(sums.finish()) });
+    judged.push({ manifest, norm: facts.norm, staleness, check: againstSums(sums.finish()) });
   }
   return judged;
 }
@@ -90,19 +90,15 @@ export async function replayRound(ports: FoldPorts & { store: ResourceStore }, n
   const strategy = job?.spec?.strategy;
   if (strategy === undefined) throw new InvariantError(`there is no strategy for round ${name}`);
   const foldSet = round.status?.foldSet ?? [];
-  const logged = await readCommits(
-    ports.log,
-    name,
-    foldSet.map(({ commitSeq }) => commitSeq),
-  );
+  const logged = await readFolded(ports.log, { name, spec, entries: foldSet });
   const accepted: AcceptedUpdate[] = [];
-  for (const { device, commitSeq } of foldSet) {
+  for (const { device, commitSeq, staleness } of foldSet) {
     const commit = logged.get(commitSeq);
     const manifest = commit?.device === device ? commit.manifest : undefined;
     if (manifest === undefined) {
       throw new AggregationError("LOG_CORRUPT", `the log holds no commit ${commitSeq} of ${device}`);
     }
-    accepted.push({ manifest, norm: 0, check: againstDigest(manifest, shardsOf(spec)) });
+    accepted.push({ manifest, norm: 0, staleness, check: againstDigest(manifest, shardsOf(spec)) });
   }
   const plan = planFold(spec, strategy, accepted);
   const readsOnce = !plan.needsGram && strategy.normBound === 0;

@@ -2,6 +2,7 @@ import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { cutOffDevices } from "#common/domain/cut-off.js";
 import { updateLength, updateVectors } from "#common/domain/fragment.js";
+import { isAsynchronous, isJobOver } from "#common/domain/staleness.js";
 import { chunkCount, forVectors } from "#common/tensor/chunk.js";
 import { codecByName } from "#common/tensor/codec.js";
 
@@ -17,7 +18,7 @@ export interface Part {
 export interface RoundNeed {
   /** Nothing can happen to it any more, and what it came to is durable. */
   closed: boolean;
-  /** Rounds that its job began since. */
+  /** Rounds that its job began since the last that may have folded updates of it. */
   age: number;
   /** Unix milliseconds. */
   plannedAtMs: number;
@@ -57,6 +58,17 @@ const RELIEF_SHARE = 0.6;
 const CLOSED: ReadonlySet<string> = new Set(["Completed", "Failed"]);
 const ACCEPTING: ReadonlySet<string> = new Set(["Planning", "Training"]);
 
+/** Rounds between the job's newest and the last that may fold updates of this one; below 0 while that one is to come. */
+function ageOf({ spec }: Round, job: TrainingJob | undefined): number {
+  const { number = 0, maxStaleness = 0 } = spec ?? {};
+  return (job?.status?.currentRound ?? number) - number - maxStaleness;
+}
+
+/** Whether a later round of the job may still fold an update of this one. */
+function isDrawnOn(round: Round, job: TrainingJob | undefined): boolean {
+  return isAsynchronous(round.spec) && !isJobOver(job) && ageOf(round, job) <= 0;
+}
+
 function acceptedSeqs(tally: UpdateTally | undefined): Map<string, Set<number>> {
   const accepted = new Map<string, Set<number>>();
   for (const { accepted: counts, commitSeq, manifest } of tally?.verdicts ?? []) {
@@ -77,14 +89,18 @@ function largestSite(round: Round): number {
   return Math.max(1, ...sizes.values());
 }
 
-/** Of whom an update may yet be accepted: nobody once the fold set is frozen, and anybody where gateways commit for others. */
+/**
+ * Of whom an update may yet be accepted: nobody once the fold set is frozen that could take it, and anybody where gateways commit
+ * for others.
+ */
 function awaitedDevices(
   round: Round,
+  job: TrainingJob | undefined,
   tally: UpdateTally | undefined,
   accepted: ReadonlyMap<string, unknown>,
 ): RoundNeed["awaited"] {
   const { phase = "Planning", assignments = [] } = round.status ?? {};
-  if (!ACCEPTING.has(phase)) return new Set();
+  if (!ACCEPTING.has(phase) && !isDrawnOn(round, job)) return new Set();
   if (assignments.some(({ site }) => site !== "")) return "anyone";
   const cutOff = cutOffDevices(tally);
   const awaited = assignments.filter(({ device }) => !accepted.has(device) && !cutOff.has(device));
@@ -93,19 +109,19 @@ function awaitedDevices(
 
 /** What a round still needs, from its resource, its job's and its tally. */
 export function needOf(round: Round, job: TrainingJob | undefined, tally: UpdateTally | undefined): RoundNeed {
-  const { number = 0, task } = round.spec ?? {};
+  const { task } = round.spec ?? {};
   const plain = codecByName(task?.codec?.name ?? "", task?.codec?.topk);
   const codec = plain && task && forVectors(plain, updateVectors(task));
   const accepted = acceptedSeqs(tally);
   return {
-    closed: CLOSED.has(round.status?.phase ?? ""),
-    age: Math.max(0, (job?.status?.currentRound ?? number) - number),
+    closed: CLOSED.has(round.status?.phase ?? "") && !isDrawnOn(round, job),
+    age: Math.max(0, ageOf(round, job)),
     plannedAtMs: round.status?.plannedAtMs ?? 0,
     dueChunks:
       codec === undefined || task === undefined ? Infinity : largestSite(round) * chunkCount(updateLength(task), codec),
     judgedSeq: tally?.lastSeq ?? 0,
     accepted,
-    awaited: awaitedDevices(round, tally, accepted),
+    awaited: awaitedDevices(round, job, tally, accepted),
   };
 }
 

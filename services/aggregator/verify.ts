@@ -9,6 +9,7 @@ import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { CommitRecord, UpdateLog } from "#common/ports/update-log.js";
+import { readEarlier } from "#common/runtime/earlier-rounds.js";
 import type { Turns } from "#common/runtime/turns.js";
 import { firstRoundKept } from "./blob-retention.js";
 import { codecOf, taskOf } from "./fold-round.js";
@@ -24,7 +25,7 @@ import {
   type Heritage,
   type RoundRecord,
 } from "./lineage.js";
-import { readCommits } from "./logged-commits.js";
+import { readFolded } from "./logged-commits.js";
 import { digestBlob, observedLog, type ReadCount } from "./observed.js";
 import { checkOrigin } from "./origin.js";
 import { readPayload } from "#common/runtime/payload.js";
@@ -120,7 +121,9 @@ class Walker {
     if (round?.spec === undefined || result === undefined) {
       return { lineage: { ...lineage, checks: [this.unfinished(round?.status?.phase)] }, heritage: undefined };
     }
-    const record: RoundRecord = { job, name, number, round, result, tally: await store.get("UpdateTally", name) };
+    const tally = await store.get("UpdateTally", name);
+    const earlier = await readEarlier(store, round.spec);
+    const record: RoundRecord = { job, name, number, round, result, tally, earlier };
     const commits = await this.checkCommits(record);
     const checks = [...checkRecord(record, heritage), commits];
     const parameters = taskOf(round.spec).parameters;
@@ -150,14 +153,18 @@ class Walker {
   private async checkCommits(record: RoundRecord): Promise<Finding> {
     const { result, name, number } = record;
     if (result.folded.length === 0) return verified("commits", "nothing was folded");
-    const seqs = result.folded.map(({ commitSeq }) => commitSeq);
-    const logged = await readCommits(this.ports.log, name, seqs);
-    // A round leaves the log as a whole.
-    if (logged.size === 0) {
+    const logged = await readFolded(this.ports.log, { name, spec: result, entries: result.folded });
+    // A round leaves the log as a whole, earlier than those that folded updates of it.
+    const absent = result.folded.filter(({ commitSeq }) => !logged.has(commitSeq));
+    const held = new Set(
+      result.folded.filter(({ commitSeq }) => logged.has(commitSeq)).map(({ staleness }) => staleness),
+    );
+    if (absent.length > 0 && !absent.some(({ staleness }) => held.has(staleness))) {
       const why = this.isRetained(number)
         ? ", though it is among the newest: given up for want of space, or purged"
         : "";
-      return unverifiable("commits", `the log does not hold the round any more${why}`);
+      const what = held.size === 0 ? "the round" : "the rounds in which some of its updates began";
+      return unverifiable("commits", `the log does not hold ${what} any more${why}`);
     }
     const faults: string[] = [];
     for (const folded of result.folded) {

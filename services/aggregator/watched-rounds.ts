@@ -1,11 +1,14 @@
-import type { Round } from "#proto/shoal/v1/round.js";
+import type { Round, RoundSpec } from "#proto/shoal/v1/round.js";
 
 /** Closed rounds of a job that are still looked at, for commits that come late and a purge that a crash cut off. */
 const LEAST_WATCHED = 3;
 
-/** How far behind a job's newest round a closed one is still looked at; 0 retained rounds keep every log. */
-export function watchedRounds(retainRounds: number): number {
-  return Math.max(retainRounds, LEAST_WATCHED);
+/**
+ * How far behind a job's newest round a closed one is still looked at: later rounds may wait for its updates, and its log stays
+ * with theirs. 0 retained rounds keep every log.
+ */
+export function watchedRounds({ maxStaleness }: Pick<RoundSpec, "maxStaleness">, retainRounds: number): number {
+  return maxStaleness + Math.max(retainRounds, LEAST_WATCHED);
 }
 
 /**
@@ -24,6 +27,6 @@ export function roundKeys(retainRounds: number): (name: string, round: Round | u
     const last = Math.max(number, newest.get(job) ?? 0);
     newest.set(job, last);
     const isClosed = round.status?.phase === "Completed" || round.status?.phase === "Failed";
-    return isClosed && last - number > watchedRounds(retainRounds) ? [] : [name];
+    return isClosed && last - number > watchedRounds(round.spec, retainRounds) ? [] : [name];
   };
 }

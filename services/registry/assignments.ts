@@ -9,10 +9,11 @@ const byAge = (a: Round, b: Round): number =>
 
 /**
  * Whether devices may work on a round. One that is planned again for replacements still takes the work of those it has,
- * so nobody drops his task for the moment that the planning lasts.
+ * so nobody drops his task for the moment that the planning lasts. In an asynchronous job later rounds take what comes of a folded one.
  */
 export function isOpen(round: Round): boolean {
   const phase = round.status?.phase;
+  if (round.status?.awaitsStragglers === true) return true;
   return phase === "Training" || (phase === "Planning" && (round.status?.assignments.length ?? 0) > 0);
 }
 

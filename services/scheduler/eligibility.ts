@@ -20,6 +20,18 @@ export interface Candidate {
   msPerStep: readonly number[];
 }
 
+/** What else counts in a round of an asynchronous job. */
+export interface BufferView {
+  /** Devices at work for this round. */
+  readonly working: number;
+  /** Devices at work from the weights of an earlier round. */
+  readonly trailing: ReadonlySet<string>;
+  /** Devices of which an update of an earlier round waits to be folded. */
+  readonly waiting: ReadonlySet<string>;
+  /** The greatest quorum that any of those was promised. */
+  readonly quorum: number;
+}
+
 /** Everything planning depends on, frozen. The order of candidates does not matter. */
 export interface Snapshot {
   nowMs: number;
@@ -28,6 +40,8 @@ export interface Snapshot {
   dataset: Dataset | undefined;
   /** The model to be trained. */
   config: ModelConfig;
+  /** Unset unless the job is asynchronous. */
+  buffer?: BufferView;
 }
 
 /** Memory of the agent besides the training step: Node, the tensor runtime, the tokenised text. */

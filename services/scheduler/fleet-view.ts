@@ -3,11 +3,20 @@ import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { refusedUpdates, type RoundFacts } from "#common/domain/round.js";
 import { roundName } from "#common/domain/resources.js";
+import {
+  type Carried,
+  carriedTo,
+  devicesAtWork,
+  devicesIn,
+  type EarlierRound,
+  isAsynchronous,
+} from "#common/domain/staleness.js";
 import { cutOffDevices } from "#common/domain/cut-off.js";
-import { memberUpdates, namedDevices } from "#common/domain/site.js";
+import { memberUpdates } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
-import type { Candidate, Snapshot } from "./eligibility.js";
+import { readEarlier } from "#common/runtime/earlier-rounds.js";
+import type { BufferView, Candidate, Snapshot } from "./eligibility.js";
 import { configOf } from "./model-reading.js";
 
 /** Earlier rounds whose timings predict the next. */
@@ -16,6 +25,7 @@ const HISTORY_ROUNDS = 5;
 const VANISHED_AFTER_MS = 30_000;
 
 const FINAL = new Set(["Completed", "Failed"]);
+const FROZEN = new Set(["Aggregating", ...FINAL]);
 const STOPPED = new Set(["Cancelled", "Failed"]);
 
 const named = <T extends { metadata: { name: string } | undefined }>(items: readonly T[]): Map<string, T> =>
@@ -34,16 +44,21 @@ async function busyDevices(store: ResourceStore, job: string): Promise<Map<strin
     const name = other.metadata?.name ?? "";
     const number = other.status?.currentRound ?? 0;
     if (name === job || number === 0) continue;
+    const spec = { job: name, number, maxStaleness: other.spec?.strategy?.maxStaleness ?? 0 };
+    for (const [device, round] of carriedTo(number, await readEarlier(store, spec), Infinity).atWork) {
+      busy.set(device, round);
+    }
     const round = await store.get("Round", roundName(name, number));
     if (round?.status?.phase !== "Training") continue;
-    const gone = new Set(round.status.withdrawn.map(({ device }) => device));
-    const judged = await store.get("UpdateTally", roundName(name, number));
-    for (const { manifest } of judged?.verdicts ?? []) {
-      for (const device of manifest === undefined ? [] : namedDevices(manifest)) gone.add(device);
-    }
-    for (const { device } of round.status.assignments) if (!gone.has(device)) busy.set(device, roundName(name, number));
+    const tally = await store.get("UpdateTally", roundName(name, number));
+    for (const device of devicesAtWork(round, tally)) busy.set(device, roundName(name, number));
   }
   return busy;
+}
+
+/** The earlier rounds that may bring something to this one; none unless its job is asynchronous and it is still open. */
+async function earlierRounds(store: ResourceStore, { spec, status }: Round): Promise<EarlierRound[]> {
+  return spec === undefined || FROZEN.has(status?.phase ?? "") ? [] : readEarlier(store, spec);
 }
 
 /** Milliseconds per local step of every device in the last rounds of the job, oldest first. */
@@ -73,13 +88,16 @@ export async function takeSnapshot(
   const name = job.metadata?.name ?? "";
   const model = await store.get("Model", job.status?.model ?? "");
   if (model === undefined) return undefined;
-  const [devices, leases, dataset, busy, times] = await Promise.all([
+  const [devices, leases, dataset, busy, times, earlier] = await Promise.all([
     store.list("Device"),
     store.list("Lease"),
     store.get("Dataset", job.spec?.data?.dataset ?? ""),
     busyDevices(store, name),
     stepTimes(store, name, round.spec?.number ?? 0),
+    earlierRounds(store, round),
   ]);
+  const carried = carriedTo(round.spec?.number ?? 0, earlier, job.spec?.rounds ?? 0);
+  for (const [device, earlier] of carried.atWork) busy.set(device, earlier);
   const leaseOf = named(leases.items);
   const refused = refusedUpdates(tally);
   const candidates = devices.items.map((device): Candidate => {
@@ -92,7 +110,23 @@ export async function takeSnapshot(
       msPerStep: times.get(key) ?? [],
     };
   });
-  return { nowMs, candidates, dataset, config: configOf(model) };
+  return {
+    nowMs,
+    candidates,
+    dataset,
+    config: configOf(model),
+    ...(isAsynchronous(round.spec) ? { buffer: bufferOf(carried, devicesAtWork(round, tally)) } : {}),
+  };
+}
+
+/** @param own devices at work in the round itself */
+function bufferOf({ waiting, atWork, quorum }: Carried, own: readonly string[]): BufferView {
+  return {
+    working: own.length,
+    trailing: new Set(atWork.keys()),
+    waiting: new Set(waiting.flatMap(devicesIn)),
+    quorum,
+  };
 }
 
 /** Why a device of the round will not commit; undefined if it may. */
@@ -143,8 +177,11 @@ export async function gatherFacts(
     store.list("Device"),
     store.list("Lease"),
   ]);
-  // After the tally: a commit in between then counts as unjudged, never as absent.
-  const unjudged = await countUnjudged(updates, name, tally);
+  const earlier = await earlierRounds(store, round);
+  // After the tallies: a commit in between then counts as unjudged, never as absent.
+  let unjudged = await countUnjudged(updates, name, tally);
+  for (const one of earlier) unjudged += await countUnjudged(updates, one.round.metadata?.name ?? "", one.tally);
+  const rounds = job?.spec?.rounds ?? 0;
   const deviceOf = named(devices.items);
   const leaseOf = named(leases.items);
   // Silence is measured against the last sign of life of any device: when the registry is down, nobody vanishes.
@@ -164,10 +201,13 @@ export async function gatherFacts(
     silent,
     hasResult: result !== undefined,
     jobStopped: isStopped(job),
+    carried: carriedTo(round.spec?.number ?? 0, earlier, rounds),
+    rounds,
+    completedRounds: job?.status?.completedRounds ?? 0,
   };
 }
 
 /** Whether nothing can happen to the round any more. */
-export function isFinal(round: Round): boolean {
-  return FINAL.has(round.status?.phase ?? "");
+export function isFinal({ status }: Round): boolean {
+  return FINAL.has(status?.phase ?? "") && status?.awaitsStragglers !== true;
 }

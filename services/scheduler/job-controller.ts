@@ -162,10 +162,24 @@ export class JobController {
     const evalGraph = evaluated
       ? await this.parts.graphs.evaluation(configOf(model), shape, job.spec?.training)
       : undefined;
-    const draft = draftRound(job, model, next, evalGraph, fragmentsFor(job, model));
+    const draft = draftRound(
+      job,
+      model,
+      next,
+      evalGraph,
+      fragmentsFor(job, model),
+      await this.foldShardValues(job, next),
+    );
     const created = await this.parts.store.create("Round", draft);
     if (created.ok) this.parts.log.info("round created", { job: job.metadata?.name, round: next.number });
     return DONE;
+  }
+
+  /** Of an asynchronous job as in its last round: a round folds updates whose checksums were taken by the cut of an earlier one. */
+  private async foldShardValues(job: TrainingJob, { number }: { number: number }): Promise<number | undefined> {
+    if ((job.spec?.strategy?.maxStaleness ?? 0) === 0) return undefined;
+    const last = await this.parts.store.get("Round", roundName(job.metadata?.name ?? "", number - 1));
+    return last?.spec?.foldShardValues;
   }
 
   private async follow(job: TrainingJob, status: TrainingJobStatus, round: Round): Promise<Step> {

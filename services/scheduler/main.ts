@@ -24,7 +24,7 @@ await hostService("scheduler", (host) => {
   const roundController = new Controller({
     ...shared,
     name: "round-controller",
-    sources: roundSources(store, rounds.waiting),
+    sources: roundSources(store, rounds),
     queue: host.queue("scheduler-rounds"),
     reconcile: (key) => rounds.reconcile(key),
   });

@@ -4,7 +4,7 @@ import type { Assignment, Exclusion, Round } from "#proto/shoal/v1/round.js";
 import { createRng } from "#common/domain/rng.js";
 import { deriveSeed } from "#common/domain/seed.js";
 import { siteOf } from "#common/domain/site.js";
-import { type Candidate, findEligible, mustRecompute, nameOf, type Snapshot } from "./eligibility.js";
+import { type BufferView, type Candidate, findEligible, mustRecompute, nameOf, type Snapshot } from "./eligibility.js";
 import { learnDeadlineMs, predict } from "./prediction.js";
 
 /** The graphs that new assignments train with. */
@@ -30,6 +30,8 @@ export interface RoundPlan {
   quorum: number;
   /** Milliseconds from the commit of the plan. */
   deadlineMs: number;
+  /** Devices among which each one's update may be folded. */
+  cohortSize: number;
 }
 
 /** No plan now. */
@@ -44,6 +46,19 @@ export interface NoPlan {
 function wantedSize(job: TrainingJob, available: number): number {
   const { target = 0, overCommit = 1 } = job.spec?.cohort ?? {};
   return target === 0 ? available : Math.min(available, Math.ceil(target * overCommit));
+}
+
+/** How many of the eligible devices to draw: up to the wanted cohort, or in an asynchronous job up to so many at work at once. */
+function drawCount(job: TrainingJob, kept: number, eligible: number, buffer: BufferView | undefined): number {
+  const atWork = buffer === undefined ? kept : buffer.working + buffer.trailing.size;
+  return Math.max(0, wantedSize(job, atWork + eligible) - atWork);
+}
+
+/** Updates that end the round early: those of the wanted cohort, or as many as the buffer of an asynchronous job holds. */
+function targetOf(job: TrainingJob, size: number, buffer: BufferView | undefined): number {
+  if (buffer !== undefined) return job.spec?.strategy?.bufferSize ?? 1;
+  const wanted = job.spec?.cohort?.target ?? 0;
+  return wanted === 0 ? size : Math.min(wanted, size);
 }
 
 /** Those of the round's devices that are not given up, by name. */
@@ -91,6 +106,9 @@ function shortage(possible: number, needed: number, dataset: string): string {
  * drawn. The quorum is never below the smallest cohort that anybody's policy, or the dataset's passport, asks for, and never
  * sinks in a later attempt: a device that was given up may still come back with its update, and that is never folded with
  * fewer others than it was promised.
+ *
+ * In an asynchronous job devices at work from earlier weights count too, and `cohort.target` is how many are at work at once;
+ * planning again while the round collects updates invites those that became idle, with the round's weights.
  * @param graphs undefined in a round that only evaluates
  */
 export function planRound(
@@ -101,19 +119,23 @@ export function planRound(
   graphs: TrainGraphs | undefined,
 ): RoundPlan | NoPlan {
   const kept = keptAssignments(round);
-  const sizeOf = (eligible: number): number => Math.max(kept.size, wantedSize(job, kept.size + eligible));
+  const { buffer } = snapshot;
+  const trailing = buffer?.trailing ?? new Set<string>();
+  const inRound = new Set([...kept.keys(), ...trailing]).size;
+  const sizeOf = (count: number): number => inRound + drawCount(job, kept.size, count, buffer);
   const { eligible, exclusions } = findEligible(snapshot, job, round, new Set(kept.keys()), sizeOf);
-  const size = sizeOf(eligible.length);
   const attempt = round.status?.attempt ?? 0;
-  const drawn = draw(eligible, size - kept.size, deriveSeed(seed, "draw", attempt));
+  const drawn = draw(eligible, drawCount(job, kept.size, eligible.length, buffer), deriveSeed(seed, "draw", attempt));
   const drawnNames = drawn.map(nameOf);
+  const size = new Set([...kept.keys(), ...trailing, ...(buffer?.waiting ?? []), ...drawnNames]).size;
 
-  const present = snapshot.candidates.filter((candidate) => kept.has(nameOf(candidate)));
-  const members = [...present, ...drawn];
+  const invited = [...snapshot.candidates.filter((candidate) => kept.has(nameOf(candidate))), ...drawn];
+  const behind = snapshot.candidates.filter((candidate) => trailing.has(nameOf(candidate)));
+  const members = [...new Set([...invited, ...behind])];
   const least = Math.max(1, job.spec?.cohort?.min ?? 1, snapshot.dataset?.spec?.minCohort ?? 0);
   // Whoever was ever in the round may still come back with an update; the quorum of then is what it was promised.
   const promised = round.status?.quorum ?? 0;
-  const quorum = Math.max(least, promised, ...members.map(minCohortOf));
+  const quorum = Math.max(least, promised, buffer?.quorum ?? 0, ...members.map(minCohortOf));
   if (size < quorum) return { ok: false, exclusions, waitFor: shortage(size, quorum, job.spec?.data?.dataset ?? "") };
 
   const spare = eligible.filter((candidate) => !drawnNames.includes(nameOf(candidate)));
@@ -121,12 +143,11 @@ export function planRound(
     device: nameOf(candidate),
     reasons: ["was not drawn; the round has enough devices"],
   }));
-  const wanted = job.spec?.cohort?.target ?? 0;
-  const target = Math.max(quorum, wanted === 0 ? size : Math.min(wanted, size));
+  const target = Math.max(quorum, targetOf(job, size, buffer));
   const fastest = Math.max(0, ...members.map(gflopsOf));
   const evaluate = round.spec?.task?.evaluate === true;
   const bounds: number[] = [];
-  const planned = members.map((candidate): Assignment => {
+  const parts = members.map((candidate): Assignment => {
     const device = nameOf(candidate);
     const before = kept.get(device);
     const steps = before?.localSteps ?? localSteps(job, round, gflopsOf(candidate), fastest);
@@ -147,6 +168,8 @@ export function planRound(
       site,
     };
   });
+  // Who is at work from earlier weights has his part; it only says how long to wait for him.
+  const planned = parts.slice(0, invited.length);
   // Members that left the fleet have no candidate any more, yet what they committed counts.
   const absent = [...kept.values()].filter(({ device }) => !planned.some((one) => one.device === device));
   const fixed = job.spec?.roundDeadlineMs ?? 0;
@@ -158,6 +181,7 @@ export function planRound(
     target,
     quorum,
     deadlineMs: fixed > 0 ? fixed : learnDeadlineMs(bounds, target, attempt),
+    cohortSize: size,
   };
 }
 
@@ -182,7 +206,7 @@ export function verifyPlan(
     job,
     round,
     new Set(kept.keys()),
-    () => plan.assignments.length,
+    () => plan.cohortSize,
   );
   const vanished = plan.drawn.filter((device) => !known.has(device));
   const stale = [...exclusions, ...vanished.map((device) => ({ device, reasons: ["was removed from the fleet"] }))];

@@ -1,18 +1,19 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Exclusion, Round, RoundStatus } from "#proto/shoal/v1/round.js";
 import { findCondition, setCondition } from "#common/domain/condition.js";
-import { advance, newRoundStatus, type RoundFacts, standingOf } from "#common/domain/round.js";
+import { advance, isCollecting, newRoundStatus, type RoundFacts, standingOf } from "#common/domain/round.js";
+import { isAsynchronous } from "#common/domain/staleness.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { Metrics } from "#common/ports/metrics.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import type { Outcome } from "#common/runtime/controller.js";
-import { mustRecompute, type Snapshot } from "./eligibility.js";
+import { mustRecompute, nameOf, type Snapshot } from "./eligibility.js";
 import { gatherFacts, isFinal, takeSnapshot } from "./fleet-view.js";
 import type { GraphLibrary } from "./graph-library.js";
 import { DONE, requeue, type Step } from "./outcome.js";
-import { planRound, type RoundPlan, type TrainGraphs, verifyPlan } from "./plan.js";
+import { type NoPlan, planRound, type RoundPlan, type TrainGraphs, verifyPlan } from "./plan.js";
 
 export interface RoundControllerParts {
   store: ResourceStore;
@@ -30,10 +31,14 @@ const MAX_STALE_PLANS = 3;
 const LEAST_BACKOFF_MS = 1_000;
 const MOST_BACKOFF_MS = 60_000;
 
+const byDevice = (a: { device: string }, b: { device: string }): number => (a.device < b.device ? -1 : 1);
+
 /** Moves rounds on: plans them, watches over training, freezes what is folded, and closes them. */
 export class RoundController {
   /** Rounds that wait for devices, as far as this replica knows: a hint for wake-ups. */
   readonly waiting = new Set<string>();
+  /** The open round of each asynchronous job, as far as this replica knows: a hint for wake-ups by its earlier rounds. */
+  readonly collecting = new Map<string, string>();
   private readonly plans;
   private readonly lostRaces;
 
@@ -51,12 +56,20 @@ export class RoundController {
       const round = await this.parts.store.get("Round", name);
       if (round === undefined || isFinal(round)) {
         this.waiting.delete(name);
+        const job = round?.spec?.job ?? "";
+        if (this.collecting.get(job) === name) this.collecting.delete(job);
         return DONE;
       }
+      this.noteCollecting(name, round);
       const step = await this.step(round);
       if (step !== "again") return step;
     }
     return requeue(0);
+  }
+
+  private noteCollecting(name: string, { spec, status }: Round): void {
+    const isOpen = status?.phase === "Planning" || status?.phase === "Training";
+    if (spec !== undefined && isAsynchronous(spec) && isOpen) this.collecting.set(spec.job, name);
   }
 
   private async step(round: Round): Promise<Step> {
@@ -64,6 +77,8 @@ export class RoundController {
     const job = await store.get("TrainingJob", round.spec?.job ?? "");
     const nowMs = clock.nowMs();
     const facts = await gatherFacts(store, updates, job, round, nowMs);
+    if (job !== undefined && isCollecting(round, facts, nowMs) && (await this.inviteIdle(job, round, facts)))
+      return "again";
     const next = advance(round, facts, nowMs);
     if (next.changed) return this.write({ ...round, status: next.status }, round);
     if (job !== undefined && round.status?.phase === "Planning" && next.wakeAtMs === undefined) {
@@ -90,24 +105,71 @@ export class RoundController {
   }
 
   private async plan(job: TrainingJob, stored: Round, facts: RoundFacts): Promise<Step> {
-    const { store, clock } = this.parts;
     const before = stored.status ?? newRoundStatus();
-    const pauseMs = this.backoffMs(before, clock.nowMs());
+    const pauseMs = this.backoffMs(before, this.parts.clock.nowMs());
     if (pauseMs > 0) return requeue(pauseMs);
     const round = { ...stored, status: { ...before, withdrawn: standingOf(before, facts).withdrawn } };
+    const plan = await this.verifiedPlan(job, round, facts);
+    if (plan === undefined) return requeue(LEAST_BACKOFF_MS);
+    return plan.ok ? this.commit(round, plan) : this.wait(round, plan.exclusions, plan.waitFor);
+  }
+
+  /**
+   * Plans on a view of the fleet until a fresh one allows the plan; undefined if that did not come about.
+   * @param without devices that are not to be drawn
+   */
+  private async verifiedPlan(
+    job: TrainingJob,
+    round: Round,
+    facts: RoundFacts,
+    without: readonly Exclusion[] = [],
+  ): Promise<RoundPlan | NoPlan | undefined> {
     const seed = round.spec?.seed ?? 0;
-    let snapshot = await takeSnapshot(store, job, round, facts.tally, clock.nowMs());
+    const gone = new Set(without.map(({ device }) => device));
+    const look = async (): Promise<Snapshot | undefined> => {
+      const { store, clock } = this.parts;
+      const seen = await takeSnapshot(store, job, round, facts.tally, clock.nowMs());
+      return seen && { ...seen, candidates: seen.candidates.filter((candidate) => !gone.has(nameOf(candidate))) };
+    };
+    let snapshot = await look();
     for (let tries = 0; tries < MAX_STALE_PLANS && snapshot !== undefined; tries++) {
       const graphs = await this.trainGraphs(job, round, snapshot);
       const plan = planRound(snapshot, job, round, seed, graphs);
-      if (!plan.ok) return this.wait(round, plan.exclusions, plan.waitFor);
+      if (!plan.ok) return plan;
       // Building a graph or a slow store takes time in which devices come and go.
-      const fresh = await takeSnapshot(store, job, round, facts.tally, clock.nowMs());
-      if (fresh !== undefined && verifyPlan(plan, fresh, job, round).ok) return this.commit(round, plan);
+      const fresh = await look();
+      if (fresh !== undefined && verifyPlan(plan, fresh, job, round).ok) return plan;
       this.plans.add(1, { outcome: "stale" });
       snapshot = fresh;
     }
-    return requeue(LEAST_BACKOFF_MS);
+    return undefined;
+  }
+
+  /**
+   * Invites devices without work to a round that collects updates, so that they train from the newest weights; those that it
+   * gave up are asked again by the next one. @returns whether the round was written, or another replica was quicker.
+   */
+  private async inviteIdle(job: TrainingJob, round: Round, facts: RoundFacts): Promise<boolean> {
+    const before = round.status ?? newRoundStatus();
+    const plan = await this.verifiedPlan(job, round, facts, before.withdrawn);
+    if (plan?.ok !== true || plan.drawn.length === 0) return false;
+    const drawn = new Set(plan.drawn);
+    const assignments = plan.assignments.filter(({ device }) => drawn.has(device));
+    const { spec } = round;
+    if (spec?.task === undefined) return false;
+    const status: RoundStatus = {
+      ...before,
+      assignments: [...before.assignments, ...assignments].sort(byDevice),
+      exclusions: before.exclusions.filter(({ device }) => !drawn.has(device)),
+      target: plan.target,
+      quorum: plan.quorum,
+    };
+    await this.write(
+      { ...round, spec: { ...spec, task: { ...spec.task, cohortSize: plan.cohortSize } }, status },
+      round,
+    );
+    this.plans.add(1, { outcome: "extended" });
+    return true;
   }
 
   /** The graphs that devices of this fleet need: most fleets need one of the two. */
@@ -156,7 +218,7 @@ export class RoundController {
       ...before,
       phase: "Training",
       conditions: setCondition(before.conditions, seen, nowMs),
-      assignments: [...plan.assignments, ...kept].sort((a, b) => (a.device < b.device ? -1 : 1)),
+      assignments: [...plan.assignments, ...kept].sort(byDevice),
       exclusions: plan.exclusions.filter(({ device }) => !withdrawn.some((one) => one.device === device)),
       plannedAtMs: nowMs,
       deadlineAtMs: nowMs + plan.deadlineMs,
@@ -166,7 +228,7 @@ export class RoundController {
     };
     const { spec } = round;
     if (spec?.task === undefined) return DONE;
-    const task = { ...spec.task, cohortSize: plan.assignments.length };
+    const task = { ...spec.task, cohortSize: plan.cohortSize };
     const step = await this.write({ ...round, spec: { ...spec, task }, status }, round);
     this.waiting.delete(round.metadata?.name ?? "");
     this.plans.add(1, { outcome: "committed" });

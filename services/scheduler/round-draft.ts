@@ -34,6 +34,7 @@ function controlOf({ spec, status }: TrainingJob): Pick<RoundTask, "controlVaria
  * whichever crash, creates the same one. Devices are not chosen here.
  * @param evalGraph needed if the round is evaluated
  * @param fragments in which the weights are synchronised; none if every round synchronises all
+ * @param shardValues about how many values a shard of its fold holds, if that is given
  */
 export function draftRound(
   job: TrainingJob,
@@ -41,6 +42,7 @@ export function draftRound(
   { number, evaluationOnly }: { number: number; evaluationOnly: boolean },
   evalGraph: BlobRef | undefined,
   fragments: Fragment[] = [],
+  shardValues?: number,
 ): Round {
   const { spec, status } = job;
   const name = job.metadata?.name ?? "";
@@ -89,7 +91,9 @@ export function draftRound(
       seed: deriveSeed(spec?.seed ?? 0, "round", number),
       task,
       outerState: status?.outerState,
-      foldShardValues: foldShardValues(task.parameters),
+      // A round of evaluation stands by itself.
+      maxStaleness: evaluationOnly ? 0 : (spec?.strategy?.maxStaleness ?? 0),
+      foldShardValues: shardValues ?? foldShardValues(task.parameters),
     },
     status: newRoundStatus(),
   };

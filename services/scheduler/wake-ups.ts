@@ -14,25 +14,46 @@ async function* jobsOfRounds(store: ResourceStore, signal: AbortSignal): AsyncGe
   }
 }
 
+/** Rounds that wait for devices, and the open one of each asynchronous job, as far as this replica knows. */
+export interface RoundHints {
+  readonly waiting: ReadonlySet<string>;
+  readonly collecting: ReadonlyMap<string, string>;
+}
+
 /**
  * What makes a round worth a look: itself, its job, its tally and result, the devices in it, and, while it waits for
- * devices, any device that changes or comes back.
+ * devices, any device that changes or comes back. The open round of an asynchronous job also follows its earlier ones.
  */
-export function roundSources(store: ResourceStore, waiting: ReadonlySet<string>): Source[] {
+export function roundSources(store: ResourceStore, { waiting, collecting }: RoundHints): Source[] {
+  /** A round, and the one that may take its updates. */
+  const withTaker = (name: string, job: string | undefined): string[] => {
+    const taker = collecting.get(job ?? "");
+    return taker === undefined || taker === name ? [name] : [name, taker];
+  };
   return [
-    storeSource(store, "Round", (name, round) => (round !== undefined && isFinal(round) ? [] : [name])),
+    storeSource(store, "Round", (name, round) => {
+      const keys = withTaker(name, round?.spec?.job);
+      return round !== undefined && isFinal(round) ? keys.slice(1) : keys;
+    }),
     triggerSource("TrainingJob", (signal) => roundsOfJobs(store, signal)),
-    triggerSource("UpdateTally", (signal) => storeSource(store, "UpdateTally").keys(signal)),
+    triggerSource("UpdateTally", (signal) =>
+      storeSource(store, "UpdateTally", (name, tally) => withTaker(name, tally?.metadata?.labels["job"])).keys(signal),
+    ),
     triggerSource("RoundResult", (signal) => storeSource(store, "RoundResult").keys(signal)),
     triggerSource("Device", (signal) => roundsOfDevices(store, waiting, signal)),
-    triggerSource("Lease", (signal) => roundsAwaitingDevices(store, waiting, signal)),
+    triggerSource("Lease", (signal) => roundsAwaitingDevices(store, { waiting, collecting }, signal)),
   ];
 }
 
 async function* roundsOfJobs(store: ResourceStore, signal: AbortSignal): AsyncGenerator<string> {
   for await (const event of store.watch("TrainingJob", { signal })) {
-    const number = event.type === "put" ? (event.resource.status?.currentRound ?? 0) : 0;
-    if (event.type === "put" && number > 0) yield roundName(event.resource.metadata?.name ?? "", number);
+    if (event.type !== "put") continue;
+    const { metadata, spec, status } = event.resource;
+    const newest = status?.currentRound ?? 0;
+    const maxStaleness = spec?.strategy?.maxStaleness ?? 0;
+    // Of an asynchronous job also those whose devices train on, and the one that has just become too old.
+    const oldest = maxStaleness > 0 ? newest - maxStaleness - 1 : newest;
+    for (let number = newest; number >= Math.max(1, oldest); number--) yield roundName(metadata?.name ?? "", number);
   }
 }
 
@@ -58,7 +79,7 @@ async function* roundsOfDevices(
 /** Leases are renewed all the time; only one that begins, or begins anew, may end a wait. */
 async function* roundsAwaitingDevices(
   store: ResourceStore,
-  waiting: ReadonlySet<string>,
+  { waiting, collecting }: RoundHints,
   signal: AbortSignal,
 ): AsyncGenerator<string> {
   const expiries = new Map<string, number>();
@@ -68,6 +89,6 @@ async function* roundsAwaitingDevices(
     const name = event.resource.metadata?.name ?? "";
     const before = expiries.get(name);
     expiries.set(name, event.resource.expiresAtMs);
-    if (before === undefined || event.resource.renewedAtMs > before) yield* waiting;
+    if (before === undefined || event.resource.renewedAtMs > before) yield* [...waiting, ...collecting.values()];
   }
 }

@@ -84,6 +84,7 @@ test("an honest update is accepted with its norm", (t) => {
     message: "",
     norm: 2.5,
     manifest: kept,
+    staleness: 0,
     shardSums: [],
   });
   t.true(accept(commitOf({ localSteps: 3, tokens: 48, evalTokens: 0, evalLossSum: 0 }), context, facts).accepted);

@@ -128,6 +128,9 @@ test("rounds' blobs stay as long as their updates, those of the newest completed
     t.is(names.length, current + 2 - first);
   }
   t.deepEqual(roundsKept(TrainingJob.fromPartial({ metadata: { name: "new" } }), 3), ["new-1"]);
+  const strategy = { name: "fedbuff", maxStaleness: 5 };
+  const late = TrainingJob.fromPartial({ spec: { strategy }, status: { currentRound: 9, completedRounds: 8 } });
+  t.is(firstRoundKept(late, 3), 4, "devices may train from the weights of round 4 still");
 });
 
 test("a round is settled when it can come to nothing else", (t) => {

@@ -241,7 +241,11 @@ test("a log with room for little more than a round refuses, loses nothing, and e
     await reconcileRound(ports, `tiny-${number}`);
     const tally = await tallyOf(fleet, number);
     t.is(tally.verdicts.filter(({ accepted }) => accepted).length, 3, `round ${number}`);
-    const foldSet = tally.verdicts.map(({ commitSeq, manifest }) => ({ commitSeq, device: manifest?.device ?? "" }));
+    const foldSet = tally.verdicts.map(({ commitSeq, manifest }) => ({
+      commitSeq,
+      device: manifest?.device ?? "",
+      staleness: 0,
+    }));
     const round = await store.get("Round", `tiny-${number}`);
     if (round?.status === undefined) throw new Error("no round");
     await store.update("Round", { ...round, status: { ...round.status, phase: "Aggregating", foldSet } });

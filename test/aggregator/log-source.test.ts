@@ -28,6 +28,7 @@ async function fill(
   const updates = seqs.map((chunkSeqs, i) => ({
     manifest: UpdateManifest.fromPartial({ device: `d${i}`, round: ROUND, values: VALUES, chunkSeqs, tokens: i + 1 }),
     norm: 1,
+    staleness: 0,
     check: () => ({ add: () => undefined, holds: () => true }),
   }));
   return { updates, decoded: encoded.map((chunks) => decodeUpdate(chunks, VALUES, codec)) };

@@ -68,6 +68,24 @@ test("no chunk goes that an update might name which is accepted meanwhile", (t) 
   t.deepEqual(awaitedOf("Completed", "clinic"), new Set());
 });
 
+test("a round of which later ones may take updates is closed, and ages, only when none does any more", (t) => {
+  const assignments = ["ann", "bob"].map((device) => ({ device }));
+  const round = Round.fromPartial({
+    spec: { number: 3, maxStaleness: 2 },
+    status: { phase: "Completed", assignments },
+  });
+  const tally = UpdateTally.fromPartial({ verdicts: [{ commitSeq: 9, accepted: true, manifest: { device: "ann" } }] });
+  const at = (currentRound: number, finishedAtMs = 0) =>
+    needOf(round, TrainingJob.fromPartial({ status: { currentRound, finishedAtMs } }), tally);
+  t.like(at(5), { closed: false, age: 0, awaited: new Set(["bob"]) });
+  t.deepEqual(plan(at(5), [part("bob", 3, 0)]), [], "bob may be about to commit");
+  t.like(at(6), { closed: true, age: 1, awaited: new Set() });
+  t.like(at(5, 1), { closed: true, age: 0 }, "the job is over");
+  t.like(needOf(round, undefined, tally), { closed: true });
+  t.deepEqual(plan(at(8), [part("ann")]), [], "the last round that took of it is retained");
+  t.deepEqual(plan(at(9), [part("ann")]), [{ why: "Retired", round: "job-1", upToSeq: 99 }]);
+});
+
 test("whatever lies in the log: nothing an accepted update names goes before its round is past", (t) => {
   const device = fc.constantFrom("ann", "bob");
   const somePart = fc.record({ device, round: fc.constant("job-1"), chunks: fc.nat(200), commits: fc.nat(200) });

@@ -11,10 +11,12 @@ export function memorySource(
   updates: readonly Float32Array[],
   weights: readonly number[] = updates.map(() => 1),
   piece = 4,
+  shares: readonly number[] = updates.map(() => 1),
 ): UpdateSource {
   const size = updates[0]?.length ?? 0;
   return {
     weights,
+    shares,
     norms: updates.map((update) => {
       let squares = 0;
       for (let start = 0; start < size; start += piece) squares += sumOfSquares(update.subarray(start, start + piece));

@@ -1,5 +1,5 @@
 import test from "ava";
-import { MemberUpdate, RoundSpec, UpdateManifest, type UpdateTally } from "#proto/shoal/v1/round.js";
+import { MemberUpdate, Round, RoundSpec, UpdateManifest, type UpdateTally } from "#proto/shoal/v1/round.js";
 import { encodeResource } from "#common/adapters/resource-codecs.js";
 import { accept, type AcceptContext } from "#common/domain/accept.js";
 import { foldShardValues } from "#common/domain/round.js";
@@ -100,7 +100,8 @@ function storedBytes(tally: UpdateTally): number[] {
   const delta = { blob, baseDigest: blob.digest, partValues: [8_388_608], fragment: 0 };
   const outcome = { weights: blob, outerState: blob, delta, updateNorm: LOSS, foldMs: 1_000_000 };
   const spec = RoundSpec.fromPartial({ job: "j".repeat(56), number: 999_999 });
-  const result = composeResult(ROUND, spec, partVerdicts(tally, foldSet), outcome);
+  const verdicts = partVerdicts(Round.fromPartial({ spec, status: { foldSet } }), tally, [], 1_000_000);
+  const result = composeResult(ROUND, spec, verdicts, outcome);
   return [encodeResource("UpdateTally", tally), encodeResource("RoundResult", result)].map((text) =>
     Buffer.byteLength(text),
   );

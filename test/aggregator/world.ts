@@ -55,6 +55,8 @@ export interface WorldOptions {
   retainRounds?: number;
   /** Memory for sums of updates that are judged; 0, the default, folds from the log. */
   sumsMaxBytes?: number;
+  /** Later rounds that may fold an update of one. */
+  maxStaleness?: number;
   /** About so many values in a shard of the fold. */
   foldShardValues?: number;
   /** A log that others use too; commits in it count. */
@@ -180,6 +182,7 @@ export async function openRound(world: Fleet, number: number, options: WorldOpti
         },
         outerState: options.start?.outerState ?? { digest: "", sizeBytes: 0 },
         foldShardValues: options.foldShardValues ?? 0,
+        maxStaleness: options.maxStaleness ?? 0,
       },
       status: {
         phase: "Training",

@@ -34,6 +34,11 @@ const controlled = (strategy: Plain, over: Plain = {}): Plain => ({
   strategy: { name: "scaffold", ...strategy },
 });
 
+const buffered = (strategy: Plain, cohort: Plain = {}): Plain => ({
+  strategy: { name: "fedbuff", ...strategy },
+  cohort,
+});
+
 /** What is put into spec, and the field, a piece of the value and a piece of the remedy that must come back. */
 const clashes: [string, Plain, string, string, RegExp][] = [
   ["foreign momentum", { strategy: { name: "fedavg", outerMomentum: 0.5 } }, "strategy.outerMomentum", "0.5", /diloco/],
@@ -47,6 +52,26 @@ const clashes: [string, Plain, string, string, RegExp][] = [
     "tokens",
     /use "equal"/,
   ],
+  [
+    "a buffer below the quorum",
+    buffered({ bufferSize: 3 }, { min: 4 }),
+    "strategy.bufferSize",
+    "3",
+    /lower cohort.min/,
+  ],
+  ["the default buffer below the quorum", buffered({}, { min: 11 }), "strategy.bufferSize", "", /cohort.min \(11\)/],
+  [
+    "spare devices beside a buffer",
+    buffered({}, { target: 4, overCommit: 1.3 }),
+    "cohort.overCommit",
+    "1.3",
+    /leave it out/,
+  ],
+  ["nothing stale", buffered({ maxStaleness: 0 }), "strategy.maxStaleness", "0", /1 to 100/],
+  ["a buffer with control variates", buffered({ population: 9 }), "strategy.population", "9", /scaffold; leave it out/],
+  ["a buffer of fragments", buffered({ fragments: 2 }), "strategy.fragments", "2", /streamingDiloco; leave it out/],
+  ["a robust buffer", buffered({ trim: 0.1 }), "strategy.trim", "0.1", /trimmedMean; leave it out/],
+  ["a buffer without FedBuff", { strategy: { bufferSize: 3 } }, "strategy.bufferSize", "3", /to fedbuff; leave it out/],
   ["robust with two", { strategy: { name: "median" }, cohort: { min: 2 } }, "cohort.min", "2", /at least 3/],
   [
     "Krum with too few",
@@ -158,7 +183,7 @@ for (const name of names) {
     for (const key of STRATEGY_PARAMETERS) {
       t.is(strategy?.[key], own[key] ?? (key === "biasCorrection" ? false : 0), key);
     }
-    const isEqual = strategyFacts(name)?.robust !== undefined || name === "scaffold";
+    const isEqual = strategyFacts(name)?.robust !== undefined || name === "scaffold" || name === "fedbuff";
     t.is(strategy?.weighting, isEqual ? "equal" : "tokens");
     if (name === "scaffold") t.is(stored.spec?.local?.optimizer?.momentum, 0, "not SGD's own default");
     // What is stored is also what is understood when it comes back in the typed form.

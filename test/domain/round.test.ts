@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { findCondition, setCondition } from "#common/domain/condition.js";
 import { advance, newRoundStatus, type RoundFacts, standingOf } from "#common/domain/round.js";
+import { NOTHING_CARRIED } from "#common/domain/staleness.js";
 import { deriveSeed } from "#common/domain/seed.js";
 import { suggest } from "#common/domain/suggestion.js";
 
@@ -46,6 +47,9 @@ function factsOf(world: World): RoundFacts {
     silent: new Set(world.silent ?? []),
     hasResult: world.hasResult ?? false,
     jobStopped: world.jobStopped ?? false,
+    carried: NOTHING_CARRIED,
+    rounds: 1,
+    completedRounds: 0,
   };
 }
 
@@ -302,7 +306,7 @@ test("quorum and target count devices, not updates, and what a gateway refused i
     });
   const all = advance(training(), { ...factsOf({}), tally: siteTally({ ann: "", bob: "", cyd: "" }) }, 0);
   t.true(all.changed && all.status.phase === "Aggregating");
-  t.deepEqual(all.changed && all.status.foldSet, [{ device: "gate", commitSeq: 10 }]);
+  t.deepEqual(all.changed && all.status.foldSet, [{ device: "gate", commitSeq: 10, staleness: 0 }]);
 
   const standing = standingOf(training().status ?? newRoundStatus(), {
     ...factsOf({}),

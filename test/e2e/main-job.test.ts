@@ -252,6 +252,25 @@ test.serial("a job with control variates on the devices was folded, and can be f
   t.is(second?.result?.folded[0]?.manifest?.values, 2 * (second?.round?.spec?.task?.parameters ?? 0));
 });
 
+test.serial("a round takes the first two updates, and those that come later count in later rounds", async (t) => {
+  await fleet.apply(
+    addressesJob("buffered", { strategy: "fedbuff", buffer: 2, minCohort: 2, rounds: 5, devices: DEVICES, steps: 10 }),
+  );
+  t.is((await fleet.waitForJob("buffered", 120_000)).status?.phase, "Completed");
+  const { rounds } = await fleet.withJobs((jobs) =>
+    unary(jobs, jobs.listRounds.bind(jobs), { job: "buffered", pageSize: 100, pageToken: "" }),
+  );
+  const folded = rounds.slice(0, 5).map(({ result }) => result?.folded ?? []);
+  for (const updates of folded.slice(0, -1)) t.is(updates.length, 2);
+  t.true(folded.flat().some(({ staleness }) => staleness > 0));
+  const seqs = folded.flat().map(({ commitSeq }) => commitSeq);
+  t.is(new Set(seqs).size, seqs.length, "each counts once");
+  const args = ["verify", "buffered", "--replay", "--context", join(root, "shoal")];
+  const verified = await run(process.execPath, [CLI, ...args]);
+  t.is(verified.code, 0, verified.out + verified.err);
+  t.regex(verified.out, /\nround 5 +ok .* replay\n/);
+});
+
 test.serial("nothing of any device's text was on the wire", (t) => {
   const captured = Buffer.concat([...recorder.up, ...recorder.down]);
   t.true(captured.length > 1_000_000, "the agents' traffic went through the recorder");

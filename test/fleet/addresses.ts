@@ -45,6 +45,8 @@ export function addressesJob(
     strategy?: string;
     /** Codec of the way down; "none" unless given. */
     down?: string;
+    /** Updates that "fedbuff" folds together. */
+    buffer?: number;
   },
 ): string {
   return JSON.stringify({
@@ -66,7 +68,7 @@ export function addressesJob(
         batchSize: 4,
         ...(options.strategy === "scaffold" ? { optimizer: { name: "sgd", learningRate: 0.1 } } : {}),
       },
-      strategy: { name: options.strategy ?? "diloco" },
+      strategy: { name: options.strategy ?? "diloco", ...(options.buffer ? { bufferSize: options.buffer } : {}) },
       codec: { name: "int8", errorFeedback: true, down: options.down ?? "none" },
       evaluation: { everyRounds: 1, finalRound: true },
       roundDeadlineMs: options.deadlineMs ?? 600_000,

@@ -18,10 +18,11 @@ interface Shape {
   invited?: string[];
   withdrawn?: string[];
   plannedAtMs?: number;
+  awaitsStragglers?: boolean;
 }
 const round = (
   name: string,
-  { phase = "Training", invited = ["a", "b"], withdrawn = [], plannedAtMs = 5 }: Shape = {},
+  { phase = "Training", invited = ["a", "b"], withdrawn = [], plannedAtMs = 5, awaitsStragglers = false }: Shape = {},
 ): Round =>
   Round.fromPartial({
     metadata: newMeta(name),
@@ -29,6 +30,7 @@ const round = (
     status: {
       phase,
       plannedAtMs,
+      awaitsStragglers,
       deadlineAtMs: 99,
       assignments: invited.map((invitee) => ({ device: invitee, localSteps: 7, trainGraph: ref(`train-${invitee}`) })),
       withdrawn: withdrawn.map((gone) => ({ device: gone, reasons: ["refused"] })),
@@ -59,6 +61,16 @@ const CASES: [string, string[], string[]][] = [
   ["a commit to another round is none to this", names(device("a"), [round("j-1")], tally("j-2", ["a"])), ["j-1"]],
   ["a round that aggregates is closed", names(device("a"), [round("j-1", { phase: "Aggregating" })]), []],
   ["a completed round is closed", names(device("a"), [round("j-1", { phase: "Completed" })]), []],
+  [
+    "a folded round whose updates later rounds take keeps its devices",
+    names(device("a"), [round("j-1", { phase: "Completed", awaitsStragglers: true })]),
+    ["j-1"],
+  ],
+  [
+    "but not those that committed",
+    names(device("a"), [round("j-1", { phase: "Aggregating", awaitsStragglers: true })], tally("j-1", ["a"])),
+    [],
+  ],
   ["a round planned again keeps its devices", names(device("a"), [round("j-1", { phase: "Planning" })]), ["j-1"]],
   ["a round not planned has no devices", names(device("a"), [round("j-1", { phase: "Planning", invited: [] })]), []],
   [

@@ -85,7 +85,7 @@ test("explanations of rounds that are folded, done, planned again, and of jobs t
       Round.fromPartial({ ...round, spec: { number: 1, evaluationOnly }, status: { ...round.status, ...status } }),
       undefined,
     ).slice(1);
-  t.deepEqual(at({ phase: "Aggregating", foldSet: [{ device: "ann", commitSeq: 1 }] }), [
+  t.deepEqual(at({ phase: "Aggregating", foldSet: [{ device: "ann", commitSeq: 1, staleness: 0 }] }), [
     "Round 1 is being folded from 1 updates.",
   ]);
   t.deepEqual(at({ phase: "Completed", attempt: 2 }, true), [

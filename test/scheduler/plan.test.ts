@@ -5,7 +5,7 @@ import { DeviceStatus } from "#proto/shoal/v1/device.js";
 import type { Round } from "#proto/shoal/v1/round.js";
 import { Dataset } from "#proto/shoal/v1/model.js";
 import { newRoundStatus } from "#common/domain/round.js";
-import type { Candidate, Snapshot } from "#services/scheduler/eligibility.js";
+import type { BufferView, Candidate, Snapshot } from "#services/scheduler/eligibility.js";
 import { planRound, type RoundPlan, verifyPlan } from "#services/scheduler/plan.js";
 import { learnDeadlineMs, predict, spreadOf } from "#services/scheduler/prediction.js";
 import { draftRound } from "#services/scheduler/round-draft.js";
@@ -51,6 +51,39 @@ test("a round carries the uid of its job, which tells it from one of an earlier 
   const job = jobOf("again", {});
   const metadata = job.metadata && { ...job.metadata, uid: "uid-2" };
   t.is(roundOf({ ...job, metadata }).spec?.task?.jobUid, "uid-2");
+});
+
+test("in an asynchronous job idle devices are drawn up to the number at work at once", (t) => {
+  const spec = { strategy: { name: "fedbuff", bufferSize: 2 }, cohort: { min: 2, target: 4 } };
+  const job = jobOf("buffered", spec);
+  const candidates = names(8).map((name) =>
+    name === "dev-7" ? { ...candidateOf(name, { minCohort: 3 }), busyWith: "buffered-1" } : candidateOf(name),
+  );
+  const view = (over: Partial<BufferView>): BufferView => ({
+    working: 0,
+    trailing: new Set(["dev-7"]),
+    waiting: new Set(),
+    quorum: 0,
+    ...over,
+  });
+  const planWith = (over: Partial<BufferView>) =>
+    planRound(snapshotOf(candidates, { buffer: view(over) }), job, roundOf(job), 1, GRAPH);
+  const first = planWith({ waiting: new Set(["dev-0", "gone"]) });
+  if (!first.ok) return t.fail(first.waitFor);
+  t.is(first.drawn.length, 3, "one is at work from earlier weights");
+  t.false(first.drawn.includes("dev-7"));
+  t.deepEqual(
+    first.assignments.map(({ device }) => device),
+    [...first.drawn].sort(),
+  );
+  t.is(first.quorum, 3, "what the one at work was promised");
+  t.is(first.target, 3, "the buffer is never smaller than the quorum");
+  t.is(first.cohortSize, new Set([...first.drawn, "dev-7", "dev-0", "gone"]).size);
+  const many = planWith({ working: 2, waiting: new Set(["dev-0", "gone"]), quorum: 4 });
+  t.is(many.ok && many.drawn.length, 1);
+  const full = planWith({ working: 5, waiting: new Set(names(6)) });
+  t.deepEqual(full.ok && full.drawn, [], "nobody need be drawn where enough is under way");
+  return undefined;
 });
 
 test("plans obey their bounds, whatever the fleet", (t) => {

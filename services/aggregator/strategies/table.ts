@@ -2,6 +2,7 @@ import { fedadagrad, fedadam, fedyogi } from "./adaptive.js";
 import { centeredClipping } from "./centered-clipping.js";
 import { diloco } from "./diloco.js";
 import { fedavg } from "./fedavg.js";
+import { fedbuff } from "./fedbuff.js";
 import { fedprox } from "./fedprox.js";
 import { krum, multiKrum } from "./krum.js";
 import { median } from "./median.js";
@@ -27,6 +28,7 @@ const STRATEGIES: readonly Strategy[] = [
   multiKrum,
   centeredClipping,
   scaffold,
+  fedbuff,
 ];
 
 /** Names of all strategies. */

@@ -17,6 +17,8 @@ export interface AcceptContext {
   round: string;
   /** False once the fold set is frozen or the round has failed: whatever comes then is late. */
   open: boolean;
+  /** Asynchronous jobs: so many later rounds take an update of this one, and it is open until the last of them is frozen. */
+  maxStaleness?: number;
   evaluationOnly: boolean;
   assignments: readonly Assignment[];
   /** Devices of which an update was accepted already. */
@@ -208,6 +210,11 @@ function screenSite(commit: Commit, manifest: UpdateManifest, context: AcceptCon
   return judgeShape(commit, manifest, context);
 }
 
+function refuseClosed({ maxStaleness = 0 }: AcceptContext): Refusal {
+  if (maxStaleness === 0) return refuse("Late", "the round no longer waits for updates");
+  return refuse("TooStale", `no round takes it any more: one of the next ${maxStaleness} of the job would have`);
+}
+
 /**
  * All that can be said of a commit without reading its chunks: so nothing a manifest claims can make the reader
  * fetch more than one honest update.
@@ -215,7 +222,7 @@ function screenSite(commit: Commit, manifest: UpdateManifest, context: AcceptCon
  */
 export function screen(commit: Commit, context: AcceptContext): Refusal | undefined {
   const { manifest } = commit;
-  if (!context.open) return refuse("Late", "the round no longer waits for updates");
+  if (!context.open) return refuseClosed(context);
   if (manifest === undefined) return refuse("BadPayload", "the commit is not a manifest");
   if (commit.round !== context.round || manifest.round !== context.round) {
     return refuse("WrongRound", `the manifest is of round "${shown(manifest.round)}"`);
@@ -246,6 +253,7 @@ function refusedVerdict(commit: Commit, refusal: Refusal): Verdict {
     reason: refusal.reason,
     message: refusal.message,
     norm: 0,
+    staleness: 0,
     shardSums: [],
     manifest: UpdateManifest.fromPartial({ device: commit.device, round: commit.round }),
   };
@@ -268,6 +276,6 @@ export function accept(commit: Commit, context: AcceptContext, payload: PayloadF
     if (judged !== undefined) return refusedVerdict(commit, judged);
   }
   const norm = payload?.ok === true ? payload.norm : 0;
-  const kept = withoutChunks(manifest);
-  return { commitSeq: commit.seq, accepted: true, reason: "", message: "", norm, manifest: kept, shardSums: [] };
+  const empty = { reason: "", message: "", staleness: 0, shardSums: [] };
+  return { commitSeq: commit.seq, accepted: true, ...empty, norm, manifest: withoutChunks(manifest) };
 }

@@ -17,8 +17,8 @@ const given = <T extends object>(map: T): Given<T> =>
 
 /** A strategy with its own parameters filled in; those of others are zero. */
 export function completedStrategy({ strategy }: Spec): StrategySpec {
-  const { parameters, robust, controlled }: StrategyFacts = STRATEGIES[strategy.name];
-  const isEqual = robust !== undefined || controlled === true;
+  const { parameters, robust, controlled, asynchronous }: StrategyFacts = STRATEGIES[strategy.name];
+  const isEqual = robust !== undefined || controlled === true || asynchronous === true;
   const weighting = strategy.weighting ?? (isEqual ? "equal" : JOB_DEFAULTS.strategy.weighting);
   return StrategySpec.fromPartial({ ...parameters, ...given(strategy), weighting });
 }
@@ -52,6 +52,8 @@ const krumLeast = ({ strategy }: Spec): number => 2 * (strategy.byzantine ?? 0) 
 
 const fragmentCount = ({ strategy }: Spec): number =>
   strategy.fragments ?? STRATEGIES.streamingDiloco.parameters.fragments;
+
+const bufferSize = ({ strategy }: Spec): number => strategy.bufferSize ?? STRATEGIES.fedbuff.parameters.bufferSize;
 
 /** All pairs of strategy, codec, cohort and local training that cannot be. */
 const CLASHES: readonly Clash[] = [
@@ -216,6 +218,21 @@ const CLASHES: readonly Clash[] = [
       (strategy.population ?? 0) > 0 && (strategy.population ?? 0) < Math.max(cohort.min, cohort.target),
     description: ({ cohort }) =>
       `is smaller than a round's cohort (${Math.max(cohort.min, cohort.target)}); give the number of devices that take part in the job`,
+  },
+  {
+    field: "spec.strategy.bufferSize",
+    value: ({ strategy }) => strategy.bufferSize,
+    when: (spec, { asynchronous }) => asynchronous === true && bufferSize(spec) < spec.cohort.min,
+    description: ({ cohort }) =>
+      `is below cohort.min (${cohort.min}), without which no round is folded; raise it or lower cohort.min`,
+  },
+  {
+    field: "spec.cohort.overCommit",
+    value: ({ cohort }) => cohort.overCommit,
+    when: ({ cohort }, { asynchronous }) => asynchronous === true && cohort.overCommit > 1,
+    description: ({ strategy }) =>
+      `invites spare devices against slow ones, and "${strategy.name}" waits for none and loses no update that comes later; ` +
+      "leave it out and raise cohort.target, the number of devices at work at once",
   },
 ];
 

@@ -149,6 +149,8 @@ const strategy = object({
   fragments: whole(1, 256).optional(),
   mixing: between(0, 0.99).optional(),
   population: whole(0, 1_000_000).optional(),
+  bufferSize: whole(1, 1000).optional(),
+  maxStaleness: whole(1, 100).optional(),
   weighting: z.enum(["tokens", "equal"]).optional(),
   maxUpdateNorm: between(0, 1e12).default(D.strategy.maxUpdateNorm),
   normBound: between(0, 1e12).default(D.strategy.normBound),

@@ -1,6 +1,7 @@
 /** Why a commit does not count. */
 export type RefusalReason =
   | "Late"
+  | "TooStale"
   | "NotAssigned"
   | "Duplicate"
   | "WrongRound"

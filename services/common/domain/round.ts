@@ -2,6 +2,15 @@ import { RoundStatus, type Exclusion, type Round, type UpdateTally, type Verdict
 import { findCondition, type Observation, setCondition } from "./condition.js";
 import { describeFailure } from "./damage.js";
 import { countedDevices } from "./site.js";
+import {
+  acceptedVerdicts,
+  type Carried,
+  devicesIn,
+  isAsynchronous,
+  lastTakerOf,
+  takeBuffer,
+  type Update,
+} from "./staleness.js";
 
 /**
  * Values, about, that a shard of a round's fold holds. Written into the round, because sums over shards depend on the cut in
@@ -31,6 +40,11 @@ export interface RoundFacts {
   hasResult: boolean;
   /** Whether the job was cancelled, failed or deleted. */
   jobStopped: boolean;
+  /** What earlier rounds bring; nothing unless the job is asynchronous. */
+  carried: Carried;
+  /** Rounds that the job asks for, and those whose result it has taken in. */
+  rounds: number;
+  completedRounds: number;
 }
 
 /** The next status, or none and the time at which to look again if nothing happens before. */
@@ -42,20 +56,6 @@ const JUDGEMENT_POLL_MS = 2_000;
 /** An empty status: the round is to be planned. */
 export function newRoundStatus(): RoundStatus {
   return RoundStatus.fromPartial({ phase: "Planning" });
-}
-
-/** Accepted commits in log order, of each device the first. */
-export function acceptedVerdicts(tally: UpdateTally | undefined): Verdict[] {
-  const seen = new Set<string>();
-  return [...(tally?.verdicts ?? [])]
-    .sort((a, b) => a.commitSeq - b.commitSeq)
-    .filter((verdict) => {
-      if (!verdict.accepted || verdict.manifest === undefined) return false;
-      const devices = countedDevices(verdict.manifest);
-      if (devices.some((device) => seen.has(device))) return false;
-      for (const device of devices) seen.add(device);
-      return true;
-    });
 }
 
 const countedIn = ({ manifest }: Verdict): string[] => (manifest === undefined ? [] : countedDevices(manifest));
@@ -119,29 +119,93 @@ function givenUp({ outstanding, withdrawn }: Standing, silent: ReadonlySet<strin
   return [...withdrawn, ...gone].sort(byDevice);
 }
 
+/** What a round could fold now. */
+interface Supply {
+  /** In log order. */
+  updates: Update[];
+  /** Whether no more is waited for: the target is reached. */
+  isFull: boolean;
+  /** Devices whose work is in them. */
+  devices: number;
+  /** Devices that may still commit, to this round or an earlier one that it takes from. */
+  outstanding: number;
+  /** Devices whose work would be in the fold if all of them did. */
+  possible: number;
+}
+
+function supplyOf(round: Round, status: RoundStatus, { carried, rounds }: RoundFacts, standing: Standing): Supply {
+  // No other round folds what a synchronous one leaves.
+  const expires = lastTakerOf(round, rounds) <= (round.spec?.number ?? 0);
+  const fresh = standing.accepted.map((verdict) => ({ verdict, staleness: 0, expires }));
+  const all = [...carried.waiting, ...fresh].sort((a, b) => a.verdict.commitSeq - b.verdict.commitSeq);
+  const { taken: updates, isFull } = takeBuffer(all, status.target, status.quorum);
+  const counted = new Set(updates.flatMap(devicesIn));
+  const coming = [...standing.outstanding, ...carried.atWork.keys()];
+  const possible = new Set([...counted, ...coming]).size;
+  return { updates, isFull, devices: counted.size, outstanding: coming.length, possible };
+}
+
 type Decision = "wait" | "fold" | "replan" | "fail";
 
 /** The decision of the Training phase; see `advance`. */
-function decide(status: RoundStatus, facts: RoundFacts, standing: Standing, nowMs: number): Decision {
-  const accepted = standing.counted;
+function decide(status: RoundStatus, facts: RoundFacts, supply: Supply, nowMs: number): Decision {
   // A durable commit is never dropped for want of a judgement: whatever is decided, it is decided knowing all of them.
   if (facts.unjudged > 0) return "wait";
-  const hasQuorum = accepted >= status.quorum;
+  const hasQuorum = supply.devices >= status.quorum;
   if (facts.jobStopped) return hasQuorum ? "fold" : "fail";
-  if (hasQuorum && accepted >= status.target) return "fold";
-  if (standing.outstanding.length === 0 || nowMs >= status.deadlineAtMs) return hasQuorum ? "fold" : "replan";
-  return accepted + standing.outstanding.length < status.quorum ? "replan" : "wait";
+  if (supply.isFull) return "fold";
+  if (supply.outstanding === 0 || nowMs >= status.deadlineAtMs) return hasQuorum ? "fold" : "replan";
+  return supply.possible < status.quorum ? "replan" : "wait";
 }
 
-/** The fold set is frozen here, once: the aggregator folds these commits in this order and no other. */
-function fold(status: RoundStatus, { accepted, outstanding, withdrawn }: Standing): RoundStatus {
-  const late = outstanding.map((device) => ({ device, reasons: ["had not committed when the round was folded"] }));
+/** Whether a round in training has room in its buffer still, so that devices without work are worth inviting. */
+export function isCollecting(round: Round, facts: RoundFacts, nowMs: number): boolean {
+  const { status } = round;
+  if (!isAsynchronous(round.spec) || status?.phase !== "Training" || facts.jobStopped) return false;
+  return nowMs < status.deadlineAtMs && !supplyOf(round, status, facts, standingOf(status, facts)).isFull;
+}
+
+/**
+ * The fold set is frozen here, once: the aggregator folds these commits in this order and no other. Who has not committed is
+ * not waited for any more, unless a later round takes what he brings.
+ */
+function fold(round: Round, status: RoundStatus, facts: RoundFacts, standing: Standing, supply: Supply): RoundStatus {
+  const { outstanding, withdrawn } = standing;
+  const goOn = !facts.jobStopped && lastTakerOf(round, facts.rounds) > (round.spec?.number ?? 0);
+  const reasons = ["had not committed when the round was folded"];
+  const late = goOn ? [] : outstanding.map((device) => ({ device, reasons }));
   return {
     ...status,
     phase: "Aggregating",
-    foldSet: accepted.map(({ commitSeq, manifest }) => ({ device: manifest?.device ?? "", commitSeq })),
+    foldSet: supply.updates.map(({ verdict: { commitSeq, manifest }, staleness }) => ({
+      device: manifest?.device ?? "",
+      commitSeq,
+      staleness,
+    })),
     withdrawn: [...withdrawn, ...late].sort(byDevice),
+    awaitsStragglers: goOn && outstanding.length > 0,
   };
+}
+
+/** A folded round follows its devices that train on, until a later round cannot take what they bring any more. */
+function followStragglers(round: Round, status: RoundStatus, facts: RoundFacts): Advance {
+  if (!status.awaitsStragglers) return { changed: false, wakeAtMs: undefined };
+  const last = lastTakerOf(round, facts.rounds);
+  const { outstanding, withdrawn } = standingOf(status, facts);
+  const isOver = facts.jobStopped || facts.completedRounds >= last;
+  const reasons = [
+    facts.jobStopped
+      ? "had not committed when the job was stopped"
+      : `had not committed when round ${last} was folded, the last that would take its update`,
+  ];
+  const late = isOver ? outstanding.map((device) => ({ device, reasons })) : [];
+  const next: RoundStatus = {
+    ...status,
+    withdrawn: [...withdrawn, ...late].sort(byDevice),
+    awaitsStragglers: !isOver && outstanding.length > 0,
+  };
+  const isSame = next.awaitsStragglers && sameExclusions(status.withdrawn, next.withdrawn);
+  return isSame ? { changed: false, wakeAtMs: undefined } : { changed: true, status: next };
 }
 
 /**
@@ -161,6 +225,9 @@ function fold(status: RoundStatus, { accepted, outstanding, withdrawn }: Standin
  * ```
  *
  * From every open phase a round also fails when the aggregator has given it up because what is stored is damaged.
+ *
+ * A round of an asynchronous job (FedBuff, Nguyen 2022) folds the first `target` updates of the log, those of earlier rounds
+ * included, and its devices that have not committed train on for later ones.
  */
 export function advance(round: Round, facts: RoundFacts, nowMs: number): Advance {
   const status = round.status ?? newRoundStatus();
@@ -175,15 +242,17 @@ export function advance(round: Round, facts: RoundFacts, nowMs: number): Advance
   if (damaged !== undefined) return damaged;
   switch (status.phase) {
     case "Planning":
-      return advancePlanning(status, facts, nowMs, observed);
+      return advancePlanning(round, status, facts, nowMs, observed);
     case "Training":
-      return advanceTraining(status, facts, nowMs, observed);
+      return advanceTraining(round, status, facts, nowMs, observed);
     case "Aggregating":
-      if (!facts.hasResult) return { changed: false, wakeAtMs: undefined };
+      if (!facts.hasResult) return followStragglers(round, status, facts);
       return observed(
         { ...status, phase: "Completed" },
         { type: "Completed", status: true, reason: "Folded", message: `${status.foldSet.length} updates were folded` },
       );
+    case "Completed":
+      return followStragglers(round, status, facts);
     default:
       return { changed: false, wakeAtMs: undefined };
   }
@@ -205,7 +274,7 @@ function advanceDamaged(
   if (found === undefined || !OPEN.has(status.phase)) return undefined;
   const { reason, message } = describeFailure(found, round.spec?.job ?? "");
   const seen = { type: "Completed", status: false, reason, message };
-  if (found.final) return observed({ ...status, phase: "Failed" }, seen);
+  if (found.final) return observed({ ...status, phase: "Failed", awaitsStragglers: false }, seen);
   return findCondition(status.conditions, "Completed")?.message === message ? undefined : observed(status, seen);
 }
 
@@ -219,24 +288,42 @@ const failure = (message: string): Omit<Observation, "generation"> => ({
 type Observed = (next: RoundStatus, seen: Omit<Observation, "generation">) => Advance;
 
 /** A withdrawn device may come back and commit what it had spooled while replacements are still looked for. */
-function advancePlanning(status: RoundStatus, facts: RoundFacts, nowMs: number, observed: Observed): Advance {
+function advancePlanning(
+  round: Round,
+  status: RoundStatus,
+  facts: RoundFacts,
+  nowMs: number,
+  observed: Observed,
+): Advance {
   if (facts.unjudged > 0) return { changed: false, wakeAtMs: nowMs + JUDGEMENT_POLL_MS };
   const standing = standingOf(status, facts);
-  if (status.quorum > 0 && standing.counted >= status.quorum) {
-    const message = `${standing.counted} accepted, ${status.quorum} needed`;
-    return observed(fold(status, standing), { type: "Quorum", status: true, reason: "Reached", message });
+  const supply = supplyOf(round, status, facts, standing);
+  if (status.quorum > 0 && supply.devices >= status.quorum) {
+    const next = fold(round, status, facts, standing, supply);
+    return observed(next, { type: "Quorum", status: true, reason: "Reached", message: countText(status, supply) });
   }
   if (!facts.jobStopped) return { changed: false, wakeAtMs: undefined };
   return observed({ ...status, phase: "Failed" }, failure("the job was stopped while the round was being planned"));
 }
 
-function advanceTraining(status: RoundStatus, facts: RoundFacts, nowMs: number, observed: Observed): Advance {
+const countText = ({ quorum }: RoundStatus, { devices }: Supply): string => `${devices} accepted, ${quorum} needed`;
+
+function advanceTraining(
+  round: Round,
+  status: RoundStatus,
+  facts: RoundFacts,
+  nowMs: number,
+  observed: Observed,
+): Advance {
   const standing = standingOf(status, facts);
+  const supply = supplyOf(round, status, facts, standing);
   const isOver = nowMs >= status.deadlineAtMs;
-  const count = `${standing.counted} accepted, ${status.quorum} needed`;
-  switch (decide(status, facts, standing, nowMs)) {
-    case "fold":
-      return observed(fold(status, standing), { type: "Quorum", status: true, reason: "Reached", message: count });
+  const count = countText(status, supply);
+  switch (decide(status, facts, supply, nowMs)) {
+    case "fold": {
+      const next = fold(round, status, facts, standing, supply);
+      return observed(next, { type: "Quorum", status: true, reason: "Reached", message: count });
+    }
     case "fail":
       return observed({ ...status, phase: "Failed" }, failure(`the job was stopped without a quorum: ${count}`));
     case "replan":

@@ -14,6 +14,8 @@ export interface StrategyParameters {
   fragments: number;
   mixing: number;
   population: number;
+  bufferSize: number;
+  maxStaleness: number;
 }
 
 /** What a submission must know of a strategy. */
@@ -33,6 +35,8 @@ export interface StrategyFacts {
   readonly streaming?: boolean;
   /** Whether devices keep control variates, whose changes travel with the updates. */
   readonly controlled?: boolean;
+  /** Whether rounds fold what a buffer holds, updates that began in earlier rounds included, and devices train on meanwhile. */
+  readonly asynchronous?: boolean;
 }
 
 const outer = { outerLearningRate: 1, outerMomentum: 0 };
@@ -61,6 +65,7 @@ export const STRATEGIES = {
     robust: { least: 3 },
   },
   scaffold: { parameters: { outerLearningRate: 1, population: 0 }, controlled: true },
+  fedbuff: { parameters: { outerLearningRate: 1, bufferSize: 10, maxStaleness: 10 }, asynchronous: true },
 } as const satisfies Readonly<Record<string, StrategyFacts>>;
 
 /** The facts of this strategy, if there is one of the name. */

@@ -218,7 +218,7 @@ export interface ScheduleSpec {
 export interface StrategySpec {
   /**
    * "fedavg", "fedprox", "diloco", "streamingDiloco", "fedadam", "fedyogi", "fedadagrad", "sparseLoco", "median",
-   * "trimmedMean", "krum", "multiKrum", "centeredClipping" or "scaffold".
+   * "trimmedMean", "krum", "multiKrum", "centeredClipping", "scaffold" or "fedbuff".
    */
   name: string;
   /** Outer learning rate (all but fedavg and fedprox). */
@@ -255,6 +255,10 @@ export interface StrategySpec {
   mixing: number;
   /** Devices of which the cohorts of all rounds are drawn (scaffold); 0: every one takes part in every round. */
   population: number;
+  /** Updates that are folded together (fedbuff). */
+  bufferSize: number;
+  /** Rounds that may have been folded since a device fetched its weights, for its update still to count (fedbuff). */
+  maxStaleness: number;
 }
 
 /** How updates are written on the wire. */
@@ -2232,6 +2236,8 @@ function createBaseStrategySpec(): StrategySpec {
     fragments: 0,
     mixing: 0,
     population: 0,
+    bufferSize: 0,
+    maxStaleness: 0,
   };
 }
 
@@ -2290,6 +2296,12 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     }
     if (message.population !== 0) {
       writer.uint32(160).int32(message.population);
+    }
+    if (message.bufferSize !== 0) {
+      writer.uint32(168).int32(message.bufferSize);
+    }
+    if (message.maxStaleness !== 0) {
+      writer.uint32(176).int32(message.maxStaleness);
     }
     return writer;
   },
@@ -2451,6 +2463,22 @@ export const StrategySpec: MessageFns<StrategySpec> = {
             message.population = reader.int32();
             continue;
           }
+          case 21: {
+            if (tag !== 168) {
+              break;
+            }
+
+            message.bufferSize = reader.int32();
+            continue;
+          }
+          case 22: {
+            if (tag !== 176) {
+              break;
+            }
+
+            message.maxStaleness = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2511,6 +2539,16 @@ export const StrategySpec: MessageFns<StrategySpec> = {
       fragments: isSet(object.fragments) ? globalThis.Number(object.fragments) : 0,
       mixing: isSet(object.mixing) ? globalThis.Number(object.mixing) : 0,
       population: isSet(object.population) ? globalThis.Number(object.population) : 0,
+      bufferSize: isSet(object.bufferSize)
+        ? globalThis.Number(object.bufferSize)
+        : isSet(object.buffer_size)
+        ? globalThis.Number(object.buffer_size)
+        : 0,
+      maxStaleness: isSet(object.maxStaleness)
+        ? globalThis.Number(object.maxStaleness)
+        : isSet(object.max_staleness)
+        ? globalThis.Number(object.max_staleness)
+        : 0,
     };
   },
 
@@ -2570,6 +2608,12 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     if (message.population !== 0) {
       obj.population = Math.round(message.population);
     }
+    if (message.bufferSize !== 0) {
+      obj.bufferSize = Math.round(message.bufferSize);
+    }
+    if (message.maxStaleness !== 0) {
+      obj.maxStaleness = Math.round(message.maxStaleness);
+    }
     return obj;
   },
 
@@ -2596,6 +2640,8 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     message.fragments = object.fragments ?? 0;
     message.mixing = object.mixing ?? 0;
     message.population = object.population ?? 0;
+    message.bufferSize = object.bufferSize ?? 0;
+    message.maxStaleness = object.maxStaleness ?? 0;
     return message;
   },
 };

@@ -49,6 +49,8 @@ export interface RoundSpec {
   outerState:
     | BlobRef
     | undefined;
+  /** Asynchronous jobs: so many of the next rounds may still fold an update of this one; 0: it counts here or not at all. */
+  maxStaleness: number;
   /** Values, about, that a shard of the fold holds: replicas, restarts and replays cut a round alike. 0 is 8388608. */
   foldShardValues: number;
 }
@@ -210,6 +212,8 @@ export interface RoundStatus {
   foldSet: FoldEntry[];
   /** Devices that refused, failed or vanished, and why. */
   withdrawn: Exclusion[];
+  /** Asynchronous jobs: the round is folded, and devices of it still train whose updates later rounds take. */
+  awaitsStragglers: boolean;
 }
 
 /** One update to fold. */
@@ -218,6 +222,8 @@ export interface FoldEntry {
   device: string;
   /** Sequence of its commit in the update log. */
   commitSeq: number;
+  /** Rounds between the one whose weights it started from, under whose name it lies in the log, and this one. */
+  staleness: number;
 }
 
 /** The aggregator's judgement of the commits of a round so far; named like the Round. Written by the aggregator. */
@@ -258,7 +264,7 @@ export interface Verdict {
   commitSeq: number;
   /** True if it counts. */
   accepted: boolean;
-  /** Why not: "Duplicate", "WrongDigest", "WrongShape", "NotFinite", "NotAssigned", "NormExceeded", "BadPayload". */
+  /** Why not: "Duplicate", "WrongDigest", "WrongShape", "NotFinite", "NotAssigned", "NormExceeded", "BadPayload", "TooStale". */
   reason: string;
   /** The same for people. */
   message: string;
@@ -268,6 +274,8 @@ export interface Verdict {
   manifest:
     | UpdateManifest
     | undefined;
+  /** In the result of a round: how stale it was there. */
+  staleness: number;
   /** CRC-32 of the encoded chunks of each shard of the fold, in order: a shard is checked without the rest. */
   shardSums: number[];
 }
@@ -575,6 +583,7 @@ function createBaseRoundSpec(): RoundSpec {
     seed: 0,
     task: undefined,
     outerState: undefined,
+    maxStaleness: 0,
     foldShardValues: 0,
   };
 }
@@ -598,6 +607,9 @@ export const RoundSpec: MessageFns<RoundSpec> = {
     }
     if (message.outerState !== undefined) {
       BlobRef.encode(message.outerState, writer.uint32(50).fork()).join();
+    }
+    if (message.maxStaleness !== 0) {
+      writer.uint32(72).int32(message.maxStaleness);
     }
     if (message.foldShardValues !== 0) {
       writer.uint32(80).int64(message.foldShardValues);
@@ -666,6 +678,14 @@ export const RoundSpec: MessageFns<RoundSpec> = {
             message.outerState = BlobRef.decode(reader, reader.uint32());
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.maxStaleness = reader.int32();
+            continue;
+          }
           case 10: {
             if (tag !== 80) {
               break;
@@ -702,6 +722,11 @@ export const RoundSpec: MessageFns<RoundSpec> = {
         : isSet(object.outer_state)
         ? BlobRef.fromJSON(object.outer_state)
         : undefined,
+      maxStaleness: isSet(object.maxStaleness)
+        ? globalThis.Number(object.maxStaleness)
+        : isSet(object.max_staleness)
+        ? globalThis.Number(object.max_staleness)
+        : 0,
       foldShardValues: isSet(object.foldShardValues)
         ? globalThis.Number(object.foldShardValues)
         : isSet(object.fold_shard_values)
@@ -730,6 +755,9 @@ export const RoundSpec: MessageFns<RoundSpec> = {
     if (message.outerState !== undefined) {
       obj.outerState = BlobRef.toJSON(message.outerState);
     }
+    if (message.maxStaleness !== 0) {
+      obj.maxStaleness = Math.round(message.maxStaleness);
+    }
     if (message.foldShardValues !== 0) {
       obj.foldShardValues = Math.round(message.foldShardValues);
     }
@@ -749,6 +777,7 @@ export const RoundSpec: MessageFns<RoundSpec> = {
     message.outerState = (object.outerState !== undefined && object.outerState !== null)
       ? BlobRef.fromPartial(object.outerState)
       : undefined;
+    message.maxStaleness = object.maxStaleness ?? 0;
     message.foldShardValues = object.foldShardValues ?? 0;
     return message;
   },
@@ -1861,6 +1890,7 @@ function createBaseRoundStatus(): RoundStatus {
     attempt: 0,
     foldSet: [],
     withdrawn: [],
+    awaitsStragglers: false,
   };
 }
 
@@ -1898,6 +1928,9 @@ export const RoundStatus: MessageFns<RoundStatus> = {
     }
     for (const v of message.withdrawn) {
       Exclusion.encode(v!, writer.uint32(90).fork()).join();
+    }
+    if (message.awaitsStragglers !== false) {
+      writer.uint32(400).bool(message.awaitsStragglers);
     }
     return writer;
   },
@@ -2003,6 +2036,14 @@ export const RoundStatus: MessageFns<RoundStatus> = {
             message.withdrawn.push(Exclusion.decode(reader, reader.uint32()));
             continue;
           }
+          case 50: {
+            if (tag !== 400) {
+              break;
+            }
+
+            message.awaitsStragglers = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2048,6 +2089,11 @@ export const RoundStatus: MessageFns<RoundStatus> = {
       withdrawn: globalThis.Array.isArray(object?.withdrawn)
         ? object.withdrawn.map((e: any) => Exclusion.fromJSON(e))
         : [],
+      awaitsStragglers: isSet(object.awaitsStragglers)
+        ? globalThis.Boolean(object.awaitsStragglers)
+        : isSet(object.awaits_stragglers)
+        ? globalThis.Boolean(object.awaits_stragglers)
+        : false,
     };
   },
 
@@ -2086,6 +2132,9 @@ export const RoundStatus: MessageFns<RoundStatus> = {
     if (message.withdrawn?.length) {
       obj.withdrawn = message.withdrawn.map((e) => Exclusion.toJSON(e));
     }
+    if (message.awaitsStragglers !== false) {
+      obj.awaitsStragglers = message.awaitsStragglers;
+    }
     return obj;
   },
 
@@ -2105,12 +2154,13 @@ export const RoundStatus: MessageFns<RoundStatus> = {
     message.attempt = object.attempt ?? 0;
     message.foldSet = object.foldSet?.map((e) => FoldEntry.fromPartial(e)) || [];
     message.withdrawn = object.withdrawn?.map((e) => Exclusion.fromPartial(e)) || [];
+    message.awaitsStragglers = object.awaitsStragglers ?? false;
     return message;
   },
 };
 
 function createBaseFoldEntry(): FoldEntry {
-  return { device: "", commitSeq: 0 };
+  return { device: "", commitSeq: 0, staleness: 0 };
 }
 
 export const FoldEntry: MessageFns<FoldEntry> = {
@@ -2120,6 +2170,9 @@ export const FoldEntry: MessageFns<FoldEntry> = {
     }
     if (message.commitSeq !== 0) {
       writer.uint32(16).int64(message.commitSeq);
+    }
+    if (message.staleness !== 0) {
+      writer.uint32(24).int32(message.staleness);
     }
     return writer;
   },
@@ -2153,6 +2206,14 @@ export const FoldEntry: MessageFns<FoldEntry> = {
             message.commitSeq = longToNumber(reader.int64());
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.staleness = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2173,6 +2234,7 @@ export const FoldEntry: MessageFns<FoldEntry> = {
         : isSet(object.commit_seq)
         ? globalThis.Number(object.commit_seq)
         : 0,
+      staleness: isSet(object.staleness) ? globalThis.Number(object.staleness) : 0,
     };
   },
 
@@ -2184,6 +2246,9 @@ export const FoldEntry: MessageFns<FoldEntry> = {
     if (message.commitSeq !== 0) {
       obj.commitSeq = Math.round(message.commitSeq);
     }
+    if (message.staleness !== 0) {
+      obj.staleness = Math.round(message.staleness);
+    }
     return obj;
   },
 
@@ -2194,6 +2259,7 @@ export const FoldEntry: MessageFns<FoldEntry> = {
     const message = createBaseFoldEntry();
     message.device = object.device ?? "";
     message.commitSeq = object.commitSeq ?? 0;
+    message.staleness = object.staleness ?? 0;
     return message;
   },
 };
@@ -2497,7 +2563,16 @@ export const FoldFailure: MessageFns<FoldFailure> = {
 };
 
 function createBaseVerdict(): Verdict {
-  return { commitSeq: 0, accepted: false, reason: "", message: "", norm: 0, manifest: undefined, shardSums: [] };
+  return {
+    commitSeq: 0,
+    accepted: false,
+    reason: "",
+    message: "",
+    norm: 0,
+    manifest: undefined,
+    staleness: 0,
+    shardSums: [],
+  };
 }
 
 export const Verdict: MessageFns<Verdict> = {
@@ -2519,6 +2594,9 @@ export const Verdict: MessageFns<Verdict> = {
     }
     if (message.manifest !== undefined) {
       UpdateManifest.encode(message.manifest, writer.uint32(50).fork()).join();
+    }
+    if (message.staleness !== 0) {
+      writer.uint32(56).int32(message.staleness);
     }
     if (message.shardSums.length !== 0) {
       writer.uint32(162).fork();
@@ -2591,6 +2669,14 @@ export const Verdict: MessageFns<Verdict> = {
             message.manifest = UpdateManifest.decode(reader, reader.uint32());
             continue;
           }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.staleness = reader.int32();
+            continue;
+          }
           case 20: {
             if (tag === 165) {
               message.shardSums.push(reader.fixed32());
@@ -2633,6 +2719,7 @@ export const Verdict: MessageFns<Verdict> = {
       message: isSet(object.message) ? globalThis.String(object.message) : "",
       norm: isSet(object.norm) ? globalThis.Number(object.norm) : 0,
       manifest: isSet(object.manifest) ? UpdateManifest.fromJSON(object.manifest) : undefined,
+      staleness: isSet(object.staleness) ? globalThis.Number(object.staleness) : 0,
       shardSums: globalThis.Array.isArray(object?.shardSums)
         ? object.shardSums.map((e: any) => globalThis.Number(e))
         : globalThis.Array.isArray(object?.shard_sums)
@@ -2661,6 +2748,9 @@ export const Verdict: MessageFns<Verdict> = {
     if (message.manifest !== undefined) {
       obj.manifest = UpdateManifest.toJSON(message.manifest);
     }
+    if (message.staleness !== 0) {
+      obj.staleness = Math.round(message.staleness);
+    }
     if (message.shardSums?.length) {
       obj.shardSums = message.shardSums.map((e) => Math.round(e));
     }
@@ -2680,6 +2770,7 @@ export const Verdict: MessageFns<Verdict> = {
     message.manifest = (object.manifest !== undefined && object.manifest !== null)
       ? UpdateManifest.fromPartial(object.manifest)
       : undefined;
+    message.staleness = object.staleness ?? 0;
     message.shardSums = object.shardSums?.map((e) => e) || [];
     return message;
   },

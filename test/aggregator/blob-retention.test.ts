@@ -96,8 +96,8 @@ test("no resource names a blob by the text of its digest alone", (t) => {
       .filter((path) => /digest/i.test(path.at(-1)?.name ?? ""))
       .map((path) => [kind, ...path.map(({ name }) => name)].join(".")),
   );
-  // Digests of updates' chunks in the log, and the starting weights a device says it had.
-  const ofUpdates = /\.manifest\.(digest|baseDigest|members\.digest)$/;
+  // Digests of updates' chunks in the log, the starting weights a device says it had, and those that a change is from.
+  const ofUpdates = /\.(manifest\.(digest|baseDigest|members\.digest)|delta\.baseDigest)$/;
   const ofRefs = digests.filter((path) => !ofUpdates.test(path));
   const refs = kinds.flatMap((kind) =>
     pathsTo("BlobRef", kind).map((path) => [kind, ...path.map(({ name }) => name), "digest"].join(".")),

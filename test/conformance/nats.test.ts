@@ -39,6 +39,33 @@ resourceStoreConformance(test, "NATS store", () => store);
 blobStoreConformance(test, "NATS blobs", () => new NatsBlobStore(link));
 blobCollectionConformance(test, "NATS blobs", () => new NatsBlobStore(link));
 
+test("NATS update log: a reader may take its time over a chunk, and the run goes on", async (t) => {
+  const own = await server.connect();
+  t.teardown(() => own.close());
+  const log = new NatsUpdateLog(own);
+  const seqs: number[] = [];
+  for (let index = 0; index < 40; index += 1) {
+    const stored = await own.jetstream().publish(subjects.updateChunk("dev-slow", "slow-1"), Uint8Array.of(index));
+    seqs.push(stored.seq);
+  }
+  let singles = 0;
+  const request = own.nc.request.bind(own.nc);
+  own.nc.request = (subject, ...rest) => {
+    if (subject.includes(".DIRECT.GET.")) singles += 1;
+    return request(subject, ...rest);
+  };
+  const read: (number | undefined)[] = [];
+  for await (const chunk of log.readChunks({ device: "dev-slow", round: "slow-1" }, seqs)) {
+    read.push(chunk?.bytes[0]);
+    if (read.length === 2) await own.clock.sleep(8000);
+  }
+  t.deepEqual(
+    read,
+    seqs.map((_, index) => index),
+  );
+  t.is(singles, 0);
+});
+
 test("NATS blobs: pieces of a put that was cut off are told, and go up to a version", async (t) => {
   const blobs = new NatsBlobStore(link);
   const js = link.jetstream();

@@ -81,6 +81,8 @@ class Batches {
   private asked = 0;
   private used = 0;
   private heardAtMs: number;
+  /** While the reader is busy with a message no other is awaited. */
+  private isAwaited = true;
   private isBroken = false;
   private readonly close: () => void;
 
@@ -98,7 +100,7 @@ class Batches {
     });
     const subscription = link.nc.subscribe(this.inbox, { callback: (error, message) => this.take(error, message) });
     const timer = setInterval(() => {
-      if (link.clock.monotonicMs() - this.heardAtMs > SILENCE_MS) this.over.abort();
+      if (this.isAwaited && link.clock.monotonicMs() - this.heardAtMs > SILENCE_MS) this.over.abort();
     }, 1000);
     this.close = () => {
       clearInterval(timer);
@@ -118,8 +120,9 @@ class Batches {
     for await (const message of this.mailbox) {
       this.used += 1;
       if (this.asked - this.used <= this.inBatch) this.ask();
+      this.isAwaited = false;
       yield message;
-      // While the reader is busy nothing is awaited.
+      this.isAwaited = true;
       this.heardAtMs = this.link.clock.monotonicMs();
     }
     if (this.isBroken) throw new CodedError("DISCONNECT", "the connection to NATS broke during a read");

@@ -79,15 +79,22 @@ function groupsOf(updates: readonly CommittedUpdate[]): Group[] {
   return updates.length > 0 ? [...groups, { first, end: updates.length }] : groups;
 }
 
+const isOf = (chunk: Chunk | undefined, device: string, mostBytes: number): boolean =>
+  chunk?.device === device && chunk.bytes.length <= mostBytes;
+
 async function readTogether(log: UpdateLog, updates: readonly CommittedUpdate[]): Promise<Map<number, Chunk>> {
   const seqs = [...new Set(updates.flatMap((update) => update.seqs))].sort((a, b) => a - b);
   const bytes = updates.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
   const of = { round: updates[0]?.round ?? "", chunkBytes: Math.ceil(bytes / Math.max(1, seqs.length)) };
+  const claims = new Map<number, CommittedUpdate[]>();
+  for (const update of updates) for (const seq of update.seqs) claims.set(seq, [...(claims.get(seq) ?? []), update]);
   const chunks = new Map<number, Chunk>();
   let next = 0;
   for await (const chunk of log.readChunks(of, seqs)) {
-    if (chunk !== undefined) chunks.set(seqs[next] as number, chunk);
-    next += 1;
+    const seq = seqs[next++] as number;
+    // A manifest may name any chunk of the round: what is not of its device, or larger than all it claims, is not held.
+    const isClaimed = claims.get(seq)?.some(({ device, sizeBytes }) => isOf(chunk, device, sizeBytes));
+    if (chunk !== undefined && isClaimed === true) chunks.set(seq, chunk);
   }
   return chunks;
 }

@@ -132,7 +132,8 @@ class Batches {
     const batch = Math.min(this.inBatch, this.most + MOST_PASSED_OVER - this.asked);
     if (batch <= 0) return;
     this.asked += batch;
-    const request = JSON.stringify({ batch, expires: nanos(SILENCE_MS) });
+    // Messages larger than they were said to be end the request before they fill the memory.
+    const request = JSON.stringify({ batch, expires: nanos(SILENCE_MS), max_bytes: 2 * BATCH_BYTES });
     this.link.nc.publish(this.subject, request, { reply: this.inbox });
   }
 

@@ -64,8 +64,7 @@ async function federate(stage: Stage, plane: ControlPlane): Promise<Federated> {
   const clients: Clients = connectClients(plane.context);
   const fleet = new Fleet(devices, join(root, "devices"));
   try {
-    fleet.start(await enrol(clients, devices.length));
-    await fleet.ready(clients, shell.signal);
+    await fleet.start(await enrol(clients, devices.length), clients, shell.signal);
     live.log(`${devices.length} devices are ready: training ${options.rounds} rounds`);
     const federated = await trainFederated({ clients, fleet, live, devices, options, signal: shell.signal });
     await exportModel(clients, DEMO.job, options.checkpoint);

@@ -43,11 +43,19 @@ export class Fleet {
     private readonly root: string,
   ) {}
 
-  /** Starts every agent; the join token goes in by standard input, where no process list shows it. */
-  start(token: string): void {
-    for (const device of this.devices) this.#spawn(device, token);
+  /**
+   * Starts the agents, each when the one before it beats and has said what text it has: a device that measures its speed
+   * beside seven others that do finds out which of them the processor favours.
+   * @throws CliError if an agent ends or one does not come in time
+   */
+  async start(token: string, clients: Clients, signal: AbortSignal): Promise<void> {
+    for (const [before, device] of this.devices.entries()) {
+      this.#spawn(device, token);
+      await this.#ready(before + 1, clients, signal);
+    }
   }
 
+  // The join token goes in by standard input, where no process list shows it.
   #spawn({ name, speed, dataDir }: DemoDevice, token: string): void {
     const place = join(this.root, name);
     const log = openSync(join(place, "agent.log"), "a");
@@ -78,17 +86,13 @@ export class Fleet {
       .map(({ name }) => name);
   }
 
-  /**
-   * Waits until every device beats and has said what text it has.
-   * @throws CliError if an agent ends or one does not come in time
-   */
-  async ready(clients: Clients, signal: AbortSignal): Promise<void> {
+  async #ready(count: number, clients: Clients, signal: AbortSignal): Promise<void> {
     const endMs = Date.now() + READY_MS;
     while (!signal.aborted) {
       const here = (await listDevices(clients)).filter(
         ({ device, alive }) => alive && hasText(device?.status?.datasets),
       );
-      if (here.length >= this.devices.length) return;
+      if (here.length >= count) return;
       const [ended] = this.ended();
       if (ended !== undefined) {
         const words = readFileSync(join(this.root, ended, "agent.log"), "utf8")
@@ -98,10 +102,7 @@ export class Fleet {
         throw new CliError(`the agent ${ended} ended; its last words:\n${words.join("\n")}`);
       }
       if (Date.now() > endMs) {
-        throw new CliError(
-          `${here.length} of ${this.devices.length} devices came in ${READY_MS / 1000} s`,
-          EXIT.temporary,
-        );
+        throw new CliError(`${here.length} of ${count} devices came in ${READY_MS / 1000} s`, EXIT.temporary);
       }
       await sleep(LOOK_MS);
     }

@@ -73,14 +73,13 @@ export function openLogSource(
 ): UpdateSource {
   const values = updates[0]?.manifest.values ?? 0;
   const chunks = shard.endChunk - shard.firstChunk;
-  const seqOf = (update: number, chunk: number): number =>
-    updates[update]?.manifest.chunkSeqs[shard.firstChunk + chunk] ?? 0;
-  const order = Array.from({ length: chunks }, (_, chunk) => updates.map((__, update) => seqOf(update, chunk))).flat();
   const rangeOf = (chunk: number): ValueRange => chunkRange(values, codec, shard.firstChunk + chunk);
 
-  /** Hands out chunks in `order`: of a few updates as runs, which are cheaper, of many one by one, which takes less memory. */
+  /** Hands out chunks, the first of all updates, then the second: of a few updates as runs, which are cheaper, of many one by one, which takes less memory. */
   const openReads = (): Reads => {
     if (updates.length > MOST_RUNS) {
+      const indices = Array.from({ length: chunks }, (_, chunk) => shard.firstChunk + chunk);
+      const order = indices.flatMap((index) => updates.map(({ manifest }) => manifest.chunkSeqs[index] ?? 0));
       const reader = openChunks(log, order);
       return { read: (update, chunk) => reader.read(chunk * updates.length + update), close: () => Promise.resolve() };
     }
@@ -98,7 +97,7 @@ export function openLogSource(
     };
   };
 
-  /** Takes a pass over the chunks in `order`. */
+  /** Takes a pass over the chunks of the shard. */
   const takePass = async (work: (read: ReadPiece) => Promise<readonly number[]>): Promise<void> => {
     const reads = openReads();
     const checks = updates.map(({ check }) => check(shard));

@@ -1,7 +1,7 @@
 import test from "ava";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { createRng, type Rng } from "#common/domain/rng.js";
-import { readEach } from "#common/adapters/read-each.js";
+import { readEach } from "#common/runtime/chunk-reader.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { reconcileKey, reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
 import { replayRound } from "#services/aggregator/replay.js";

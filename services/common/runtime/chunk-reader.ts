@@ -1,4 +1,4 @@
-import type { Chunk, UpdateLog } from "../ports/update-log.js";
+import type { Chunk, ChunkOwner, UpdateLog } from "../ports/update-log.js";
 
 /** Chunks of the log in a known order, read ahead. */
 export interface ChunkReader {
@@ -16,7 +16,7 @@ export const READ_AHEAD = 8;
  * Reads these sequences of the log, always some ahead of what was asked for, so that neither the next chunk of an update nor
  * the next update is waited for. Throws on IO failures.
  */
-export function openChunks(log: UpdateLog, seqs: readonly number[]): ChunkReader {
+export function openChunks(log: Pick<UpdateLog, "readChunk">, seqs: readonly number[]): ChunkReader {
   const underWay = new Map<number, Promise<Chunk | undefined>>();
   let next = 0;
   return {
@@ -31,6 +31,21 @@ export function openChunks(log: UpdateLog, seqs: readonly number[]): ChunkReader
       return underWay.get(position) ?? Promise.resolve(undefined);
     },
   };
+}
+
+/** The chunk, if it is one of theirs. */
+function ownChunk(chunk: Chunk | undefined, { round, device = chunk?.device }: ChunkOwner): Chunk | undefined {
+  return chunk?.device === device && chunk?.round === round ? chunk : undefined;
+}
+
+/** UpdateLog's `readChunks` by a read each. */
+export async function* readEach(
+  log: Pick<UpdateLog, "readChunk">,
+  of: ChunkOwner,
+  seqs: readonly number[],
+): AsyncGenerator<Chunk | undefined, void, undefined> {
+  const chunks = openChunks(log, seqs);
+  for (const position of seqs.keys()) yield ownChunk(await chunks.read(position), of);
 }
 
 /** An update as its commit describes it. */
@@ -135,8 +150,7 @@ export function openUpdates(log: UpdateLog, updates: readonly CommittedUpdate[])
         const place = places[update] ?? 0;
         places[update] = place + 1;
         const seq = seqs[place] ?? 0;
-        const chunk = (await group.together).get(seq);
-        return chunk?.device === device && chunk.round === round ? chunk : undefined;
+        return ownChunk((await group.together).get(seq), { device, round });
       }
       const step = await (group.underWay ?? group.begun?.next());
       group.underWay = undefined;

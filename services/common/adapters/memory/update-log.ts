@@ -10,9 +10,9 @@ import type {
   LogUsage,
   UpdateUplink,
 } from "../../ports/update-log.js";
+import { readEach } from "../../runtime/chunk-reader.js";
 import { CodedError } from "../coded-error.js";
 import { Mailbox } from "../mailbox.js";
-import { readEach } from "../read-each.js";
 import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 
 interface Message {

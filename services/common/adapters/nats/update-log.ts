@@ -11,8 +11,8 @@ import type {
   LogUsage,
   UpdateUplink,
 } from "../../ports/update-log.js";
+import { readEach } from "../../runtime/chunk-reader.js";
 import { CodedError } from "../coded-error.js";
-import { readEach } from "../read-each.js";
 import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
@@ -80,10 +80,7 @@ export class NatsUpdateLog implements CollectableLog {
     return this.readOf("chunk", seq);
   }
 
-  private async readOf(
-    part: "chunk" | "commit",
-    seq: number,
-  ): Promise<{ device: string; round: string; bytes: Uint8Array } | undefined> {
+  private async readOf(part: "chunk" | "commit", seq: number): Promise<Chunk | undefined> {
     if (!Number.isSafeInteger(seq) || seq < 1) return undefined;
     const stored = await readStored(this.link, STREAMS.updates, { seq });
     const parsed = stored && parseUpdateSubject(stored.subject);

@@ -5,13 +5,22 @@ import { carriedTo, type EarlierRound, lastTakerOf } from "#common/domain/stalen
 import { allFinite, sumOfSquares } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import type { Folded } from "./combine.js";
-import { stateLength, type Strategy, type StrategyOptions } from "./strategies/strategy.js";
+import { stateLength, type Stepped, type Strategy, type StrategyOptions } from "./strategies/strategy.js";
 
 /** A range of weights and state after a round, and the sum of squares of the direction that the weights took in it. */
 export interface Finalized {
   weights: Float32Array;
   state: Float32Array | undefined;
   squares: number;
+}
+
+/** `strategy.step`; throws an InvariantError if the weights or the state would not be finite: such are never published. */
+export function takeStep(strategy: Strategy, ...of: Parameters<Strategy["step"]>): Stepped {
+  const stepped = strategy.step(...of);
+  if (!allFinite(stepped.weights) || (stepped.state !== undefined && !allFinite(stepped.state))) {
+    throw new InvariantError("the outer step leads to weights or state that are not finite");
+  }
+  return stepped;
 }
 
 /**
@@ -32,10 +41,7 @@ export function finalize(
     throw new InvariantError(`${weights.length} weights, ${direction.length} folded, ${state?.length ?? 0} of state`);
   }
   if (folded.updates === 0) return { weights: weights.slice(), state: state?.slice(), squares: 0 };
-  const stepped = strategy.step(weights, direction, state, options, folded.updates);
-  if (!allFinite(stepped.weights) || (stepped.state !== undefined && !allFinite(stepped.state))) {
-    throw new InvariantError("the outer step leads to weights or state that are not finite");
-  }
+  const stepped = takeStep(strategy, weights, direction, state, options, folded.updates);
   return { ...stepped, squares: sumOfSquares(direction.subarray(0, size)) };
 }
 

@@ -1,6 +1,6 @@
-import { allFinite, openSquares } from "#common/tensor/flat.js";
-import { InvariantError } from "#common/tensor/invariant.js";
-import type { Finalized } from "./finalize.js";
+import { openSquares } from "#common/tensor/flat.js";
+import { gather, scatter } from "#common/tensor/stretches.js";
+import { takeStep, type Finalized } from "./finalize.js";
 import { stateRanges } from "./shards.js";
 import { stateLength, type Strategy, type StrategyOptions } from "./strategies/strategy.js";
 
@@ -37,33 +37,14 @@ export function finalizeMean(
     const direction = buffer.subarray(0, end - start);
     mean.read(start, direction);
     squares.add(direction);
-    const ranges = stateRanges(shape, size, { start, end });
-    const before = base.state && gathered(base.state, ranges, stateLength(shape, end - start));
-    const stepped = strategy.step(base.weights.subarray(start, end), direction, before, options, mean.updates);
-    if (!allFinite(stepped.weights) || (stepped.state !== undefined && !allFinite(stepped.state))) {
-      throw new InvariantError("the outer step leads to weights or state that are not finite");
-    }
+    const places = stateRanges(shape, size, { start, end }).map((range) => ({
+      start: range.start,
+      length: range.end - range.start,
+    }));
+    const before = base.state && gather(base.state, places);
+    const stepped = takeStep(strategy, base.weights.subarray(start, end), direction, before, options, mean.updates);
     weights.set(stepped.weights, start);
-    let from = 0;
-    for (const range of ranges) {
-      const length = range.end - range.start;
-      state?.set(stepped.state?.subarray(from, from + length) ?? [], range.start);
-      from += length;
-    }
+    if (state !== undefined && stepped.state !== undefined) scatter(stepped.state, places, state);
   }
   return { weights, state, squares: squares.finish() };
-}
-
-function gathered(
-  state: Float32Array,
-  ranges: readonly { start: number; end: number }[],
-  length: number,
-): Float32Array {
-  const strip = new Float32Array(length);
-  let at = 0;
-  for (const { start, end } of ranges) {
-    strip.set(state.subarray(start, end), at);
-    at += end - start;
-  }
-  return strip;
 }

@@ -1,6 +1,7 @@
 import type { StrategySpec, TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { roundName } from "#common/domain/resources.js";
+import { CLOSED } from "#common/domain/round-phase.js";
 import { readEarlier } from "#common/runtime/earlier-rounds.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { noteFailure } from "./failure-note.js";
@@ -13,6 +14,7 @@ import {
   advanceFold,
   clearFold,
   foldAtOnce,
+  NO_BLOB,
   parseShardKey,
   workOnShard,
   type FoldOutcome,
@@ -27,8 +29,6 @@ export interface AggregatorPorts extends SharedFoldPorts {
   retainRounds: number;
   sums: RunningSums;
 }
-
-const NO_BLOB = { digest: "", sizeBytes: 0 };
 
 function isPast(spec: RoundSpec, job: TrainingJob | undefined, retainRounds: number): boolean {
   const current = job?.status?.currentRound ?? 0;
@@ -154,7 +154,7 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
   const { spec } = round;
   const phase = round.status?.phase ?? "Planning";
   const job = await ports.store.get("TrainingJob", spec.job);
-  const closed = phase === "Completed" || phase === "Failed";
+  const closed = CLOSED.has(phase);
   // Another replica may have folded it, or it failed.
   if (closed) ports.sums.drop(round.metadata?.uid ?? "");
   if (closed && isPast(spec, job, ports.retainRounds)) return;

@@ -1,5 +1,6 @@
 import { codeOf, messageOf } from "#common/adapters/coded-error.js";
 import { isDamage, withFailure } from "#common/domain/damage.js";
+import { UNFINISHED } from "#common/domain/round-phase.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import { emptyTally } from "./tally.js";
@@ -9,8 +10,6 @@ export interface FailurePorts {
   store: ResourceStore;
   clock: Clock;
 }
-
-const OPEN: ReadonlySet<string> = new Set(["Planning", "Training", "Aggregating"]);
 
 /**
  * Notes in the tally of an open round that something stored is damaged, which the scheduler makes a condition of the round
@@ -22,7 +21,7 @@ export async function noteFailure({ store, clock }: FailurePorts, name: string, 
   if (!isDamage(code)) return false;
   for (;;) {
     const [round, tally] = await Promise.all([store.get("Round", name), store.get("UpdateTally", name)]);
-    if (round?.spec === undefined || !OPEN.has(round.status?.phase ?? "Planning")) return false;
+    if (round?.spec === undefined || !UNFINISHED.has(round.status?.phase ?? "Planning")) return false;
     const failure = withFailure(tally?.failure, { code, message: messageOf(error) }, clock.nowMs());
     if (failure === tally?.failure) return failure.final;
     const written =

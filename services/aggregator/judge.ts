@@ -2,6 +2,7 @@ import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { Round, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { updateLength } from "#common/domain/fragment.js";
 import { roundName } from "#common/domain/resources.js";
+import { ACCEPTING, FROZEN } from "#common/domain/round-phase.js";
 import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
 import { isAsynchronous, isJobOver, lastTaker } from "#common/domain/staleness.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
@@ -30,17 +31,9 @@ const VERDICTS_PER_WRITE = 256;
 /** Once an update counts and so many chunks were read, the verdicts are written: the round waits for them. */
 const CHUNKS_PER_WRITE = 128;
 
-/**
- * Phases in which a commit may count. Planning is one: a round that is planned again takes what comes meanwhile, and the
- * scheduler plans nothing before every commit has its verdict.
- */
-const OPEN: ReadonlySet<string> = new Set(["Planning", "Training"]);
-
-const FROZEN: ReadonlySet<string> = new Set(["Aggregating", "Completed", "Failed"]);
-
 /** Whether a commit to this round may count, there or, in an asynchronous job, in a later one. */
 async function isTaking(store: ResourceStore, { spec, status }: Round): Promise<boolean> {
-  if (OPEN.has(status?.phase ?? "Planning")) return true;
+  if (ACCEPTING.has(status?.phase ?? "Planning")) return true;
   if (spec === undefined || !isAsynchronous(spec)) return false;
   const job = await store.get("TrainingJob", spec.job);
   if (isJobOver(job)) return false;

@@ -13,37 +13,46 @@ import { aggregatorMeters, blobMeters, logMeters } from "./meters.js";
 import { RunningSums } from "./running-sums.js";
 import { roundKeys } from "./watched-rounds.js";
 
-const DEFAULT_RETAINED_ROUNDS = 3;
-const DEFAULT_BLOB_GRACE_MS = 10 * 60_000;
+/** A setting that only the aggregator has. */
+interface Setting {
+  /** For one that is not given. */
+  fallback: number;
+  least: number;
+  mostDigits: number;
+  /** What it must be, for people. */
+  remedy: string;
+}
+
 /** Within the grace a writer must get from a blob to the resource that refers to it. */
 const LEAST_BLOB_GRACE_MS = 1_000;
 
-/** SHOAL_LOG_RETAIN_ROUNDS: rounds of a job whose updates stay in the log; 0 keeps all. */
-function readRetainedRounds(text: string | undefined): number {
-  if (text === undefined || text.trim() === "") return DEFAULT_RETAINED_ROUNDS;
-  if (/^\d{1,6}$/.test(text.trim())) return Number(text);
-  throw new CodedError("BAD_CONFIG", `SHOAL_LOG_RETAIN_ROUNDS=${JSON.stringify(text)}: must be a whole number from 0`);
-}
+const SETTINGS = {
+  /** Rounds of a job whose updates stay in the log; 0 keeps all. */
+  SHOAL_LOG_RETAIN_ROUNDS: { fallback: 3, least: 0, mostDigits: 6, remedy: "must be a whole number from 0" },
+  /** Milliseconds that a blob to which nothing refers stays at least. */
+  SHOAL_BLOB_GRACE_MS: {
+    fallback: 10 * 60_000,
+    least: LEAST_BLOB_GRACE_MS,
+    mostDigits: 10,
+    remedy: `must be whole milliseconds from ${LEAST_BLOB_GRACE_MS}`,
+  },
+  /** Memory for sums of updates that are taken while these are judged, room for 32 M values; 0 reads all from the log. */
+  SHOAL_FOLD_SUMS_MAX_BYTES: {
+    fallback: 256 * 1024 ** 2,
+    least: 0,
+    mostDigits: 15,
+    remedy: "must be a whole number of bytes",
+  },
+} satisfies Record<string, Setting>;
 
-/** SHOAL_BLOB_GRACE_MS: milliseconds that a blob to which nothing refers stays at least. */
-function readBlobGraceMs(text: string | undefined): number {
-  if (text === undefined || text.trim() === "") return DEFAULT_BLOB_GRACE_MS;
-  if (/^\d{4,10}$/.test(text.trim()) && Number(text) >= LEAST_BLOB_GRACE_MS) return Number(text);
-  const remedy = `must be whole milliseconds from ${LEAST_BLOB_GRACE_MS}`;
-  throw new CodedError("BAD_CONFIG", `SHOAL_BLOB_GRACE_MS=${JSON.stringify(text)}: ${remedy}`);
-}
-
-/** Room for the sums of 32 M values. */
-const DEFAULT_SUMS_MAX_BYTES = 256 * 1024 ** 2;
-
-/** SHOAL_FOLD_SUMS_MAX_BYTES: memory for sums of updates that are taken while these are judged; 0 reads all from the log. */
-function readSumsMaxBytes(text: string | undefined): number {
-  if (text === undefined || text.trim() === "") return DEFAULT_SUMS_MAX_BYTES;
-  if (/^\d{1,15}$/.test(text.trim())) return Number(text);
-  throw new CodedError(
-    "BAD_CONFIG",
-    `SHOAL_FOLD_SUMS_MAX_BYTES=${JSON.stringify(text)}: must be a whole number of bytes`,
-  );
+/** Throws code "BAD_CONFIG" for anything but a whole number in its bounds. */
+function readSetting(name: keyof typeof SETTINGS): number {
+  const { fallback, least, mostDigits, remedy }: Setting = SETTINGS[name];
+  const given = process.env[name] ?? "";
+  const text = given.trim();
+  if (text === "") return fallback;
+  if (/^\d+$/.test(text) && text.length <= mostDigits && Number(text) >= least) return Number(text);
+  throw new CodedError("BAD_CONFIG", `${name}=${JSON.stringify(given)}: ${remedy}`);
 }
 
 async function* committedRounds(log: UpdateLog, signal: AbortSignal): AsyncGenerator<string> {
@@ -59,8 +68,8 @@ function start(host: ServiceHost): Promise<void> {
     journal: host.log,
     meters: aggregatorMeters(host.metrics),
     enqueue: (key) => controller.enqueue(key),
-    retainRounds: readRetainedRounds(process.env["SHOAL_LOG_RETAIN_ROUNDS"]),
-    sums: new RunningSums(readSumsMaxBytes(process.env["SHOAL_FOLD_SUMS_MAX_BYTES"])),
+    retainRounds: readSetting("SHOAL_LOG_RETAIN_ROUNDS"),
+    sums: new RunningSums(readSetting("SHOAL_FOLD_SUMS_MAX_BYTES")),
   };
   const controller: Controller = new Controller({
     name: "aggregator",
@@ -82,7 +91,7 @@ function start(host: ServiceHost): Promise<void> {
   host.grpc.addService(AggregatorServiceService, serveAggregator(new AggregatorApi(ports), host.handlers));
   const { clock, config, log: journal, store, updateLog } = host;
   const { retainRounds } = ports;
-  const graceMs = readBlobGraceMs(process.env["SHOAL_BLOB_GRACE_MS"]);
+  const graceMs = readSetting("SHOAL_BLOB_GRACE_MS");
   const blobs = { clock, journal, store, blobs: host.blobs, meters: blobMeters(host.metrics), retainRounds, graceMs };
   host.background("collection of blobs", (signal) => keepCollectingBlobs(blobs, signal));
   const collector = { clock, journal, store, log: updateLog, meters: logMeters(host.metrics), retainRounds };

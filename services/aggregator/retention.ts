@@ -2,6 +2,7 @@ import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { cutOffDevices } from "#common/domain/cut-off.js";
 import { updateLength, updateVectors } from "#common/domain/fragment.js";
+import { ACCEPTING, CLOSED } from "#common/domain/round-phase.js";
 import { isAsynchronous, isJobOver } from "#common/domain/staleness.js";
 import { chunkCount, forVectors } from "#common/tensor/chunk.js";
 import { codecByName } from "#common/tensor/codec.js";
@@ -54,9 +55,6 @@ const MOST_COMMITS = 64;
 /** The log is short of space above this share of its limit; below the other it is not any more. */
 const PRESSURE_SHARE = 0.8;
 const RELIEF_SHARE = 0.6;
-
-const CLOSED: ReadonlySet<string> = new Set(["Completed", "Failed"]);
-const ACCEPTING: ReadonlySet<string> = new Set(["Planning", "Training"]);
 
 /** Rounds between the job's newest and the last that may fold updates of this one; below 0 while that one is to come. */
 function ageOf({ spec }: Round, job: TrainingJob | undefined): number {

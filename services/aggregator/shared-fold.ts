@@ -46,7 +46,8 @@ export interface FoldOutcome {
   elapsedMs: number;
 }
 
-const NO_BLOB = { digest: "", sizeBytes: 0 };
+/** A reference to nothing. */
+export const NO_BLOB = { digest: "", sizeBytes: 0 };
 
 /** The key under which any replica takes a shard of a round. */
 export const shardKey = (round: string, index: number): string => `${round}/${index}`;

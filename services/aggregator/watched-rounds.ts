@@ -1,4 +1,5 @@
 import type { Round, RoundSpec } from "#proto/shoal/v1/round.js";
+import { CLOSED } from "#common/domain/round-phase.js";
 
 /** Closed rounds of a job that are still looked at, for commits that come late and a purge that a crash cut off. */
 const LEAST_WATCHED = 3;
@@ -26,7 +27,7 @@ export function roundKeys(retainRounds: number): (name: string, round: Round | u
     const { job, number } = round.spec;
     const last = Math.max(number, newest.get(job) ?? 0);
     newest.set(job, last);
-    const isClosed = round.status?.phase === "Completed" || round.status?.phase === "Failed";
+    const isClosed = CLOSED.has(round.status?.phase ?? "");
     return isClosed && last - number > watchedRounds(round.spec, retainRounds) ? [] : [name];
   };
 }

@@ -2,6 +2,7 @@ import type { Device, Lease } from "#proto/shoal/v1/device.js";
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { refusedUpdates, type RoundFacts } from "#common/domain/round.js";
+import { CLOSED, FROZEN } from "#common/domain/round-phase.js";
 import { roundName } from "#common/domain/resources.js";
 import {
   type Carried,
@@ -24,8 +25,6 @@ const HISTORY_ROUNDS = 5;
 /** A device is given up during a round when its lease has been over this long while others were renewed. */
 const VANISHED_AFTER_MS = 30_000;
 
-const FINAL = new Set(["Completed", "Failed"]);
-const FROZEN = new Set(["Aggregating", ...FINAL]);
 const STOPPED = new Set(["Cancelled", "Failed"]);
 
 const named = <T extends { metadata: { name: string } | undefined }>(items: readonly T[]): Map<string, T> =>
@@ -209,5 +208,5 @@ export async function gatherFacts(
 
 /** Whether nothing can happen to the round any more. */
 export function isFinal({ status }: Round): boolean {
-  return FINAL.has(status?.phase ?? "") && status?.awaitsStragglers !== true;
+  return CLOSED.has(status?.phase ?? "") && status?.awaitsStragglers !== true;
 }

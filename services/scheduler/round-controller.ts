@@ -1,7 +1,7 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Exclusion, Round, RoundStatus } from "#proto/shoal/v1/round.js";
 import { findCondition, setCondition } from "#common/domain/condition.js";
-import { advance, isCollecting, newRoundStatus, type RoundFacts, standingOf } from "#common/domain/round.js";
+import { advance, byDevice, isCollecting, newRoundStatus, type RoundFacts, standingOf } from "#common/domain/round.js";
 import { isAsynchronous } from "#common/domain/staleness.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
@@ -30,8 +30,6 @@ const MAX_STEPS = 8;
 const MAX_STALE_PLANS = 3;
 const LEAST_BACKOFF_MS = 1_000;
 const MOST_BACKOFF_MS = 60_000;
-
-const byDevice = (a: { device: string }, b: { device: string }): number => (a.device < b.device ? -1 : 1);
 
 /** Moves rounds on: plans them, watches over training, freezes what is folded, and closes them. */
 export class RoundController {

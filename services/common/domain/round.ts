@@ -1,6 +1,7 @@
 import { RoundStatus, type Exclusion, type Round, type UpdateTally, type Verdict } from "#proto/shoal/v1/round.js";
 import { findCondition, type Observation, setCondition } from "./condition.js";
 import { describeFailure } from "./damage.js";
+import { UNFINISHED } from "./round-phase.js";
 import { countedDevices } from "./site.js";
 import {
   acceptedVerdicts,
@@ -110,7 +111,8 @@ const sameExclusions = (a: readonly Exclusion[], b: readonly Exclusion[]): boole
   a.length === b.length &&
   a.every((one, i) => one.device === b[i]?.device && one.reasons.join("\n") === b[i].reasons.join("\n"));
 
-const byDevice = (a: Exclusion, b: Exclusion): number => (a.device < b.device ? -1 : 1);
+/** Order of what names a device. */
+export const byDevice = (a: { device: string }, b: { device: string }): number => (a.device < b.device ? -1 : 1);
 
 /** Those that a new plan replaces: the withdrawn, and the silent among those still waited for. */
 function givenUp({ outstanding, withdrawn }: Standing, silent: ReadonlySet<string>): Exclusion[] {
@@ -258,8 +260,6 @@ export function advance(round: Round, facts: RoundFacts, nowMs: number): Advance
   }
 }
 
-const OPEN: ReadonlySet<string> = new Set(["Planning", "Training", "Aggregating"]);
-
 /**
  * A round whose data is damaged says so, and ends when the aggregator has given it up: what the fold set names is folded as a
  * whole or not at all. Undefined if there is nothing new to say.
@@ -271,7 +271,7 @@ function advanceDamaged(
   observed: Observed,
 ): Advance | undefined {
   const found = tally?.failure;
-  if (found === undefined || !OPEN.has(status.phase)) return undefined;
+  if (found === undefined || !UNFINISHED.has(status.phase)) return undefined;
   const { reason, message } = describeFailure(found, round.spec?.job ?? "");
   const seen = { type: "Completed", status: false, reason, message };
   if (found.final) return observed({ ...status, phase: "Failed", awaitsStragglers: false }, seen);

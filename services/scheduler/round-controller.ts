@@ -1,7 +1,8 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Exclusion, Round, RoundStatus } from "#proto/shoal/v1/round.js";
-import { findCondition, setCondition } from "#common/domain/condition.js";
+import { setCondition } from "#common/domain/condition.js";
 import { advance, byDevice, isCollecting, newRoundStatus, type RoundFacts, standingOf } from "#common/domain/round.js";
+import { pauseBeforePlanMs } from "#common/domain/round-clock.js";
 import { isAsynchronous } from "#common/domain/staleness.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
@@ -28,8 +29,7 @@ export interface RoundControllerParts {
 const WAITING_MS = 15_000;
 const MAX_STEPS = 8;
 const MAX_STALE_PLANS = 3;
-const LEAST_BACKOFF_MS = 1_000;
-const MOST_BACKOFF_MS = 60_000;
+const STALE_VIEW_MS = 1_000;
 
 /** Moves rounds on: plans them, watches over training, freezes what is folded, and closes them. */
 export class RoundController {
@@ -94,21 +94,13 @@ export class RoundController {
     return "again";
   }
 
-  /** After a lost round of training the next plan comes later and later, in case devices fail at once every time. */
-  private backoffMs(status: RoundStatus, nowMs: number): number {
-    const since = findCondition(status.conditions, "Planned");
-    if (status.attempt === 0 || since === undefined) return 0;
-    const wait = Math.min(MOST_BACKOFF_MS, LEAST_BACKOFF_MS * 2 ** Math.min(20, status.attempt - 1));
-    return Math.max(0, since.lastTransitionAtMs + wait - nowMs);
-  }
-
   private async plan(job: TrainingJob, stored: Round, facts: RoundFacts): Promise<Step> {
     const before = stored.status ?? newRoundStatus();
-    const pauseMs = this.backoffMs(before, this.parts.clock.nowMs());
+    const pauseMs = pauseBeforePlanMs(before, this.parts.clock.nowMs());
     if (pauseMs > 0) return requeue(pauseMs);
     const round = { ...stored, status: { ...before, withdrawn: standingOf(before, facts).withdrawn } };
     const plan = await this.verifiedPlan(job, round, facts);
-    if (plan === undefined) return requeue(LEAST_BACKOFF_MS);
+    if (plan === undefined) return requeue(STALE_VIEW_MS);
     return plan.ok ? this.commit(round, plan) : this.wait(round, plan.exclusions, plan.waitFor);
   }
 

@@ -119,6 +119,18 @@ const traces: [string, Round, World[], string[]][] = [
     ["wait until 1000", "Aggregating; fold ann@10 bob@11; without cyd; Quorum=True Reached"],
   ],
   [
+    "planned by a clock that ran 18 minutes ahead: the time given counts from now, once",
+    training({ plannedAtMs: 1_080_000, deadlineAtMs: 1_085_000 }),
+    [{ nowMs: 1_069_999 }, { nowMs: 1_070_000 }, { nowMs: 1_074_998 }],
+    ["Training", "wait until 1074999", "wait until 1074999"],
+  ],
+  [
+    "planned by a clock that differs as clocks do",
+    training({ plannedAtMs: 1_080_000, deadlineAtMs: 1_085_000 }),
+    [{ nowMs: 1_070_000 }, { nowMs: 1_085_000 }],
+    ["wait until 1085000", "Planning; attempt 1; Planned=False DeadlinePassed"],
+  ],
+  [
     "what is durable but unjudged is waited for, whatever the time",
     training(),
     [

@@ -33,6 +33,7 @@ export function serviceSettings(env: Shell["io"]["env"]): Record<string, string>
     "SHOAL_UPDATES_MAX_BYTES",
     "SHOAL_LOG_RETAIN_ROUNDS",
     "SHOAL_BLOB_GRACE_MS",
+    "SHOAL_FOLD_SUMS_MAX_BYTES",
     "SHOAL_PUBLIC_NATS_URLS",
   ];
   return Object.fromEntries(names.flatMap((name) => (env[name] === undefined ? [] : [[name, env[name]]])));

@@ -1,6 +1,7 @@
 import { RoundStatus, type Exclusion, type Round, type UpdateTally, type Verdict } from "#proto/shoal/v1/round.js";
 import { findCondition, type Observation, setCondition } from "./condition.js";
 import { describeFailure } from "./damage.js";
+import { isPlannedAhead, plannedNow } from "./round-clock.js";
 import { UNFINISHED } from "./round-phase.js";
 import { countedDevices } from "./site.js";
 import {
@@ -335,6 +336,7 @@ function advanceTraining(
       if (!sameExclusions(status.withdrawn, standing.withdrawn)) {
         return { changed: true, status: { ...status, withdrawn: standing.withdrawn } };
       }
+      if (isPlannedAhead(status, nowMs)) return { changed: true, status: plannedNow(status, nowMs) };
       return { changed: false, wakeAtMs: facts.unjudged > 0 ? nowMs + JUDGEMENT_POLL_MS : status.deadlineAtMs };
   }
 }

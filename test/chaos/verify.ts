@@ -8,7 +8,8 @@ import { NatsUpdateLog } from "#common/adapters/nats/update-log.js";
 import { SystemClock } from "#common/adapters/memory/clock.js";
 import { MemoryLog } from "#common/adapters/memory/log.js";
 import { replayRound } from "#services/aggregator/replay.js";
-import type { RoundResult } from "#proto/shoal/v1/round.js";
+import { lastTakerOf, acceptedVerdicts, isAsynchronous } from "#common/domain/staleness.js";
+import type { Round, RoundResult, Verdict } from "#proto/shoal/v1/round.js";
 
 /** What a run left behind, counted from the log itself. */
 export interface Verified {
@@ -18,14 +19,14 @@ export interface Verified {
   refused: Record<string, number>;
   /** Commits without a verdict, or refused as unreadable, or receipts on a device without a counted update. */
   lost: string[];
-  /** Updates of one device counted twice in a round. */
+  /** Updates that count twice: in one round, or in two. */
   doubled: string[];
   /** Rounds whose published weights are not those of the replay. */
   mismatched: string[];
 }
 
-/** Refusals that say nothing against an update: the round was over, or had planned without the device, or had it. */
-const HONEST = new Set(["Late", "Duplicate", "NotAssigned"]);
+/** Refusals that say nothing against an update: the rounds that would take it were over, or planned without the device, or had it. */
+const HONEST = new Set(["Late", "Duplicate", "NotAssigned", "TooStale"]);
 
 async function verifyRound(
   ports: { store: NatsResourceStore; blobs: NatsBlobStore; log: NatsUpdateLog },
@@ -55,19 +56,63 @@ async function verifyRound(
     if (times === 0) verified.lost.push(`${name}/${device}@${seq}`);
     if (times > 1) verified.doubled.push(`${name}/${device}@${seq}`);
   }
-  const devices = result.folded.map((v) => v.manifest?.device ?? "");
-  if (new Set(devices).size !== devices.length) verified.doubled.push(name);
+  const updates = result.folded.map((v) => `${v.manifest?.device ?? ""} for ${v.manifest?.round ?? ""}`);
+  if (new Set(updates).size !== updates.length) verified.doubled.push(name);
   const replayed = await replayRound(ports, name);
   if (replayed.weightsDigest !== result.weights?.digest || replayed.outerDigest !== (result.outerState?.digest ?? "")) {
     verified.mismatched.push(name);
   }
 }
 
-/** Devices' own receipts: every round a device holds a committed marker of must have counted its update. */
+/** An update is folded by one round, and what an asynchronous round accepted is folded, or refused with the reason, by the last that takes it. */
+async function verifyFolds(
+  store: NatsResourceStore,
+  rounds: readonly Round[],
+  results: Map<string, RoundResult>,
+  verified: Verified,
+): Promise<void> {
+  const takers = new Map<number, string>();
+  const told = new Set<number>();
+  for (const [name, result] of results) {
+    for (const { commitSeq } of result.refused) told.add(commitSeq);
+    for (const { commitSeq, manifest } of result.folded) {
+      if (takers.has(commitSeq)) verified.doubled.push(`${manifest?.device ?? "?"}@${commitSeq} in ${name}`);
+      takers.set(commitSeq, name);
+    }
+  }
+  for (const round of rounds.filter(({ spec }) => isAsynchronous(spec))) {
+    const name = round.metadata?.name ?? "";
+    const { job = "", number = 0 } = round.spec ?? {};
+    const last = lastTakerOf(round, (await store.get("TrainingJob", job))?.spec?.rounds ?? 0);
+    const lastName = name.slice(0, -String(number).length) + String(last);
+    if (!results.has(lastName)) continue;
+    for (const { commitSeq, manifest } of acceptedVerdicts(await store.get("UpdateTally", name))) {
+      if (!takers.has(commitSeq) && !told.has(commitSeq))
+        verified.lost.push(`${name}/${manifest?.device ?? "?"}@${commitSeq} in no round`);
+    }
+  }
+}
+
+/** Devices whose updates were judged, by round: what came after the result was written has its verdict in the tally only. */
+async function judgedDevices(
+  store: NatsResourceStore,
+  results: Map<string, RoundResult>,
+): Promise<Map<string, Set<string>>> {
+  const judged = new Map<string, Set<string>>();
+  for (const [name, { folded, refused }] of results) {
+    const verdicts = [...folded, ...refused, ...((await store.get("UpdateTally", name))?.verdicts ?? [])];
+    judged.set(name, new Set(verdicts.filter((v) => isOf(v, name)).map((v) => v.manifest?.device ?? "")));
+  }
+  return judged;
+}
+
+const isOf = ({ manifest }: Verdict, round: string): boolean => manifest?.round === round;
+
+/** Devices' own receipts: every round a device holds a committed marker of must have judged its update. */
 function verifyReceipts(
   dir: string,
   devices: readonly string[],
-  results: Map<string, RoundResult>,
+  judged: Map<string, Set<string>>,
   verified: Verified,
 ): void {
   for (const device of devices) {
@@ -76,10 +121,7 @@ function verifyReceipts(
     for (const marker of markers) {
       // A marker is named "<round>@<start of the job's uid>".
       const round = marker.replace(/@.*/, "");
-      const { folded = [], refused = [] } = results.get(round) ?? {};
-      if (![...folded, ...refused].some((v) => v.manifest?.device === device)) {
-        verified.lost.push(`receipt ${round}/${device}`);
-      }
+      if (judged.get(round)?.has(device) !== true) verified.lost.push(`receipt ${round}/${device}`);
     }
   }
 }
@@ -105,8 +147,10 @@ export async function verify(
     const { items } = await store.list("RoundResult");
     const results = new Map(items.filter((r) => jobs.includes(r.job)).map((r) => [r.metadata?.name ?? "", r]));
     for (const result of results.values()) await verifyRound(ports, result, verified);
-    verifyReceipts(dir, devices, results, verified);
-    await verifyLineage(store, jobs, verified);
+    const rounds = (await store.list("Round", {})).items.filter(({ spec }) => jobs.includes(spec?.job ?? ""));
+    await verifyFolds(store, rounds, results, verified);
+    verifyReceipts(dir, devices, await judgedDevices(store, results), verified);
+    verifyLineage(rounds, results, jobs, verified);
   } finally {
     await link.close();
   }
@@ -114,18 +158,20 @@ export async function verify(
 }
 
 /** Each round must start from exactly what the round before it published. */
-async function verifyLineage(store: NatsResourceStore, jobs: readonly string[], verified: Verified): Promise<void> {
+function verifyLineage(
+  rounds: readonly Round[],
+  results: Map<string, RoundResult>,
+  jobs: readonly string[],
+  verified: Verified,
+): void {
   for (const job of jobs) {
-    const { items } = await store.list("Round", { prefix: `${job}-` });
-    const rounds = items
-      .filter((r) => r.spec?.job === job)
-      .sort((a, b) => (a.spec?.number ?? 0) - (b.spec?.number ?? 0));
+    const own = rounds.filter((r) => r.spec?.job === job).sort((a, b) => (a.spec?.number ?? 0) - (b.spec?.number ?? 0));
     let before: string | undefined;
-    for (const round of rounds) {
+    for (const round of own) {
       const name = round.metadata?.name ?? "";
       if (before !== undefined && round.spec?.task?.weights?.digest !== before)
         verified.mismatched.push(`lineage ${name}`);
-      before = (await store.get("RoundResult", name))?.weights?.digest;
+      before = results.get(name)?.weights?.digest;
     }
   }
 }

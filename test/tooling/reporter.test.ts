@@ -43,6 +43,16 @@ test("prints a failure with its diagnostics and nothing of the closing counts", 
   ]);
 });
 
+test("keeps every failure with its diagnostics for the end of the run", (t) => {
+  const { reporter } = report(MIXED);
+  reporter.fail("AVA ended with exit code 1");
+  const kept = reporter.failures();
+  t.is(kept[0], "✘ b");
+  t.true(kept.includes("        message: not ok 5 - inside"));
+  t.is(kept.at(-1), "✘ AVA ended with exit code 1");
+  t.is(kept.length, 7);
+});
+
 test("names every test, or shows progress at intervals", (t) => {
   t.deepEqual(report("ok 1 - a\nok 2 - b", 1).lines, ["✔ a (1.5 s)", "✔ b (1.5 s)"]);
   t.deepEqual(report("ok 1 - a\nok 2 - b\nok 3 - c", 2).lines, ["  2 tests, 0 failed (1.5 s)"]);

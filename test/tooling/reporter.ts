@@ -13,6 +13,8 @@ export interface Reporter {
   fail(title: string): void;
   /** The counts so far. */
   tally(): Tally;
+  /** Every failure with its diagnostics, to be told once more where a reader of only the end of the output sees it. */
+  failures(): string[];
 }
 
 /** How and where a reporter writes. */
@@ -31,7 +33,13 @@ const CLOSING = /^(TAP version \d+|\d+\.\.\d+|# (tests|pass|skip|fail) \d+|\s*)$
 /** A reporter with nothing counted. A todo counts as skipped: it is a test that does not run. */
 export function createReporter({ write, elapsedMs, every }: ReporterOptions): Reporter {
   const tally: Tally = { passed: 0, failed: 0, skipped: 0 };
+  const failures: string[] = [];
   let inFailure = false;
+
+  function tell(text: string): void {
+    failures.push(text);
+    write(text);
+  }
 
   function progress(title: string, mark: string): void {
     const done = tally.passed + tally.failed + tally.skipped;
@@ -44,7 +52,7 @@ export function createReporter({ write, elapsedMs, every }: ReporterOptions): Re
     line(text) {
       const result = RESULT.exec(text);
       if (result === null) {
-        if (inFailure && !CLOSING.test(text)) write(`    ${text}`);
+        if (inFailure && !CLOSING.test(text)) tell(`    ${text}`);
         return;
       }
       const [, not, title = "", , directive] = result;
@@ -54,7 +62,7 @@ export function createReporter({ write, elapsedMs, every }: ReporterOptions): Re
         write(`- ${title} (${directive.toLowerCase()})`);
       } else if (inFailure) {
         tally.failed += 1;
-        write(`✘ ${title}`);
+        tell(`✘ ${title}`);
       } else {
         tally.passed += 1;
         progress(title, "✔");
@@ -63,9 +71,10 @@ export function createReporter({ write, elapsedMs, every }: ReporterOptions): Re
     fail(title) {
       tally.failed += 1;
       inFailure = false;
-      write(`✘ ${title}`);
+      tell(`✘ ${title}`);
     },
     tally: () => ({ ...tally }),
+    failures: () => [...failures],
   };
 }
 

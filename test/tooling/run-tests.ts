@@ -57,17 +57,20 @@ async function main(rooms: string[]): Promise<void> {
     elapsedMs: () => performance.now() - startedMs,
   };
   let tally = { passed: 0, failed: 0, skipped: 0 };
+  const failures: string[] = [];
   for (const group of groupFiles(chosen)) {
     output.write(`${group.name}: ${group.files.length} files`);
     const reporter = createReporter({ ...output, every: group.every });
     await runGroup(group, reporter);
     const part = reporter.tally();
+    failures.push(...reporter.failures());
     tally = {
       passed: tally.passed + part.passed,
       failed: tally.failed + part.failed,
       skipped: tally.skipped + part.skipped,
     };
   }
+  for (const line of failures) output.write(line);
   const reason = refusal(tally, process.env.CI === "true");
   if (reason !== undefined) output.write(`not good: ${reason}`);
   output.write(closingLine(tally));

@@ -137,7 +137,7 @@ async function createRig(t: ExecutionContext): Promise<Rig> {
 }
 
 async function until(what: string, met: () => boolean | Promise<boolean>): Promise<void> {
-  for (let i = 0; i < 1000; i++) {
+  for (let i = 0; i < 6000; i++) {
     if (await met()) return;
     await new Promise((resolve) => setTimeout(resolve, 10));
   }

@@ -44,9 +44,10 @@ async function site() {
   relay.serve(ended.signal, (round) => rounds.push(round));
   const read = async (name: string, digest: string, offset: number, length: number): Promise<BlobRangeReply> => {
     const bytes = BlobRangeRequest.encode({ digest, offset, length }).finish();
-    return BlobRangeReply.decode(await bus.request(subjects.blob(name), bytes, 20_000));
+    return BlobRangeReply.decode(await bus.request(subjects.blob(name), bytes, 60_000));
   };
-  const beat = (name: string): Promise<Uint8Array> => bus.request(subjects.heartbeat(name), new Uint8Array([1]), 5_000);
+  const beat = (name: string): Promise<Uint8Array> =>
+    bus.request(subjects.heartbeat(name), new Uint8Array([1]), 30_000);
   const whole = async (name: string): Promise<string> => {
     const parts: Uint8Array[] = [];
     for (let offset = 0; offset < BLOB.length; offset += 500_000) {
@@ -60,7 +61,7 @@ async function site() {
 test("what members ask is passed on under their names, and the rounds they are given are told", async (t) => {
   const { bus, asked, rounds, beat, end } = await site();
   t.is(HeartbeatReply.decode(await beat("ann")).tasks.length, 1);
-  t.deepEqual(await bus.request(subjects.join("token"), new Uint8Array([1]), 5_000), new Uint8Array([7]));
+  t.deepEqual(await bus.request(subjects.join("token"), new Uint8Array([1]), 30_000), new Uint8Array([7]));
   t.deepEqual(asked, ["ann heartbeat", "token join"]);
   t.deepEqual(rounds, ["tiny-1"]);
   end();

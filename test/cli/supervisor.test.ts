@@ -237,7 +237,7 @@ test("the supervisor starts in order, restarts what dies and drains in reverse",
   process.kill(before["b"] ?? 0, "SIGKILL");
   while (supervisor.pids()["b"] === before["b"] || supervisor.pids()["b"] === undefined)
     await new Promise((r) => setTimeout(r, 20));
-  t.true(await waitReady(b.health, 5000, new AbortController().signal));
+  t.true(await waitReady(b.health, 60_000, new AbortController().signal));
   t.is(supervisor.pids()["a"], before["a"]);
   t.regex(said.join("\n"), /b ended by SIGKILL; starting it again/);
   await supervisor.stop();
@@ -255,15 +255,15 @@ test("a unit that answered and stands still is killed and started again; one tha
     { ...mute, alive: { ...mute.health, expect: "NEVER" } as Health },
   ];
   const events = { say: (line: string): void => void said.push(line), processes: () => undefined };
-  const supervisor = new Supervisor([units], directory, events, { everyMs: 50, mostSilent: 2 });
+  const supervisor = new Supervisor([units], directory, events, { everyMs: 200, mostSilent: 6 });
   await supervisor.start();
   const before = supervisor.pids();
-  await new Promise((r) => setTimeout(r, 400));
+  await new Promise((r) => setTimeout(r, 1500));
   t.deepEqual(supervisor.pids(), before);
   process.kill(before["a"] ?? 0, "SIGSTOP");
   while (supervisor.pids()["a"] === before["a"] || supervisor.pids()["a"] === undefined)
     await new Promise((r) => setTimeout(r, 20));
-  t.true(await waitReady(answering.health, 5000, new AbortController().signal));
+  t.true(await waitReady(answering.health, 60_000, new AbortController().signal));
   t.is(supervisor.pids()["b"], before["b"]);
   t.deepEqual(
     said.filter((line) => line.includes("stands still")),
@@ -291,7 +291,7 @@ test("a full disk under the state is told once, and what dies is still restarted
   process.kill(before ?? 0, "SIGKILL");
   while (supervisor.pids()["a"] === before || supervisor.pids()["a"] === undefined)
     await new Promise((r) => setTimeout(r, 20));
-  t.true(await waitReady(unit.health, 5000, new AbortController().signal));
+  t.true(await waitReady(unit.health, 60_000, new AbortController().signal));
   t.is(said.filter((line) => line.includes("no space left on device")).length, 1);
   isFull = false;
   const count = noted.length;

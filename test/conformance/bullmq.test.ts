@@ -25,7 +25,7 @@ test.after.always(async () => {
 workQueueConformance(test, "BullMQ", () => open());
 
 async function until(what: () => boolean): Promise<void> {
-  for (let turn = 0; turn < 1500 && !what(); turn += 1) await clock.sleep(10);
+  for (let turn = 0; turn < 6000 && !what(); turn += 1) await clock.sleep(10);
 }
 
 test.serial("BullMQ: replicas share the keys", async (t) => {

@@ -60,7 +60,7 @@ export function busConformance(
       message.respond(bytes(`${message.subject}:${text(message.data)}`));
     });
     await flush();
-    const answers = await Promise.all(["a", "b"].map((name) => bus.request(`r.${name}`, bytes(name), 5000)));
+    const answers = await Promise.all(["a", "b"].map((name) => bus.request(`r.${name}`, bytes(name), 30_000)));
     t.deepEqual(answers.map(text), ["r.a:a", "r.b:b"]);
     stop.abort();
   });
@@ -72,7 +72,7 @@ export function busConformance(
     await flush();
     const startMs = performance.now();
     await t.throwsAsync(bus.request("nobody", bytes(""), 5000), { code: "NO_RESPONDERS" });
-    t.true(performance.now() - startMs < 2500);
+    t.true(performance.now() - startMs < 4500);
     await t.throwsAsync(bus.request("silent", bytes(""), 100), { code: "TIMEOUT" });
     stop.abort();
   });

@@ -97,7 +97,7 @@ async function refused(t: ExecutionContext, promise: Promise<unknown>): Promise<
 }
 
 async function until(what: () => boolean): Promise<boolean> {
-  for (let turn = 0; turn < 300 && !what(); turn += 1) await new Promise((resolve) => setTimeout(resolve, 10));
+  for (let turn = 0; turn < 6000 && !what(); turn += 1) await new Promise((resolve) => setTimeout(resolve, 10));
   return what();
 }
 

@@ -15,7 +15,7 @@ import { fillUntilRefused } from "./update-log.js";
 const lease = (name: string): Lease => Lease.fromPartial({ metadata: newMeta(name), renewedAtMs: 1 });
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
-async function until(what: () => boolean, ms = 20_000): Promise<boolean> {
+async function until(what: () => boolean, ms = 60_000): Promise<boolean> {
   const endMs = performance.now() + ms;
   while (!what() && performance.now() < endMs) await sleep(20);
   return what();
@@ -27,7 +27,7 @@ async function insist<T>(work: () => Promise<T>): Promise<T> {
     try {
       return await work();
     } catch (error) {
-      if (attempt >= 30) throw error;
+      if (attempt >= 150) throw error;
       await sleep(200);
     }
   }

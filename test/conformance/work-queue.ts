@@ -72,7 +72,7 @@ export function workQueueConformance(test: TestFn, label: string, open: () => Wo
     await until(() => seen.includes("b"));
     await end();
     t.deepEqual(seen, ["a", "b"]);
-    t.true(performance.now() - startMs < 5000);
+    t.true(performance.now() - startMs < 40_000);
     await queue.close();
   });
 

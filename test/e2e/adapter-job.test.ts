@@ -97,7 +97,7 @@ shared(title("a stored model gets adapters from two devices, over its base in in
   await fleet.waitForDevices(DEVICES);
   await t.throwsAsync(fleet.apply(JSON.stringify(manifest(0))), { message: /spec\.rounds/ });
   await fleet.apply(JSON.stringify(manifest(2)));
-  const job = await fleet.waitForJob("bard", 60_000);
+  const job = await fleet.waitForJob("bard", 300_000);
   t.is(job.status?.phase, "Completed", fleet.lastWords());
   const rounds = await fleet.withJobs((jobs) =>
     unary(jobs, jobs.listRounds.bind(jobs), { job: "bard", pageSize: 100, pageToken: "" }),

@@ -83,7 +83,7 @@ test.serial(
       }
     }
     t.true(killed.size >= 4);
-    const job = await fleet.waitForJob("main-job", 150_000);
+    const job = await fleet.waitForJob("main-job", 400_000);
     t.is(job.status?.phase, "Completed");
     const { rounds: listed } = await fleet.withJobs((jobs) =>
       unary(jobs, jobs.listRounds.bind(jobs), { job: "main-job", pageSize: 100, pageToken: "" }),
@@ -197,7 +197,7 @@ test.serial("buf curl applies, gets and explains with reflection and without", a
   ]);
   t.true(listed.out.includes("shoal.v1.JobService/Watch"), listed.err);
   t.true(listed.out.includes("grpc.health.v1.Health/Check"), listed.out);
-  t.is((await fleet.waitForJob("by-buf", 60_000)).status?.phase, "Completed");
+  t.is((await fleet.waitForJob("by-buf", 240_000)).status?.phase, "Completed");
 });
 
 test.serial(
@@ -256,7 +256,7 @@ test.serial("a round takes the first two updates, and those that come later coun
   await fleet.apply(
     addressesJob("buffered", { strategy: "fedbuff", buffer: 2, minCohort: 2, rounds: 5, devices: DEVICES, steps: 10 }),
   );
-  t.is((await fleet.waitForJob("buffered", 120_000)).status?.phase, "Completed");
+  t.is((await fleet.waitForJob("buffered", 300_000)).status?.phase, "Completed");
   const { rounds } = await fleet.withJobs((jobs) =>
     unary(jobs, jobs.listRounds.bind(jobs), { job: "buffered", pageSize: 100, pageToken: "" }),
   );
@@ -288,7 +288,7 @@ test.serial("nothing of any device's text was on the wire", (t) => {
 
 test.serial("after SIGKILL of everything, shoal up on the same directory goes on with the same round", async (t) => {
   await fleet.apply(addressesJob("survivor", { rounds: 3, devices: DEVICES, steps: 120 }));
-  const until = Date.now() + 60_000;
+  const until = Date.now() + 240_000;
   let before;
   do {
     await sleep(100);
@@ -301,7 +301,7 @@ test.serial("after SIGKILL of everything, shoal up on the same directory goes on
   t.is(after.round?.metadata?.uid, before.round?.metadata?.uid, "the same round");
   t.deepEqual(after.round?.status?.assignments, before.round?.status?.assignments, "the same plan");
   for (const name of [...fleet.devices.keys()]) fleet.restartDevice(name);
-  const job = await fleet.waitForJob("survivor", 120_000);
+  const job = await fleet.waitForJob("survivor", 300_000);
   t.is(job.status?.phase, "Completed");
   t.is(job.status?.completedRounds, 3);
 });

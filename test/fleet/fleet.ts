@@ -258,7 +258,7 @@ export class Fleet {
     if (device !== undefined && !this.#stopping) this.startDevice(device.setup, device.token);
   }
 
-  async waitForDevices(count: number, timeoutMs = 60_000): Promise<void> {
+  async waitForDevices(count: number, timeoutMs = 240_000): Promise<void> {
     const until = Date.now() + timeoutMs;
     for (;;) {
       const listed = await this.withFleet((fleet) =>

@@ -26,7 +26,7 @@ import { TelemetryServiceClient, type WatchEventsResponse } from "#proto/shoal/v
 import { freePort, type NatsTestServer, startNats } from "#test/support/servers.js";
 
 const SERVICES = join(dirname(fileURLToPath(import.meta.url)), "..", "..", "services");
-const WAIT_MS = 20_000;
+const WAIT_MS = 60_000;
 
 interface Service {
   readonly child: ChildProcess;
@@ -70,18 +70,18 @@ async function eventually(holds: () => Promise<boolean>): Promise<void> {
   }
 }
 
-/** Asks until somebody answers: subscriptions take a moment. */
+/** Asks and waits for the answer, however slow the machine. */
 async function ask<T>(
   link: NatsLink,
   subject: string,
   data: Uint8Array,
   type: { decode(bytes: Uint8Array): T },
 ): Promise<T> {
-  return type.decode((await link.nc.request(subject, data, { timeout: 5000 })).data);
+  return type.decode((await link.nc.request(subject, data, { timeout: 30_000 })).data);
 }
 
 test("a device joins through real services, works with its own subjects only, and is shut out when it is deleted", async (t) => {
-  t.timeout(90_000);
+  t.timeout(300_000);
   const nats = await startNats();
   const [first, second, telemetry] = await Promise.all([
     startService("registry", nats),

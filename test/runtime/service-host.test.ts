@@ -27,7 +27,7 @@ class Service {
     return this.output;
   }
 
-  async says(what: string, ms = 20_000): Promise<boolean> {
+  async says(what: string, ms = 60_000): Promise<boolean> {
     const endMs = performance.now() + ms;
     while (!this.output.includes(what) && performance.now() < endMs) await sleep(20);
     return this.output.includes(what);

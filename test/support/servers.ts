@@ -39,7 +39,7 @@ class TestServer {
     this.child = child;
     for (const stream of [child.stdout, child.stderr])
       stream.on("data", (data: Buffer) => (this.output = (this.output + data.toString()).slice(-4000)));
-    for (let attempt = 0; attempt < 200; attempt += 1) {
+    for (let attempt = 0; attempt < 2400; attempt += 1) {
       if (child.exitCode !== null) throw new Error(`${this.command} ended: ${this.output}`);
       if (await accepts(this.port)) return;
       await new SystemClock().sleep(25);

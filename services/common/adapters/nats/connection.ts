@@ -30,6 +30,9 @@ const REFUSED = new Set(["AUTHORIZATION_VIOLATION", "AUTHENTICATION_EXPIRED", "A
 
 const READY_MS = 5000;
 
+/** A server on a slow or busy disk may take seconds to answer; the library gives up after five. */
+const JETSTREAM_MS = 15_000;
+
 /** A NATS connection that tells its users when it was re-established. */
 export class NatsLink {
   private readonly listeners = new Set<() => void>();
@@ -115,12 +118,12 @@ export class NatsLink {
   }
 
   jetstream(): JetStreamClient {
-    return this.nc.jetstream();
+    return this.nc.jetstream({ timeout: JETSTREAM_MS });
   }
 
   /** Does not ask the server whether JetStream is there, so it works while it starts. */
   manager(): Promise<JetStreamManager> {
-    return this.nc.jetstreamManager({ checkAPI: false });
+    return this.nc.jetstreamManager({ checkAPI: false, timeout: JETSTREAM_MS });
   }
 
   /** Calls the listener after every reconnect until the returned function is called. */

@@ -4,7 +4,7 @@ import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
 
 const NOT_FOUND = 404;
-const TIMEOUT_MS = 5000;
+const TIMEOUT_MS = 15_000;
 
 /** Which message: that of a sequence, or the last of a subject. */
 export type StoredQuery = { seq: number } | { lastOf: string };

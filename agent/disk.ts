@@ -57,7 +57,7 @@ async function writeParts(path: string, flags: string, parts: readonly Uint8Arra
 async function readPart(path: string, offset: number, length: number): Promise<Uint8Array> {
   const handle = await open(path, "r");
   try {
-    const buffer = new Uint8Array(length);
+    const buffer = Buffer.allocUnsafeSlow(length);
     const { bytesRead } = await handle.read(buffer, 0, length, offset);
     return buffer.subarray(0, bytesRead);
   } finally {

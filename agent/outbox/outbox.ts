@@ -325,8 +325,10 @@ export class Outbox {
     if (sizeBytes !== expected) return `its payload has ${sizeBytes} bytes of ${expected}`;
     // In parts: a device may not have the memory for all of it.
     const digest = openDigest();
-    for (let offset = 0; offset < sizeBytes; offset += VERIFY_BYTES)
-      digest.add(await this.#disk.readRange(`${path}/${PAYLOAD}`, offset, VERIFY_BYTES));
+    for (let offset = 0; offset < sizeBytes; offset += VERIFY_BYTES) {
+      const length = Math.min(VERIFY_BYTES, sizeBytes - offset);
+      digest.add(await this.#disk.readRange(`${path}/${PAYLOAD}`, offset, length));
+    }
     return digest.finish() === entry.manifest.digest ? undefined : "its payload does not match its digest";
   }
 

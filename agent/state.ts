@@ -4,13 +4,27 @@ import { roundKey } from "./round-key.js";
 
 // A `round` in state, events and effects is the key of a round (round-key.ts); only heartbeats carry its bare name.
 
-/** The one piece of work under way. Every work ends with exactly one of: its result, "refused", "failed", "aborted". */
+/**
+ * The one piece of work under way; beside it there may be an `Overlap`. Every work ends with exactly one of: its result,
+ * "refused", "failed", "aborted".
+ */
 export interface Work {
   /** Tells results of this work from late ones of earlier work. */
   readonly id: number;
   readonly kind: "fetch" | "read" | "train" | "upload" | "discard";
   readonly round: string;
   /** Its end is awaited and its result ignored. */
+  aborting: boolean;
+  /** How it begins, while it waits for the end of steps ahead. */
+  held: Effect | undefined;
+}
+
+/** Steps of a job's next round, taken from what this one left while its update travels. */
+export interface Overlap {
+  readonly id: number;
+  /** The assignment whose update travels. */
+  readonly task: AssignedTask;
+  /** Its end is awaited and what it came to dropped. */
   aborting: boolean;
 }
 
@@ -48,6 +62,9 @@ export interface AgentState {
   /** Rounds with a durable committed marker. */
   committed: ReadonlySet<string>;
   work: Work | undefined;
+  overlap: Overlap | undefined;
+  /** As the control plane said last: there will be no new assignments. */
+  cordoned: boolean;
   nextWorkId: number;
   heartbeat: { inFlight: boolean; again: boolean; failures: number };
   exit: { code: number; message: string };
@@ -58,7 +75,7 @@ export type Retry = "soon" | "later" | "never";
 
 export type AgentEvent =
   | { type: "started"; committed: readonly string[]; spooled: readonly { round: string; commitSent: boolean }[] }
-  | { type: "heartbeatReplied"; tasks: readonly AssignedTask[]; nextHeartbeatMs: number }
+  | { type: "heartbeatReplied"; tasks: readonly AssignedTask[]; nextHeartbeatMs: number; cordoned: boolean }
   | { type: "heartbeatFailed" }
   | { type: "rejected"; message: string }
   | { type: "nudged" }
@@ -76,6 +93,7 @@ export type AgentEvent =
   | { type: "discarded"; work: number }
   | { type: "failed"; work: number; reason: string; message: string; retry: Retry }
   | { type: "aborted"; work: number }
+  | { type: "overlapped"; work: number }
   | { type: "stop" };
 
 export type Effect =
@@ -86,6 +104,7 @@ export type Effect =
   | { type: "fetch"; work: number; task: AssignedTask }
   | { type: "read"; work: number; task: AssignedTask }
   | { type: "train"; work: number; task: AssignedTask }
+  | { type: "overlap"; work: number; task: AssignedTask }
   | { type: "upload"; work: number; round: string }
   | { type: "discard"; work: number; round: string }
   | { type: "abort"; work: number }
@@ -97,6 +116,8 @@ export const initialState: AgentState = {
   spooled: [],
   committed: new Set(),
   work: undefined,
+  overlap: undefined,
+  cordoned: false,
   nextWorkId: 1,
   heartbeat: { inFlight: false, again: false, failures: 0 },
   exit: { code: 0, message: "" },

@@ -1,15 +1,9 @@
 import { AssignmentStatus } from "#proto/shoal/v1/device.js";
 import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
+import { overlapSteps } from "./overlap.js";
 import { isOtherLife, jobKey, jobKeyOfRound } from "./round-key.js";
-import {
-  roundOf,
-  type AgentEvent,
-  type AgentState,
-  type Effect,
-  type Entry,
-  type Retry,
-  type Spooled,
-} from "./state.js";
+import { roundOf, type AgentEvent, type AgentState, type Effect, type Entry, type Retry } from "./state.js";
+import { Draft } from "./step-draft.js";
 
 /** Exit code of an agent whose credential is not accepted (EX_NOPERM). */
 export const EXIT_REJECTED = 77;
@@ -20,60 +14,6 @@ const LONGEST_HEARTBEAT_RETRY_MS = 8_000;
 
 const backoffMs = (failures: number, longestMs: number): number =>
   Math.min(FIRST_RETRY_MS * 2 ** Math.min(failures, 16), longestMs);
-
-/** A private copy of the state that one step changes, and what it wants done. */
-class Draft {
-  readonly state: AgentState;
-  readonly effects: Effect[] = [];
-
-  constructor(state: AgentState) {
-    this.state = {
-      ...state,
-      entries: state.entries.map((entry) => ({ ...entry, status: { ...entry.status } })),
-      spooled: state.spooled.map((spooled) => ({ ...spooled })),
-      work: state.work === undefined ? undefined : { ...state.work },
-      heartbeat: { ...state.heartbeat },
-      exit: { ...state.exit },
-    };
-  }
-
-  entry(round: string): Entry | undefined {
-    return this.state.entries.find((entry) => roundOf(entry.task) === round);
-  }
-
-  spooled(round: string): Spooled | undefined {
-    return this.state.spooled.find((spooled) => spooled.round === round);
-  }
-
-  /** Beats now, or once more after the one under way, whose request is older than what there is to say. */
-  beat(): void {
-    if (this.state.heartbeat.inFlight) {
-      this.state.heartbeat.again = true;
-      return;
-    }
-    this.state.heartbeat.inFlight = true;
-    this.effects.push({ type: "heartbeat" });
-  }
-
-  abort(): void {
-    const { work } = this.state;
-    if (work === undefined || work.aborting) return;
-    work.aborting = true;
-    this.effects.push({ type: "abort", work: work.id });
-  }
-
-  begin(kind: "fetch" | "read" | "train", task: AssignedTask): void {
-    const id = this.state.nextWorkId++;
-    this.state.work = { id, kind, round: roundOf(task), aborting: false };
-    this.effects.push({ type: kind, work: id, task });
-  }
-
-  beginSpool(kind: "upload" | "discard", round: string): void {
-    const id = this.state.nextWorkId++;
-    this.state.work = { id, kind, round, aborting: false };
-    this.effects.push({ type: kind, work: id, round });
-  }
-}
 
 function newEntry(draft: Draft, task: AssignedTask): Entry {
   const round = roundOf(task);
@@ -100,16 +40,34 @@ function adoptTasks(draft: Draft, tasks: readonly AssignedTask[]): void {
     const deleted = jobs.some((job) => isOtherLife(job, jobKeyOfRound(spooled.round)));
     spooled.withdrawn = deleted || (!wanted.has(spooled.round) && !spooled.commitSent);
   }
+  endVainOverlap(draft, jobs);
   const { work } = state;
   if (work === undefined || work.kind === "discard") return;
   const unwanted = work.kind === "upload" ? draft.spooled(work.round)?.withdrawn : !wanted.has(work.round);
   if (unwanted === true) draft.abort();
 }
 
+/** Steps ahead have no next round where the update before it is taken back, the job is gone, or the device gets no more. */
+function endVainOverlap(draft: Draft, jobs: readonly string[]): void {
+  const { overlap, cordoned } = draft.state;
+  if (overlap === undefined) return;
+  const round = roundOf(overlap.task);
+  const isOver = jobs.some((job) => isOtherLife(job, jobKeyOfRound(round)));
+  if (cordoned || isOver || draft.spooled(round)?.withdrawn === true) draft.abortOverlap();
+}
+
+/** Begins steps ahead once an update is spooled, unless there is something to do that was asked for. */
+function overlap(draft: Draft, { task }: Entry): void {
+  const { lifecycle, cordoned, entries } = draft.state;
+  const others = entries.some((entry) => entry.task !== task && entry.allowed !== false && !entry.final);
+  if (lifecycle !== "running" || cordoned || others || overlapSteps(task) === 0) return;
+  draft.beginOverlap(task);
+}
+
 /** Starts the next work if none is under way: outbox first, then the oldest assignment. */
 function schedule(draft: Draft): void {
   const { state } = draft;
-  if (state.lifecycle === "stopping" && state.work === undefined) {
+  if (state.lifecycle === "stopping" && state.work === undefined && state.overlap === undefined) {
     state.lifecycle = "stopped";
     draft.effects.push({ type: "exit", ...state.exit });
   }
@@ -163,6 +121,7 @@ function fail(
     if (event.retry === "never") {
       // The entry is unusable and set aside; unless its commit may be in the log, the round can be trained again.
       draft.state.spooled = draft.state.spooled.filter((other) => other !== spooled);
+      if (draft.state.overlap !== undefined && roundOf(draft.state.overlap.task) === round) draft.abortOverlap();
       if (entry !== undefined && spooled.commitSent) finishFailed(draft, entry, reasons);
       return;
     }
@@ -238,7 +197,10 @@ function endWork(draft: Draft, event: Ending): void {
     setPhase(draft, round, "Training");
     draft.begin("train", entry.task);
   }
-  if (event.type === "trained") entry.failures = 0;
+  if (event.type === "trained") {
+    entry.failures = 0;
+    overlap(draft, entry);
+  }
 }
 
 function onReply(draft: Draft, event: Extract<AgentEvent, { type: "heartbeatReplied" }>): void {
@@ -247,6 +209,7 @@ function onReply(draft: Draft, event: Extract<AgentEvent, { type: "heartbeatRepl
   // The control plane is back: what could not be uploaded need not wait for its timer.
   if (heartbeat.failures > 0) for (const spooled of draft.state.spooled) spooled.waiting = false;
   heartbeat.failures = 0;
+  draft.state.cordoned = event.cordoned;
   adoptTasks(draft, event.tasks);
   if (heartbeat.again) {
     heartbeat.again = false;
@@ -275,6 +238,7 @@ function stop(draft: Draft, code: number, message: string): void {
   draft.state.lifecycle = "stopping";
   draft.state.exit = { code, message };
   draft.abort();
+  draft.abortOverlap();
 }
 
 function onProgress(draft: Draft, event: Extract<AgentEvent, { type: "trainingProgress" }>): void {
@@ -329,6 +293,9 @@ function apply(draft: Draft, event: Exclude<AgentEvent, { type: "stop" | "reject
     case "commitSending":
       onUpload(draft, event);
       break;
+    case "overlapped":
+      if (draft.state.overlap?.id === event.work) draft.endOverlap();
+      break;
     default:
       endWork(draft, event);
   }
@@ -339,7 +306,8 @@ function apply(draft: Draft, event: Exclude<AgentEvent, { type: "stop" | "reject
  * is to be done. Never changes its arguments.
  *
  * One work at a time: an aborted work is waited for before the next begins. A spooled update goes before any training;
- * assignments follow oldest first, each only after the guard allowed it; a committed round is never trained again.
+ * assignments follow oldest first, each only after the guard allowed it; a committed round is never trained again. Beside a work
+ * there may be steps ahead of a job's next round: never while another training runs, and no longer than they may be of use.
  */
 export function step(state: AgentState, event: AgentEvent): { state: AgentState; effects: Effect[] } {
   const draft = new Draft(state);

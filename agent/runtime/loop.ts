@@ -6,7 +6,7 @@ import type { HeartbeatRequest, HeartbeatReply } from "#proto/shoal/v1/device_wi
 import { assignmentStatuses, initialState, roundOf, type AgentEvent, type AgentState, type Effect } from "../state.js";
 import { step } from "../step.js";
 import type { AgentParts } from "./parts.js";
-import { Worker, type WorkEffect } from "./worker.js";
+import { Worker, type OverlapEffect, type WorkEffect } from "./worker.js";
 
 export interface Exit {
   readonly code: number;
@@ -27,7 +27,8 @@ export class AgentLoop {
   readonly #timers = new Map<string, AbortController>();
   #state: AgentState = initialState;
   #stepping = false;
-  #working: { id: number; controller: AbortController } | undefined;
+  /** Works under way by id: one, and steps ahead beside it. */
+  readonly #working = new Map<number, AbortController>();
   #datasets: DatasetFacts[] = [];
   #counting: Promise<void> | undefined;
   #renewDue = false;
@@ -88,7 +89,7 @@ export class AgentLoop {
         return;
       }
       case "abort":
-        if (this.#working?.id === effect.work) this.#working.controller.abort();
+        this.#working.get(effect.work)?.abort();
         return;
       case "exit":
         this.#exit({ code: effect.code, message: effect.message });
@@ -98,10 +99,16 @@ export class AgentLoop {
     }
   }
 
-  async #work(effect: WorkEffect): Promise<void> {
+  async #work(effect: WorkEffect | OverlapEffect): Promise<void> {
     const controller = new AbortController();
-    this.#working = { id: effect.work, controller };
-    this.#dispatch(await this.#worker.run(effect, controller.signal, (event) => this.#dispatch(event)));
+    this.#working.set(effect.work, controller);
+    const { signal } = controller;
+    const ended =
+      effect.type === "overlap"
+        ? await this.#worker.overlap(effect, signal)
+        : await this.#worker.run(effect, signal, (event) => this.#dispatch(event));
+    this.#working.delete(effect.work);
+    this.#dispatch(ended);
   }
 
   /** A time drawn from the upper half: devices that failed together, as at a full log, must not return together. */
@@ -149,7 +156,8 @@ export class AgentLoop {
       this.#dispatch({ type: "heartbeatFailed" });
     } else {
       await this.#renew(reply);
-      this.#dispatch({ type: "heartbeatReplied", tasks: reply.tasks, nextHeartbeatMs: heartbeatMs(reply) });
+      const { tasks, cordoned } = reply;
+      this.#dispatch({ type: "heartbeatReplied", tasks, nextHeartbeatMs: heartbeatMs(reply), cordoned });
     }
   }
 

@@ -11,16 +11,19 @@ import { fetchBlob, fetchChanges, fetchStep, type RangeSource } from "../fetch.j
 import { guardTask, type Guarded } from "../guard.js";
 import type { InnerState } from "../outbox/inner-state.js";
 import { updateNeed } from "../outbox/room.js";
+import { overlapSteps } from "../overlap.js";
 import { jobKey } from "../round-key.js";
 import { roundOf, type AgentEvent, type Effect, type Retry } from "../state.js";
 import { openFrozen } from "../train/frozen-base.js";
 import { runLocalRound } from "../train/local-round.js";
 import { createThrottle } from "../train/throttle.js";
 import { encodeOutcome } from "../train/update.js";
-import { LinkSpeed } from "./link-speed.js";
 import { weightsStep } from "../weights-step.js";
+import { Ahead } from "./ahead.js";
+import { LinkSpeed } from "./link-speed.js";
 import type { AgentParts } from "./parts.js";
 
+export type OverlapEffect = Extract<Effect, { type: "overlap" }>;
 export type WorkEffect = Extract<Effect, { type: "fetch" | "read" | "train" | "upload" | "discard" }>;
 
 /** What the steps of one round hand on in memory. */
@@ -76,6 +79,7 @@ export class Worker {
   /** Kept from round to round: it is the largest part of a model, and it does not change. */
   #frozen: { digest: string; tensors: FrozenTensors } | undefined;
   #material: Material = { round: "", bytesDown: 0, fetchMs: 0 };
+  readonly #ahead = new Ahead();
 
   constructor(parts: AgentParts) {
     this.#parts = parts;
@@ -83,19 +87,39 @@ export class Worker {
 
   /** Judges a task by the device's policy at this moment. */
   guard(task: AssignedTask): Guarded {
+    return this.#guard(task, 0);
+  }
+
+  #guard(task: AssignedTask, moreToday: number): Guarded {
     const { policy, datasets, outbox, clock } = this.#parts;
     const nowMs = clock.nowMs();
-    return guardTask(policy, datasets.names, task, { roundsToday: outbox.committedOn(nowMs), nowMs });
+    return guardTask(policy, datasets.names, task, { roundsToday: outbox.committedOn(nowMs) + moreToday, nowMs });
   }
 
   /** Does the work and says how it ended. Never throws. */
   async run(effect: WorkEffect, signal: AbortSignal, emit: Emit): Promise<AgentEvent> {
+    // Steps ahead begin at once or not at all.
+    this.#ahead.forgetEnd();
     try {
       return await this.#perform(effect, signal, emit);
     } catch (error) {
       if (signal.aborted) return { type: "aborted", work: effect.work };
       return this.#failure(effect, error);
     }
+  }
+
+  /** Takes steps ahead of the next round for as long as the policy allows this one. Never throws. */
+  async overlap({ work, task }: OverlapEffect, signal: AbortSignal): Promise<AgentEvent> {
+    const { clock, sessions, throttle, outbox, log } = this.#parts;
+    const monotonicMs = (): number => clock.monotonicMs();
+    const tools = { sessions, signal, monotonicMs, throttle: createThrottle(throttle, clock, signal) };
+    const mayGoOn = (): boolean => {
+      // The update on its way is one of today's rounds before its commit is acknowledged.
+      const more = outbox.committed.includes(roundOf(task)) ? 0 : 1;
+      return this.#guard(task, more).allowed;
+    };
+    await this.#ahead.run({ ...tools, mayGoOn }, log);
+    return { type: "overlapped", work };
   }
 
   #failure({ type, work }: WorkEffect, error: unknown): AgentEvent {
@@ -226,8 +250,10 @@ export class Worker {
     const { weights, control, shard, trainGraph, evalGraph, inner, bytesDown, fetchMs } = this.#material;
     if (weights === undefined || shard === undefined) throw new Error("training began before its material was fetched");
     await this.#makeRoom(task, assignment);
+    const frozen = this.#frozen?.tensors;
+    const ahead = assignment.localSteps > 0 ? this.#ahead.for(task) : undefined;
     const result = await runLocalRound(
-      { task, assignment, weights, control, shard, trainGraph, evalGraph, inner, frozen: this.#frozen?.tensors },
+      { task, assignment, weights, control, shard, trainGraph, evalGraph, inner, ahead, frozen },
       {
         sessions,
         clock,
@@ -244,6 +270,11 @@ export class Worker {
     if (!encoded.ok) return { type: "failed", work, reason: "BadTask", message: encoded.message, retry: "never" };
     if (signal.aborted) return { type: "aborted", work };
     await outbox.put(encoded.draft, encoded.inner, this.#parts.nonce());
+    const { order, next } = result.outcome;
+    if (next !== undefined && order !== undefined && trainGraph !== undefined) {
+      const end = { task, assignment, weights, trainGraph, frozen, shard, order, next };
+      this.#ahead.spooled(overlapSteps(assigned) > 0 ? end : undefined);
+    }
     this.#material = { round: "", bytesDown: 0, fetchMs: 0 };
     return { type: "trained", work };
   }

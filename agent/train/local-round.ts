@@ -1,19 +1,18 @@
 import { createRng, type Rng } from "#common/domain/rng.js";
-import { learningRateAt } from "#common/domain/schedule.js";
 import type { Clock } from "#common/ports/clock.js";
 import { synchronisedRanges } from "#common/domain/fragment.js";
 import { allFinite, subtract } from "#common/tensor/flat.js";
 import { gather } from "#common/tensor/stretches.js";
 import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
-import { sampleBatch, samplePackedBatch, type TokenBatch, tokensNeeded } from "../data/batches.js";
+import { tokensNeeded } from "../data/batches.js";
 import type { FrozenTensors } from "../backend/backend.js";
 import type { Shard } from "../data/split.js";
 import type { InnerState } from "../outbox/inner-state.js";
 import { correctionOf, nextControl } from "./control-variates.js";
 import { evaluateHeldOut, type Evaluation } from "./evaluation.js";
+import { type StepTools, takeSteps } from "./local-steps.js";
 import type { Sessions } from "./sessions.js";
-import { startingWeights } from "./streaming.js";
-import type { Throttle } from "./throttle.js";
+import { startingPoint, type StepsAhead } from "./starting-point.js";
 
 /** All that a local round needs, in memory. */
 export interface RoundInput {
@@ -30,22 +29,22 @@ export interface RoundInput {
   readonly shard: Shard;
   /** What the job's last round left here. */
   readonly inner: InnerState | undefined;
+  /** Steps of this round that were taken while the last one's update travelled. */
+  readonly ahead?: StepsAhead | undefined;
   /** SCAFFOLD: the common control variate [parameters]; undefined for zeros. */
   readonly control?: Float32Array | undefined;
 }
 
-export interface RoundTools {
+export interface RoundTools extends StepTools {
   readonly sessions: Sessions;
-  readonly throttle: Throttle;
   readonly clock: Clock;
-  readonly signal: AbortSignal;
-  /** Called after each step with the number of steps done. */
-  onStep(step: number, loss: number): void;
 }
 
 export interface LocalOutcome {
   /** Local minus global weights [values of an update]; undefined for an evaluation. */
   readonly delta: Float32Array | undefined;
+  /** Those that were done ahead are among them, here and below. */
+  readonly localSteps: number;
   /** Tokens trained on. */
   readonly tokens: number;
   /** Mean over the steps, nats per token; 0 for an evaluation. */
@@ -54,6 +53,8 @@ export interface LocalOutcome {
   readonly evaluation: Evaluation;
   /** Steps and moments to keep; undefined for an evaluation. */
   readonly next: Pick<InnerState, "steps" | "moments" | "local" | "control"> | undefined;
+  /** The order of data, from where the steps got to; undefined for an evaluation. */
+  readonly order: Rng | undefined;
 }
 
 export type LocalResult =
@@ -61,33 +62,21 @@ export type LocalResult =
   | { status: "aborted" }
   | { status: "failed"; reason: "TooLittleData" | "Diverged" | "BadTask"; message: string };
 
-/** The kept moments, if the job keeps them and they fit the model and its optimizer. */
-function startingState({ task, weights, inner }: RoundInput): { steps: number; m: Float32Array; v: Float32Array } {
-  const { optimizer } = task;
-  const adamw = optimizer?.name !== "sgd";
-  const [m, v] = [adamw || optimizer.momentum > 0, adamw].map((has) => (has ? weights.length : 0)) as [number, number];
-  const kept = inner?.moments;
-  if (optimizer?.keepState === true && kept?.m.length === m && kept.v.length === v) {
-    return { steps: inner?.steps ?? 0, ...kept };
-  }
-  return { steps: 0, m: new Float32Array(m), v: new Float32Array(v) };
-}
-
-/** The next batch of the device's own order of data. */
-function nextBatch({ task, assignment, shard }: RoundInput, rng: Rng): TokenBatch {
-  const { batchSize } = assignment;
-  if (!task.packing) return sampleBatch(shard.train, batchSize, task.seqLen, rng);
-  return samplePackedBatch(shard.train, shard.starts, batchSize, task.seqLen, rng);
-}
-
 interface Trained {
-  steps: number;
+  /** Optimizer steps behind the moments. */
+  optimizerSteps: number;
+  /** Those of the round, done ahead or now. */
+  localSteps: number;
   m: Float32Array;
   v: Float32Array;
   weights: Float32Array;
+  tokens: number;
   lossSum: number;
-  /** Sum of the steps' learning rates. */
+  /** Sum of the learning rates of the steps done now. */
   rateSum: number;
+  /** Of the steps done ahead. */
+  aheadMs: number;
+  order: Rng;
 }
 
 /** SCAFFOLD's correction; a variate of another model is none. */
@@ -96,30 +85,37 @@ function driftOf({ control, inner, weights }: RoundInput): Float32Array {
   return correctionOf(control, own, weights.length);
 }
 
+/** All steps of the assignment but those that were done ahead. */
 async function trainSteps(input: RoundInput, graph: Uint8Array, tools: RoundTools): Promise<Trained | LocalResult> {
-  const { task, assignment } = input;
-  const { optimizer } = task;
+  const { task, assignment, shard } = input;
+  const { optimizer, stepOffset } = task;
   if (optimizer === undefined) return { status: "failed", reason: "BadTask", message: "the task names no optimizer" };
   const session = await tools.sessions.train(graph, input.frozen);
-  const { steps: before, m, v } = startingState(input);
-  session.load({ weights: startingWeights(task, input.weights, input.inner?.local), m, v });
+  const { steps: before, done, ...state } = startingPoint(task, input.weights, input.inner, input.ahead);
+  session.load(state);
   // FedProx (Li et al. 2020) pulls towards the global weights.
   if (task.proximalMu > 0) session.setTerms({ anchor: input.weights, mu: task.proximalMu });
   if (task.controlVariates) session.setTerms({ correction: driftOf(input) });
-  const rng = createRng(assignment.seed);
-  const stride = task.referenceSteps / assignment.localSteps;
-  let [lossSum, rateSum] = [0, 0];
-  for (let i = 0; i < assignment.localSteps; i++) {
-    if (tools.signal.aborted) return { status: "aborted" };
-    const batch = nextBatch(input, rng);
-    const lr = learningRateAt(optimizer, task.totalSteps, task.stepOffset + i * stride);
-    const { loss } = await tools.throttle.run(() => session.step(batch, lr, before + i + 1));
-    if (!Number.isFinite(loss)) return diverged("loss", i + 1);
-    lossSum += loss;
-    rateSum += lr;
-    tools.onStep(i + 1, loss);
-  }
-  return { steps: before + assignment.localSteps, lossSum, rateSum, ...session.state() };
+  const order = createRng(assignment.seed);
+  const span = { from: done.count, until: assignment.localSteps };
+  const ended = await takeSteps(
+    session,
+    { task, assignment, optimizer, shard, order, stepOffset, ...span, before },
+    tools,
+  );
+  if (ended.status === "diverged") return diverged("loss", ended.step);
+  if (ended.status === "aborted") return ended;
+  const { count, lossSum, rateSum } = ended.taken;
+  return {
+    optimizerSteps: before + count,
+    localSteps: done.count + count,
+    tokens: done.tokens + count * assignment.batchSize * task.seqLen,
+    lossSum: done.lossSum + lossSum,
+    rateSum,
+    aheadMs: done.trainMs,
+    order,
+    ...session.state(),
+  };
 }
 
 function diverged(what: "loss" | "update", step: number): LocalResult {
@@ -164,7 +160,7 @@ function withControl(
 /**
  * One device's part of a round: evaluates the global weights on what it holds out, takes local steps (AdamW is the
  * inner optimizer of DiLoCo, Douillard 2023) on random windows of the rest, and makes the delta. The same input gives the
- * same bits. Step i of n runs at reference step `stepOffset + i * referenceSteps / n` of the schedule.
+ * same bits.
  */
 export async function runLocalRound(input: RoundInput, tools: RoundTools): Promise<LocalResult> {
   const { task, assignment, weights } = input;
@@ -179,7 +175,8 @@ export async function runLocalRound(input: RoundInput, tools: RoundTools): Promi
     if (evaluation === undefined) return { status: "aborted" };
   }
   if (assignment.localSteps === 0) {
-    const nothing = { delta: undefined, tokens: 0, trainLoss: 0, trainMs: 0, next: undefined };
+    const none = { localSteps: 0, tokens: 0, trainLoss: 0, trainMs: 0 };
+    const nothing = { ...none, delta: undefined, next: undefined, order: undefined };
     return { status: "done", outcome: { ...nothing, evaluation } };
   }
   if (input.trainGraph === undefined) {
@@ -195,11 +192,13 @@ export async function runLocalRound(input: RoundInput, tools: RoundTools): Promi
     status: "done",
     outcome: {
       delta,
-      tokens: assignment.localSteps * assignment.batchSize * task.seqLen,
-      trainLoss: trained.lossSum / assignment.localSteps,
-      trainMs: tools.clock.monotonicMs() - startMs,
+      localSteps: trained.localSteps,
+      tokens: trained.tokens,
+      trainLoss: trained.lossSum / trained.localSteps,
+      trainMs: trained.aheadMs + tools.clock.monotonicMs() - startMs,
       evaluation,
-      next: { steps: trained.steps, moments, ...keptWeights(task, trained.weights), ...variate },
+      next: { steps: trained.optimizerSteps, moments, ...keptWeights(task, trained.weights), ...variate },
+      order: trained.order,
     },
   };
 }

@@ -75,7 +75,7 @@ export function encodeOutcome(
     sizeBytes: chunks.reduce((sum, chunk) => sum + chunk.length, 0),
     digest: sha256Digest(...chunks),
     tokens: outcome.tokens,
-    localSteps: assignment.localSteps,
+    localSteps: outcome.localSteps,
     trainLoss: outcome.trainLoss,
     evalLossSum: evaluation.lossSum,
     evalTokens: evaluation.tokens,

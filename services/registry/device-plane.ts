@@ -154,6 +154,7 @@ export class DevicePlane {
       jwt: "",
       siteRounds: [],
       site: "",
+      cordoned: false,
     });
     const reply =
       request === undefined || refused !== undefined
@@ -200,6 +201,7 @@ export class DevicePlane {
       nextHeartbeatMs: heartbeatMs,
       atMs: clock.nowMs(),
       jwt,
+      cordoned: changed.device.spec?.cordoned === true || changed.device.spec?.draining === true,
     };
   }
 

@@ -78,6 +78,8 @@ export function draftRound(
     fragments,
     fragment: fragmentOfRound(number, fragments.length),
     mixing: spec?.strategy?.mixing ?? 0,
+    // After the last round that trains there is none to work ahead for.
+    overlapSteps: number < (spec?.rounds ?? 0) ? (spec?.strategy?.overlapSteps ?? 0) : 0,
     ...controlOf(job),
   };
   return {

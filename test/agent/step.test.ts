@@ -1,54 +1,10 @@
 import test, { type ExecutionContext } from "ava";
 import fc from "fast-check";
-import {
-  assignmentStatuses,
-  initialState,
-  roundOf,
-  type AgentEvent,
-  type AgentState,
-  type Effect,
-} from "#agent/state.js";
-import { EXIT_REJECTED, step } from "#agent/step.js";
+import { assignmentStatuses, roundOf, type AgentEvent, type Effect } from "#agent/state.js";
+import { goTogether } from "#agent/overlap.js";
+import { EXIT_REJECTED } from "#agent/step.js";
 import { makeTask } from "./support/tasks.js";
-
-/** Feeds events and keeps the effects of the last one. */
-class Walk {
-  state: AgentState = initialState;
-  effects: Effect[] = [];
-
-  do(event: AgentEvent): this {
-    const next = step(this.state, event);
-    this.state = next.state;
-    this.effects = next.effects;
-    return this;
-  }
-
-  /** Effects as "type round". */
-  get names(): string[] {
-    return this.effects.map((effect) =>
-      "task" in effect
-        ? `${effect.type} ${roundOf(effect.task)}`
-        : "round" in effect
-          ? `${effect.type} ${effect.round}`
-          : effect.type,
-    );
-  }
-
-  get work(): number {
-    return this.state.work?.id ?? -1;
-  }
-
-  reply(...rounds: string[]): this {
-    return this.do({ type: "heartbeatReplied", tasks: rounds.map((round) => makeTask(round)), nextHeartbeatMs: 500 });
-  }
-
-  phases(): string[] {
-    return assignmentStatuses(this.state).map(({ round, phase }) => `${round} ${phase}`);
-  }
-}
-
-const started = (committed: string[] = [], spooled: { round: string; commitSent: boolean }[] = []): Walk =>
-  new Walk().do({ type: "started", committed, spooled });
+import { started, type Walk } from "./support/walk.js";
 
 /** A walk whose work on a-1 is in training. */
 function training(): Walk {
@@ -141,29 +97,34 @@ test("a round of a job that was deleted and applied again is another round", (t)
   const again = makeTask("a-1", { jobUid: "22222222-2222" });
   for (const committed of ["a-1", "a-1@11111111"]) {
     const walk = started([committed]);
-    walk.do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500 });
+    walk.do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500, cordoned: false });
     t.deepEqual(walk.names, ["guard a-1@22222222", "sleep"]);
     t.deepEqual(walk.do({ type: "guarded", round: "a-1@22222222", reasons: [] }).names, ["fetch a-1@22222222"]);
     t.deepEqual(walk.phases(), ["a-1 Fetching"]);
   }
-  const known = started(["a-1@22222222"]).do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500 });
+  const known = started(["a-1@22222222"]).do({
+    type: "heartbeatReplied",
+    tasks: [again],
+    nextHeartbeatMs: 500,
+    cordoned: false,
+  });
   t.deepEqual([known.names, known.phases()], [["sleep"], ["a-1 Committed"]]);
 });
 
 test("work and updates of a deleted job make way for the one of its name, even past their commit mark", (t) => {
   const [old, again] = ["11111111", "22222222"].map((jobUid) => makeTask("a-1", { jobUid }));
   if (old === undefined || again === undefined) return t.fail();
-  const walk = started().do({ type: "heartbeatReplied", tasks: [old], nextHeartbeatMs: 500 });
+  const walk = started().do({ type: "heartbeatReplied", tasks: [old], nextHeartbeatMs: 500, cordoned: false });
   walk.do({ type: "guarded", round: "a-1@11111111", reasons: [] });
   const { work } = walk;
-  walk.do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500 });
+  walk.do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500, cordoned: false });
   t.deepEqual(walk.names, ["guard a-1@22222222", "abort", "sleep"]);
   walk.do({ type: "guarded", round: "a-1@22222222", reasons: [] });
   t.deepEqual(walk.do({ type: "aborted", work }).names, ["fetch a-1@22222222"]);
 
   const spooled = started([], [{ round: "a-3@11111111", commitSent: true }]);
   const upload = spooled.work;
-  spooled.do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500 });
+  spooled.do({ type: "heartbeatReplied", tasks: [again], nextHeartbeatMs: 500, cordoned: false });
   t.deepEqual(spooled.names, ["guard a-1@22222222", "abort", "sleep"]);
   t.deepEqual(spooled.do({ type: "aborted", work: upload }).names, ["discard a-3@11111111"]);
 });
@@ -221,7 +182,8 @@ test("stopping waits for the work, and a rejected credential has its own code", 
 /** Plays a world against the agent: answers its effects in any order, with any outcome, and withdraws at will. */
 const rounds = ["a-1", "a-2", "b-1"];
 const choice = fc.record({
-  what: fc.constantFrom("reply", "end", "end", "end", "guard", "nudge", "timer", "failHeartbeat", "progress"),
+  what: fc.constantFrom("reply", "end", "end", "end", "guard", "nudge", "timer", "failHeartbeat", "progress", "ahead"),
+  cordoned: fc.integer({ max: 7, min: 0 }).map((drawn) => drawn === 0),
   subset: fc.subarray(rounds),
   index: fc.nat(),
 });
@@ -232,7 +194,9 @@ interface World {
   committed: Set<string>;
   onDisk: Set<string>;
   guards: string[];
-  running: Extract<Effect, { work: number }> | undefined;
+  running: Exclude<Extract<Effect, { work: number }>, { type: "abort" | "overlap" }> | undefined;
+  ahead: Extract<Effect, { type: "overlap" }> | undefined;
+  cordoned: boolean;
   inFlight: boolean;
 }
 
@@ -247,10 +211,20 @@ function observe(t: ExecutionContext, world: World, effects: Effect[]): void {
       world.guards.push(roundOf(effect.task));
     }
     if (!("work" in effect) || effect.type === "abort") continue;
+    if (effect.type === "overlap") {
+      t.is(world.ahead, undefined, "steps ahead twice");
+      t.true(world.onDisk.has(roundOf(effect.task)), "steps ahead of an update that is not safe");
+      t.false(world.cordoned);
+      world.ahead = effect;
+      continue;
+    }
     t.is(world.running, undefined, "two works at once");
     world.running = effect;
     if (!("task" in effect)) continue;
     const round = roundOf(effect.task);
+    const { ahead } = world;
+    if (effect.type === "train") t.is(ahead, undefined, "two trainings at once");
+    else if (ahead !== undefined) t.true(goTogether(ahead.task, effect.task), "another job beside steps ahead");
     t.true(world.allowed.has(round), `${effect.type} before the guard allowed ${round}`);
     t.true(world.listed.has(round), `${effect.type} of a withdrawn round`);
     t.false(world.committed.has(round), "a committed round is trained again");
@@ -268,7 +242,7 @@ const results = {
 
 function endOf(world: World, index: number): AgentEvent[] {
   const { running } = world;
-  if (running === undefined || running.type === "abort") return [];
+  if (running === undefined) return [];
   world.running = undefined;
   const { work } = running;
   const round = "task" in running ? roundOf(running.task) : running.round;
@@ -295,17 +269,21 @@ test("whatever the world does: one work at a time, guarded, never committed twic
         onDisk: new Set(),
         guards: [],
         running: undefined,
+        ahead: undefined,
+        cordoned: false,
         inFlight: false,
       };
       const walk = started();
       observe(t, world, walk.effects);
-      for (const { what, subset, index } of choices) {
+      for (const { what, subset, index, cordoned } of choices) {
         const events: AgentEvent[] = [];
         if (what === "reply" && world.inFlight) {
           world.inFlight = false;
           for (const round of rounds) if (!subset.includes(round)) world.allowed.delete(round);
           world.listed = new Set(subset);
-          events.push({ type: "heartbeatReplied", tasks: subset.map((round) => makeTask(round)), nextHeartbeatMs: 1 });
+          world.cordoned = cordoned;
+          const tasks = subset.map((round) => makeTask(round, { overlapSteps: round === "b-1" ? 0 : 2 }));
+          events.push({ type: "heartbeatReplied", tasks, nextHeartbeatMs: 1, cordoned });
         }
         if (what === "failHeartbeat" && world.inFlight) {
           world.inFlight = false;
@@ -317,6 +295,10 @@ test("whatever the world does: one work at a time, guarded, never committed twic
           events.push({ type: "guarded", round: guarded, reasons: [] });
         }
         if (what === "end") events.push(...endOf(world, index));
+        if (what === "ahead" && world.ahead !== undefined) {
+          events.push({ type: "overlapped", work: world.ahead.work });
+          world.ahead = undefined;
+        }
         if (what === "nudge") events.push({ type: "nudged" });
         if (what === "timer") events.push({ type: "timer", timer: "retry", round: rounds[index % 3] ?? "" });
         if (what === "progress") events.push({ type: "trainingProgress", work: index % 20, step: 1, loss: 1 });
@@ -326,7 +308,10 @@ test("whatever the world does: one work at a time, guarded, never committed twic
           observe(t, world, walk.do(event).effects);
           t.deepEqual({ ...previous, committed: [...previous.committed] }, before, "step changed its argument");
         }
-        t.deepEqual(walk.state.work?.id, world.running?.work);
+        const { work, overlap } = walk.state;
+        t.deepEqual(work?.held === undefined ? work?.id : undefined, world.running?.work);
+        t.is(overlap?.id, world.ahead?.work);
+        t.true(work?.held === undefined || overlap !== undefined, "work waits for nothing");
       }
     }),
     { numRuns: 300 },

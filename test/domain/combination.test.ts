@@ -132,6 +132,22 @@ const clashes: [string, Plain, string, string, RegExp][] = [
   ["as many by default", { ...streaming({}), rounds: 3 }, "rounds", "3", /strategy.fragments \(4\)/],
   ["sparse fragments", { ...streaming({}), codec: { name: "topk" } }, "codec.name", "topk", /carry .* twice/],
   ["fragments of DiLoCo", { strategy: { fragments: 2 } }, "strategy.fragments", "2", /but to streamingDiloco/],
+  [
+    "a round that is all overlap",
+    { ...streaming({ overlapSteps: 10 }), local: { steps: 10 } },
+    "strategy.overlapSteps",
+    "10",
+    /local.steps \(10\).*raise local.steps/,
+  ],
+  ["half a step of overlap", streaming({ overlapSteps: 0.5 }), "strategy.overlapSteps", "0.5", /whole number from 0/],
+  ["overlap before the start", streaming({ overlapSteps: -1 }), "strategy.overlapSteps", "-1", /whole number from 0/],
+  [
+    "overlap without fragments",
+    { strategy: { name: "diloco", overlapSteps: 2 } },
+    "strategy.overlapSteps",
+    "2",
+    /but to streamingDiloco; leave it out/,
+  ],
   ["nothing global", streaming({ mixing: 1 }), "strategy.mixing", "1", /0 to 0.99/],
   ["SCAFFOLD over AdamW", { strategy: { name: "scaffold" } }, "local.optimizer.name", "adamw", /use "sgd"/],
   [
@@ -190,6 +206,11 @@ for (const name of names) {
     t.deepEqual(completeTrainingJob(stored, readModel, stored.spec), { ok: true, value: stored });
   });
 }
+
+test("steps overlap up to all but one of a round", (t) => {
+  const job = jobOf("first", { ...streaming({ overlapSteps: 9 }), local: { steps: 10 } });
+  t.is(job.spec?.strategy?.overlapSteps, 9);
+});
 
 test("every strategy with every codec is either accepted or refused for a field of its own", (t) => {
   const verdicts = new Map<string, string[]>();

@@ -4,7 +4,10 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import test from "ava";
+import { updateLength } from "#common/domain/fragment.js";
 import { importCheckpoint } from "#common/graph/checkpoint.js";
+import { updateBytes } from "#common/tensor/chunk.js";
+import { codecByName } from "#common/tensor/codec.js";
 import { addressesJob, writeAddresses } from "../fleet/addresses.js";
 import { exportFiles } from "../fleet/export.js";
 import { CLI, Fleet, unary } from "../fleet/fleet.js";
@@ -269,6 +272,41 @@ test.serial("a round takes the first two updates, and those that come later coun
   const verified = await run(process.execPath, [CLI, ...args]);
   t.is(verified.code, 0, verified.out + verified.err);
   t.regex(verified.out, /\nround 5 +ok .* replay\n/);
+});
+
+test.serial("a job sends a fragment a round, and its devices train on while it travels", async (t) => {
+  const parameters = { fragments: 2, overlapSteps: 4 };
+  const [rounds, steps] = [4, 8];
+  await fleet.apply(
+    addressesJob("streamed", { strategy: "streamingDiloco", parameters, rounds, steps, devices: DEVICES }),
+  );
+  t.is((await fleet.waitForJob("streamed", 240_000)).status?.phase, "Completed");
+  const { rounds: listed } = await fleet.withJobs((jobs) =>
+    unary(jobs, jobs.listRounds.bind(jobs), { job: "streamed", pageSize: 100, pageToken: "" }),
+  );
+  const int8 = codecByName("int8");
+  for (const { round, result } of listed.slice(0, rounds)) {
+    const task = round?.spec?.task;
+    if (task === undefined || int8 === undefined) return t.fail();
+    const values = updateLength(task);
+    t.true(values > 0 && values < task.parameters);
+    t.is(result?.bytesUp, DEVICES * updateBytes(values, int8));
+    t.is(task.overlapSteps, task.number < rounds ? 4 : 0);
+    for (const { manifest } of result?.folded ?? []) t.like(manifest, { values, localSteps: steps });
+    if (task.number > 1) t.is(result?.bytesDown, 4 * DEVICES * updateLength({ ...task, fragment: 1 - task.fragment }));
+  }
+  for (const name of fleet.devices.keys()) {
+    const log = readFileSync(join(root, "shoal", `${name}.out`), "utf8");
+    t.is(
+      log.split("worked ahead of the next round").length,
+      rounds,
+      `${name} worked ahead of every round but the first`,
+    );
+  }
+  const args = ["verify", "streamed", "--replay", "--context", join(root, "shoal")];
+  const verified = await run(process.execPath, [CLI, ...args]);
+  t.is(verified.code, 0, verified.out + verified.err);
+  t.regex(verified.out, /\nround 4 +ok .* replay\n/);
 });
 
 test.serial("nothing of any device's text was on the wire", (t) => {

@@ -47,6 +47,8 @@ export function addressesJob(
     down?: string;
     /** Updates that "fedbuff" folds together. */
     buffer?: number;
+    /** Parameters of the strategy. */
+    parameters?: Record<string, number>;
   },
 ): string {
   return JSON.stringify({
@@ -68,7 +70,11 @@ export function addressesJob(
         batchSize: 4,
         ...(options.strategy === "scaffold" ? { optimizer: { name: "sgd", learningRate: 0.1 } } : {}),
       },
-      strategy: { name: options.strategy ?? "diloco", ...(options.buffer ? { bufferSize: options.buffer } : {}) },
+      strategy: {
+        name: options.strategy ?? "diloco",
+        ...(options.buffer ? { bufferSize: options.buffer } : {}),
+        ...options.parameters,
+      },
       codec: { name: "int8", errorFeedback: true, down: options.down ?? "none" },
       evaluation: { everyRounds: 1, finalRound: true },
       roundDeadlineMs: options.deadlineMs ?? 600_000,

@@ -224,10 +224,12 @@ test("a drained device loses its assignment, an uncordoned one has it again", as
   await home.store.create("Round", training(await home.blobs.put(new Uint8Array(3))));
   await settle();
   t.is((await beat(home, "a")).tasks.length, 1);
+  await home.fleet.cordonDevice({ name: "a", uncordon: false });
+  t.like(await beat(home, "a"), { tasks: { length: 1 }, cordoned: true });
   await home.fleet.drainDevice({ name: "a" });
-  t.is((await beat(home, "a")).tasks.length, 0);
+  t.like(await beat(home, "a"), { tasks: { length: 0 }, cordoned: true });
   await home.fleet.cordonDevice({ name: "a", uncordon: true });
-  t.is((await beat(home, "a")).tasks.length, 1);
+  t.like(await beat(home, "a"), { tasks: { length: 1 }, cordoned: false });
   home.end();
 });
 

@@ -15,7 +15,7 @@ const config = configOf(model);
 const streaming = jobOf("first", {
   model: { config: DEEP },
   rounds: 6,
-  strategy: { name: "streamingDiloco", fragments: 3, mixing: 0.25 },
+  strategy: { name: "streamingDiloco", fragments: 3, mixing: 0.25, overlapSteps: 2 },
 });
 const plain = jobOf("second", { model: { config: DEEP }, rounds: 6 });
 
@@ -28,13 +28,14 @@ test("rounds synchronise the fragments one after the other; other strategies' ro
     const task = taskOf(streaming, number);
     t.is(task?.fragment, (number - 1) % 3);
     t.is(task?.mixing, 0.25);
+    t.is(task?.overlapSteps, number < 6 ? 2 : 0, "none ahead of an evaluation, or of nothing");
     const sizes = task?.fragments.map(({ ranges }) => stretchedLength(ranges)) ?? [];
     t.is(sizes.length, 3);
     t.is(
       sizes.reduce((sum, size) => sum + size, 0),
       total,
     );
-    t.like(taskOf(plain, number), { fragments: [], fragment: 0, mixing: 0 });
+    t.like(taskOf(plain, number), { fragments: [], fragment: 0, mixing: 0, overlapSteps: 0 });
   }
 });
 

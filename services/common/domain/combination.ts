@@ -95,6 +95,13 @@ const CLASHES: readonly Clash[] = [
       "raise rounds or lower fragments",
   },
   {
+    field: "spec.strategy.overlapSteps",
+    value: ({ strategy }) => strategy.overlapSteps,
+    when: ({ strategy, local }, { streaming }) => streaming === true && (strategy.overlapSteps ?? 0) >= local.steps,
+    description: ({ local }) =>
+      `is not below local.steps (${local.steps}), of which a round would have none left; lower it or raise local.steps`,
+  },
+  {
     field: "spec.codec.errorFeedback",
     value: ({ codec }) => codec.errorFeedback,
     when: ({ codec }) => codec.name === "topk" && !codec.errorFeedback,

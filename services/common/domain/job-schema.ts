@@ -148,6 +148,7 @@ const strategy = object({
   clipIterations: whole(1, 100).optional(),
   fragments: whole(1, 256).optional(),
   mixing: between(0, 0.99).optional(),
+  overlapSteps: whole(0, 1_000_000).optional(),
   population: whole(0, 1_000_000).optional(),
   bufferSize: whole(1, 1000).optional(),
   maxStaleness: whole(1, 100).optional(),

@@ -13,6 +13,7 @@ export interface StrategyParameters {
   clipIterations: number;
   fragments: number;
   mixing: number;
+  overlapSteps: number;
   population: number;
   bufferSize: number;
   maxStaleness: number;
@@ -48,7 +49,7 @@ export const STRATEGIES = {
   fedprox: { parameters: {}, mean: true },
   diloco: { parameters: { outerLearningRate: 0.7, outerMomentum: 0.9 }, mean: true },
   streamingDiloco: {
-    parameters: { outerLearningRate: 0.7, outerMomentum: 0.9, fragments: 4, mixing: 0.5 },
+    parameters: { outerLearningRate: 0.7, outerMomentum: 0.9, fragments: 4, mixing: 0.5, overlapSteps: 0 },
     mean: true,
     streaming: true,
   },

@@ -111,6 +111,8 @@ export interface HeartbeatReply {
   siteRounds: SiteRound[];
   /** Of a gateway: its site. Empty for every other device. */
   site: string;
+  /** The device gets no new assignments: it need not work ahead for one. */
+  cordoned: boolean;
 }
 
 /** A round that waits for devices of a gateway's site. */
@@ -981,7 +983,16 @@ export const HeartbeatRequest: MessageFns<HeartbeatRequest> = {
 };
 
 function createBaseHeartbeatReply(): HeartbeatReply {
-  return { refusal: undefined, tasks: [], nextHeartbeatMs: 0, atMs: 0, jwt: "", siteRounds: [], site: "" };
+  return {
+    refusal: undefined,
+    tasks: [],
+    nextHeartbeatMs: 0,
+    atMs: 0,
+    jwt: "",
+    siteRounds: [],
+    site: "",
+    cordoned: false,
+  };
 }
 
 export const HeartbeatReply: MessageFns<HeartbeatReply> = {
@@ -1006,6 +1017,9 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
     }
     if (message.site !== "") {
       writer.uint32(74).string(message.site);
+    }
+    if (message.cordoned !== false) {
+      writer.uint32(80).bool(message.cordoned);
     }
     return writer;
   },
@@ -1079,6 +1093,14 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
             message.site = reader.string();
             continue;
           }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.cordoned = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1112,6 +1134,7 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
         ? object.site_rounds.map((e: any) => SiteRound.fromJSON(e))
         : [],
       site: isSet(object.site) ? globalThis.String(object.site) : "",
+      cordoned: isSet(object.cordoned) ? globalThis.Boolean(object.cordoned) : false,
     };
   },
 
@@ -1138,6 +1161,9 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
     if (message.site !== "") {
       obj.site = message.site;
     }
+    if (message.cordoned !== false) {
+      obj.cordoned = message.cordoned;
+    }
     return obj;
   },
 
@@ -1155,6 +1181,7 @@ export const HeartbeatReply: MessageFns<HeartbeatReply> = {
     message.jwt = object.jwt ?? "";
     message.siteRounds = object.siteRounds?.map((e) => SiteRound.fromPartial(e)) || [];
     message.site = object.site ?? "";
+    message.cordoned = object.cordoned ?? false;
     return message;
   },
 };

@@ -253,6 +253,8 @@ export interface StrategySpec {
   fragments: number;
   /** Share of a device's own weights that it keeps when a part arrives (streamingDiloco). */
   mixing: number;
+  /** Local steps that devices take while a part is on its way (streamingDiloco). */
+  overlapSteps: number;
   /** Devices of which the cohorts of all rounds are drawn (scaffold); 0: every one takes part in every round. */
   population: number;
   /** Updates that are folded together (fedbuff). */
@@ -2235,6 +2237,7 @@ function createBaseStrategySpec(): StrategySpec {
     clipIterations: 0,
     fragments: 0,
     mixing: 0,
+    overlapSteps: 0,
     population: 0,
     bufferSize: 0,
     maxStaleness: 0,
@@ -2293,6 +2296,9 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     }
     if (message.mixing !== 0) {
       writer.uint32(137).double(message.mixing);
+    }
+    if (message.overlapSteps !== 0) {
+      writer.uint32(144).int32(message.overlapSteps);
     }
     if (message.population !== 0) {
       writer.uint32(160).int32(message.population);
@@ -2455,6 +2461,14 @@ export const StrategySpec: MessageFns<StrategySpec> = {
             message.mixing = reader.double();
             continue;
           }
+          case 18: {
+            if (tag !== 144) {
+              break;
+            }
+
+            message.overlapSteps = reader.int32();
+            continue;
+          }
           case 20: {
             if (tag !== 160) {
               break;
@@ -2538,6 +2552,11 @@ export const StrategySpec: MessageFns<StrategySpec> = {
         : 0,
       fragments: isSet(object.fragments) ? globalThis.Number(object.fragments) : 0,
       mixing: isSet(object.mixing) ? globalThis.Number(object.mixing) : 0,
+      overlapSteps: isSet(object.overlapSteps)
+        ? globalThis.Number(object.overlapSteps)
+        : isSet(object.overlap_steps)
+        ? globalThis.Number(object.overlap_steps)
+        : 0,
       population: isSet(object.population) ? globalThis.Number(object.population) : 0,
       bufferSize: isSet(object.bufferSize)
         ? globalThis.Number(object.bufferSize)
@@ -2605,6 +2624,9 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     if (message.mixing !== 0) {
       obj.mixing = floatToJson(message.mixing);
     }
+    if (message.overlapSteps !== 0) {
+      obj.overlapSteps = Math.round(message.overlapSteps);
+    }
     if (message.population !== 0) {
       obj.population = Math.round(message.population);
     }
@@ -2639,6 +2661,7 @@ export const StrategySpec: MessageFns<StrategySpec> = {
     message.clipIterations = object.clipIterations ?? 0;
     message.fragments = object.fragments ?? 0;
     message.mixing = object.mixing ?? 0;
+    message.overlapSteps = object.overlapSteps ?? 0;
     message.population = object.population ?? 0;
     message.bufferSize = object.bufferSize ?? 0;
     message.maxStaleness = object.maxStaleness ?? 0;

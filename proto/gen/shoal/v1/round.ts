@@ -143,7 +143,14 @@ export interface RoundTask {
   /** Updates with a greater L2 norm are refused; 0 is off. For gateways, which judge what the aggregator does not see. */
   maxUpdateNorm: number;
   /** Gives `weights` to a device that holds those before them; unset if there is none. */
-  delta: WeightsDelta | undefined;
+  delta:
+    | WeightsDelta
+    | undefined;
+  /**
+   * Streaming DiLoCo: local steps of the next round that a device takes while its update of this one travels, as far as they are
+   * below its own local steps; 0: none.
+   */
+  overlapSteps: number;
 }
 
 /** A part of a flat vector. */
@@ -817,6 +824,7 @@ function createBaseRoundTask(): RoundTask {
     siteWeighting: "",
     maxUpdateNorm: 0,
     delta: undefined,
+    overlapSteps: 0,
   };
 }
 
@@ -917,6 +925,9 @@ export const RoundTask: MessageFns<RoundTask> = {
     }
     if (message.delta !== undefined) {
       WeightsDelta.encode(message.delta, writer.uint32(362).fork()).join();
+    }
+    if (message.overlapSteps !== 0) {
+      writer.uint32(368).int32(message.overlapSteps);
     }
     return writer;
   },
@@ -1190,6 +1201,14 @@ export const RoundTask: MessageFns<RoundTask> = {
             message.delta = WeightsDelta.decode(reader, reader.uint32());
             continue;
           }
+          case 46: {
+            if (tag !== 368) {
+              break;
+            }
+
+            message.overlapSteps = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1294,6 +1313,11 @@ export const RoundTask: MessageFns<RoundTask> = {
         ? globalThis.Number(object.max_update_norm)
         : 0,
       delta: isSet(object.delta) ? WeightsDelta.fromJSON(object.delta) : undefined,
+      overlapSteps: isSet(object.overlapSteps)
+        ? globalThis.Number(object.overlapSteps)
+        : isSet(object.overlap_steps)
+        ? globalThis.Number(object.overlap_steps)
+        : 0,
     };
   },
 
@@ -1395,6 +1419,9 @@ export const RoundTask: MessageFns<RoundTask> = {
     if (message.delta !== undefined) {
       obj.delta = WeightsDelta.toJSON(message.delta);
     }
+    if (message.overlapSteps !== 0) {
+      obj.overlapSteps = Math.round(message.overlapSteps);
+    }
     return obj;
   },
 
@@ -1451,6 +1478,7 @@ export const RoundTask: MessageFns<RoundTask> = {
     message.delta = (object.delta !== undefined && object.delta !== null)
       ? WeightsDelta.fromPartial(object.delta)
       : undefined;
+    message.overlapSteps = object.overlapSteps ?? 0;
     return message;
   },
 };

@@ -91,6 +91,26 @@ test.serial("steps ahead that are lost do no harm: the round begins as if there 
   t.is(other.sent?.digest, none.sent?.digest);
 });
 
+test.serial("steps ahead of one job are not taken for another's of the same number", async (t) => {
+  const digests: unknown[] = [];
+  for (const between of [[], [given(1, 3)]]) {
+    const rig = await createRig(t);
+    const agent = await rig.start();
+    for (const task of [given(1, 0, "other"), ...between, given(2, 0, "other")]) {
+      rig.plane.give([task]);
+      await committed(rig, task.task?.round ?? "");
+      await until(
+        "calm",
+        () => rig.log.lines.some(({ message }) => message.startsWith("worked ahead")) || task.task?.job === "other",
+      );
+    }
+    await agent.stop();
+    t.is(aheadOf(rig).length, between.length);
+    digests.push((await rig.plane.updates.commits("other-2"))[0]?.manifest?.digest);
+  }
+  t.is(digests[0], digests[1]);
+});
+
 test.serial("an evaluation in between leaves steps ahead as they are, and a policy ends them", async (t) => {
   const between = given(9, 0);
   const assignment = { ...tinyAssignment(0), trainGraph: undefined };

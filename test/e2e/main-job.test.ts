@@ -278,7 +278,7 @@ test.serial("a job sends a fragment a round, and its devices train on while it t
   const parameters = { fragments: 2, overlapSteps: 4 };
   const [rounds, steps] = [4, 8];
   await fleet.apply(
-    addressesJob("streamed", { strategy: "streamingDiloco", parameters, rounds, steps, devices: DEVICES }),
+    addressesJob("streamed", { strategy: "streamingDiloco", parameters, rounds, steps, devices: DEVICES, width: 32 }),
   );
   t.is((await fleet.waitForJob("streamed", 240_000)).status?.phase, "Completed");
   const { rounds: listed } = await fleet.withJobs((jobs) =>

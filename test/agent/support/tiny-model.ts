@@ -2,6 +2,7 @@ import { parseModelConfig } from "#common/graph/config.js";
 import { buildEvalGraph } from "#common/graph/eval.js";
 import { freezeBase } from "#common/graph/frozen.js";
 import { initVariant, initWeights } from "#common/graph/init.js";
+import { parameterLayout } from "#common/graph/layout.js";
 import { buildTrainGraph } from "#common/graph/train.js";
 import type { Variant } from "#common/graph/variant.js";
 import { toBytes } from "#common/tensor/flat.js";
@@ -23,6 +24,7 @@ const shape = { batch: 2, seqLen: 8 };
 
 /** A GPT-2 of one small layer over bytes. */
 export const tinyModel = {
+  layout: parameterLayout(parsed.config),
   weights: initWeights(parsed.config, 5),
   trainGraph: buildTrainGraph(parsed.config, {
     ...shape,

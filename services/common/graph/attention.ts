@@ -1,4 +1,6 @@
-import { type GraphBuilder, sizeOf, type Value } from "./builder.js";
+import { scan } from "./blocks.js";
+import type { GraphBuilder, Value } from "./builder.js";
+import { at, derive, type Rule } from "./derivatives.js";
 import {
   add,
   atLeast,
@@ -22,11 +24,12 @@ import {
   upperTriangle,
 } from "./ops.js";
 
-/** One block's queries [b, heads, t, d], and keys and values [b, kvHeads, t, d]; `heads` is a multiple of `kvHeads`. */
+/** One block's queries, keys and values, token by token; `heads` is a multiple of `kvHeads`. */
 export interface Heads {
-  readonly q: Value;
-  readonly k: Value;
-  readonly v: Value;
+  /** Queries [b, t, heads, d], keys and values [b, t, kvHeads, d]; or one with all heads behind each other in that order. */
+  readonly parts: readonly Value[];
+  readonly heads: number;
+  readonly kvHeads: number;
   /** Tokens seen back, the token itself included; 0 for all. */
   readonly window: number;
 }
@@ -70,11 +73,23 @@ interface Grouped {
   readonly v: Value;
 }
 
+/** Queries, keys and values apart, [..., heads, d]. */
+function apart(g: GraphBuilder, parts: readonly Value[], { heads, kvHeads }: Heads): [Value, Value, Value] {
+  const [joint] = parts;
+  const all =
+    parts.length > 1 || joint === undefined
+      ? parts
+      : split(g, joint, joint.shape.length - 2, [heads, kvHeads, kvHeads]);
+  return all as [Value, Value, Value];
+}
+
 /** Grouped-query attention (Ainslie et al. 2023) as plain batched products: keys and values are not repeated. */
-function group(g: GraphBuilder, { q, k, v }: Heads): Grouped {
-  const [batch, heads, time, size] = q.shape as [number, number, number, number];
-  const kvHeads = dimension(k.shape, 1);
-  const flat = (x: Value, rows: number): Value => reshape(g, x, [batch * kvHeads, rows, size]);
+function group(g: GraphBuilder, given: Heads): Grouped {
+  const [q, k, v] = apart(g, given.parts, given);
+  const [batch, time, heads, size] = q.shape as [number, number, number, number];
+  const { kvHeads } = given;
+  const flat = (x: Value, rows: number): Value =>
+    reshape(g, transpose(g, x, [0, 2, 1, 3]), [batch * kvHeads, rows, size]);
   return {
     ...{ batch, heads, kvHeads, time, size },
     ...{ q: flat(q, (heads / kvHeads) * time), k: flat(k, time), v: flat(v, time) },
@@ -87,7 +102,58 @@ function joinHeads(g: GraphBuilder, mixed: Value, { batch, heads, time, size }: 
   return reshape(g, rows, [batch * time, heads * size]);
 }
 
+/** A part's gradient by heads [n, t, d], one after the other -> [t, all heads, d]. */
+const tokensFirst = (g: GraphBuilder, byHead: readonly Value[]): Value => {
+  const [first, ...others] = byHead as [Value, ...Value[]];
+  return transpose(g, others.length === 0 ? first : concat(g, byHead, 0), [1, 0, 2]);
+};
+
+/**
+ * The gradients of rows' parts. With shares p of values v, dp = dm v^T for the gradient dm of what was mixed, and that of
+ * the scores is p (dp - sum(dp p)), where the sum is that of dm times what was mixed (Dao et al. 2022).
+ */
+function rowsRule(heads: Heads): Rule {
+  return (g, node, { dy }) => {
+    const count = heads.parts.length;
+    const [mixed, shares] = [at(node.outputs, 0), at(node.outputs, 1)];
+    const alpha = 1 / Math.sqrt(dimension(mixed.shape, -1));
+    return scan(g, dimension(mixed.shape, 0), [...node.inputs.slice(0, count), mixed, shares, dy], (b, values) => {
+      const [q, k, v] = apart(b, values.slice(0, count), heads);
+      const [m, p, dm] = values.slice(count) as [Value, Value, Value];
+      const dv = matmul(b, p, dm, { transA: true, batchInB: true });
+      const dp = matmul(b, dm, v, { batchInA: true, batchInB: true, transB: true });
+      const sums = transpose(b, reduceSum(b, mul(b, dm, m), [-1], true), [1, 0, 2]);
+      const ds = mul(b, sub(b, dp, sums), p);
+      const dq = matmul(b, ds, k, { batchInB: true, alpha });
+      const dk = matmul(b, ds, q, { transA: true, batchInB: true, alpha });
+      return count === 1 ? [tokensFirst(b, [dq, dk, dv])] : [dq, dk, dv].map((part) => tokensFirst(b, [part]));
+    });
+  };
+}
+
+/**
+ * Attention of one row of the batch after the other: scores and shares of a row stay in the cache, and products read heads
+ * where they lie.
+ * @param mask [t, t], or one for each row [b, 1, t, t]
+ */
+function attendRows(g: GraphBuilder, heads: Heads, mask: Value): Value {
+  const [batch, time, , size] = at(heads.parts, 0).shape as [number, number, number, number];
+  const isShared = mask.shape.length === 2;
+  const inputs = [...heads.parts, ...(isShared ? [] : [mask])];
+  const [mixed] = scan(g, batch, inputs, (b, values) => {
+    const [q, k, v] = apart(b, values.slice(0, heads.parts.length), heads);
+    const alpha = 1 / Math.sqrt(size);
+    const scores = matmul(b, q, k, { batchInA: true, batchInB: true, transB: true, alpha });
+    const shares = maskedSoftmax(b, scores, isShared ? mask : at(values, heads.parts.length));
+    return [transpose(b, matmul(b, shares, v, { batchInB: true }), [1, 0, 2]), shares];
+  });
+  if (mixed === undefined) throw new Error("attention without a result");
+  derive(g, mixed, rowsRule(heads));
+  return reshape(g, mixed, [batch * time, heads.heads * size]);
+}
+
 function attendMasked(g: GraphBuilder, heads: Heads, mask: Value): Value {
+  if (heads.heads === heads.kvHeads) return attendRows(g, heads, mask);
   const grouped = group(g, heads);
   const { batch, time, size, q, k, v } = grouped;
   const scores = matmul(g, q, k, { transB: true, alpha: 1 / Math.sqrt(size) });
@@ -186,11 +252,4 @@ export function cachedSequence(g: GraphBuilder, tokens: Value, cache: Cache): Se
     return joinHeads(graph, add(graph, matmul(graph, old, past.v), matmul(graph, recent, v)), grouped);
   };
   return { tokens, positions: cache.filled, length: cache.capacity, reach: cache.capacity + count - 1, attend };
-}
-
-/** Cuts rows [b * t, n * d] into heads [b, n, t, d]. */
-export function splitHeads(g: GraphBuilder, x: Value, tokens: Value, size: number): Value {
-  const [batch, time] = [dimension(tokens.shape, 0), dimension(tokens.shape, 1)];
-  const count = sizeOf(x.shape) / (batch * time * size);
-  return transpose(g, reshape(g, x, [batch, time, count, size]), [0, 2, 1, 3]);
 }

@@ -1,5 +1,5 @@
 import type { GraphBuilder, Node, Segment, Value } from "./builder.js";
-import { at, fusedRules, gatherRule, intAttribute, type Rule, softmaxRule } from "./derivatives.js";
+import { at, fusedRules, gatherRule, intAttribute, ownRule, type Rule, softmaxRule } from "./derivatives.js";
 import { waitFor } from "./kernels.js";
 import { addTo, concat, dimension, full, gemm, matmul, mul, reduceSum, reshape, sumRows, transpose } from "./ops.js";
 
@@ -138,7 +138,7 @@ export function differentiate(
     const outputs = node.outputs.map((output) => gradients.get(output.name));
     const dy = outputs.find((gradient) => gradient !== undefined);
     if (dy === undefined || !node.outputs.some((output) => active.has(output.name))) continue;
-    const rule = rules[node.op];
+    const rule = ownRule(node) ?? rules[node.op];
     if (rule === undefined) throw new Error(`no derivative for ${node.op}`);
     const soFar = node.inputs.map((input) => gradients.get(input.name));
     rule(g, reader.read(node, dy), { dy, outputs, soFar }).forEach((gradient, i) => {

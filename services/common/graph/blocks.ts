@@ -24,7 +24,8 @@ function blockCount(units: number, unitValues: number): number {
 /** Emits part of a chain into `inner`; values from outside may be used. */
 type Body = (inner: GraphBuilder, blocks: readonly Value[]) => readonly Value[];
 
-function scan(g: GraphBuilder, count: number, inputs: readonly Value[], body: Body): Value[] {
+/** Runs a body for each index of the first axis, `count` long, of all inputs. @returns results stacked along a new one */
+export function scan(g: GraphBuilder, count: number, inputs: readonly Value[], body: Body): Value[] {
   const inner = g.inner();
   const id = g.nodes.length;
   const blocks = inputs.map(({ type, shape }, i) => inner.input(`block_${id}_${i}`, type, shape.slice(1)));

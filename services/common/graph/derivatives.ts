@@ -40,6 +40,17 @@ export interface Received {
  */
 export type Rule = (g: GraphBuilder, node: Node, received: Received) => (Value | Total | undefined)[];
 
+/** Derivatives of nodes that are more than one operator, and so have one of their own. */
+const ownRules = new WeakMap<Node, Rule>();
+
+/** Says how the gradient of what one node has made goes on to its operands. */
+export function derive(g: GraphBuilder, made: Value, rule: Rule): void {
+  const node = g.producer(made);
+  if (node !== undefined) ownRules.set(node, rule);
+}
+
+export const ownRule = (node: Node): Rule | undefined => ownRules.get(node);
+
 /** An integer attribute, 0 where it is absent. */
 export function intAttribute(node: Node, name: string): number {
   const attribute = node.attributes[name];

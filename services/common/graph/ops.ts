@@ -77,6 +77,12 @@ export interface Product {
   readonly alpha?: number;
 }
 
+/** Operands of a batched product may lie with the batch inside, [m, ..., k] for [..., m,k]. */
+export interface BatchedProduct extends Product {
+  readonly batchInA?: boolean;
+  readonly batchInB?: boolean;
+}
+
 function productShape(a: Value, b: Value, { transA = false, transB = false }: Product): number[] {
   const inner = dimension(a.shape, transA ? -2 : -1);
   if (inner !== dimension(b.shape, transB ? -1 : -2)) {
@@ -120,12 +126,20 @@ export function addTo(g: GraphBuilder, sum: Value, x: Value): Value {
   return one(g.node("Gemm", [...node.inputs, sum], [x], node.attributes));
 }
 
+/** The shape with its first axis behind the others but for the last. */
+const batchFirst = ({ type, name, shape }: Value, batchInside = false): Value =>
+  batchInside
+    ? { type, name, shape: [...shape.slice(1, -1), dimension(shape, 0), dimension(shape, -1)] }
+    : { type, name, shape };
+
 /** Batched matrix product alpha op(a) [..., m,k] op(b) [..., k,n], no transposed copy is made. */
-export function matmul(g: GraphBuilder, a: Value, b: Value, how: Product = {}): Value {
-  const shape = productShape(a, b, how);
+export function matmul(g: GraphBuilder, a: Value, b: Value, how: BatchedProduct = {}): Value {
+  const shape = productShape(batchFirst(a, how.batchInA), batchFirst(b, how.batchInB), how);
   const attributes = {
     transA: flag(how.transA ?? false),
     transB: flag(how.transB ?? false),
+    ...(how.batchInA === true ? { transBatchA: flag(true) } : {}),
+    ...(how.batchInB === true ? { transBatchB: flag(true) } : {}),
     alpha: float(how.alpha ?? 1),
   };
   return one(g.node("FusedMatMul", [a, b], [{ type: a.type, shape }], attributes, MICROSOFT));

@@ -1,3 +1,4 @@
+import { rowSequence } from "#common/graph/attention.js";
 import { sizeOf, type Value } from "#common/graph/builder.js";
 import {
   dequantize,
@@ -119,6 +120,14 @@ export const differentiable: Readonly<Record<string, Maker>> = {
     const table = { cos: garden.fixed([5, half]), sin: garden.fixed([5, half]) };
     return [rotary(garden.g, x, positions, table)];
   },
+  Scan: (garden) => {
+    const [batch, time, heads, size] = [1 + garden.choose(2), 1 + garden.choose(3), 1 + garden.choose(2), 2];
+    const places = (): Value => garden.whole("int64", [batch, time], 0, 2);
+    const part = (count: number): Value => garden.operand([batch, time, count, size]);
+    const parts = garden.choose(2) === 0 ? [part(3 * heads)] : [part(heads), part(heads), part(heads)];
+    const sequence = rowSequence(garden.g, places(), garden.choose(2) === 0 ? undefined : places());
+    return [sequence.attend(garden.g, { parts, heads, kvHeads: heads, window: garden.choose(3) }, 0)];
+  },
   "com.microsoft.MatMulNBits": (garden) => {
     const { x, matrix } = quantized(garden);
     return [quantizedProduct(garden.g, x, matrix)];
@@ -206,6 +215,16 @@ export const forwardOnly: Readonly<Record<string, Maker>> = {
     const count = 1 + garden.choose(4);
     const indices = garden.whole("int64", [count, 1], 0, ops.dimension(x.shape, 0));
     return [ops.addRows(garden.g, x, indices, garden.operand([count, last(x)]))];
+  },
+  "com.microsoft.FusedMatMul, batch inside": (garden) => {
+    const x = ranked(garden, 3 + garden.choose(2));
+    const [rows, inner, outer] = [ops.dimension(x.shape, 0), last(x), 1 + garden.choose(4)];
+    const batch = x.shape.slice(1, -1);
+    const [transB, batchInB] = [garden.choose(2) === 1, garden.choose(2) === 1];
+    const [from, to] = transB ? [outer, inner] : [inner, outer];
+    const other = garden.operand(batchInB ? [from, ...batch, to] : [...batch, from, to]);
+    const y = ops.matmul(garden.g, x, other, { batchInA: true, transB, batchInB });
+    return [ops.reshape(garden.g, y, [...batch, rows, outer])];
   },
   ConstantOfShape: (garden) => {
     const x = garden.value();

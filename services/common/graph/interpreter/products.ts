@@ -30,10 +30,16 @@ const plus = (x: Tensor, y: Tensor): Tensor => {
   return { ...x, data: x.data.map((value, i) => value + at(added, i)) };
 };
 
+/** [m, ..., k] -> [..., m,k] */
+function batchFirst(x: Tensor): Tensor {
+  const axes = x.shape.map((_, axis) => axis);
+  return transposed(x, [...axes.slice(1, -1), 0, axes.length - 1]);
+}
+
 const fusedMatMul: Operator = (call) => {
-  call.only("transBatchA", 0);
-  call.only("transBatchB", 0);
-  const [a, b] = [call.operand(0), call.operand(1)];
+  const batched = (i: number, name: string): Tensor =>
+    call.flag(name, false) ? batchFirst(call.operand(i)) : call.operand(i);
+  const [a, b] = [batched(0, "transBatchA"), batched(1, "transBatchB")];
   const left = call.flag("transA", false) ? turned(a) : a;
   return [product(left, call.flag("transB", false) ? b : turned(b), call.number("alpha", 1))];
 };

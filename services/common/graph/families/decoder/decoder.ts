@@ -1,5 +1,4 @@
 import type { Sequence } from "../../attention.js";
-import { splitHeads } from "../../attention.js";
 import type { GraphBuilder, Value } from "../../builder.js";
 import { rmsNorm, rotary, type RotaryTable, silu } from "../../kernels.js";
 import { add, dimension, gather, gemm, mul, reshape } from "../../ops.js";
@@ -93,26 +92,27 @@ function rotatedHeads(
   }
   const [batch, time] = [dimension(sequence.tokens.shape, 0), dimension(sequence.tokens.shape, 1)];
   const turned = rotary(g, reshape(g, y, [batch, time, dimension(rows, 1)]), sequence.positions, table);
-  return splitHeads(g, turned, sequence.tokens, size);
+  return reshape(g, turned, [batch, time, dimension(rows, 1) / size, size]);
 }
 
 function hidden(g: GraphBuilder, traits: Traits, config: DecoderConfig, weights: Parameters, seq: Sequence): Value {
-  const { headSize, contextLength, rmsNormEps, width } = config;
+  const { heads, kvHeads, headSize, contextLength, rmsNormEps, width } = config;
   const { cos, sin } = rotaryValues(config.rope, headSize, contextLength, seq.length, seq.reach);
   const shape = [seq.reach, headSize / 2];
   const table = { cos: g.constant("float32", shape, cos), sin: g.constant("float32", shape, sin) };
-  const rows = dimension(seq.tokens.shape, 0) * dimension(seq.tokens.shape, 1);
+  const [batch, time] = [dimension(seq.tokens.shape, 0), dimension(seq.tokens.shape, 1)];
+  const rows = batch * time;
   const normed = (name: string, x: Value): Value => rmsNorm(g, x, weights.tensor(`${name}.weight`), rmsNormEps);
   let x = reshape(g, gather(g, weights.tensor("model.embed_tokens.weight"), seq.tokens), [rows, width]);
   const attended = (x: Value, layer: number): Value => {
     const at = `${blockName(layer)}.self_attn`;
-    const heads = {
-      q: rotatedHeads(g, traits, config, weights, { at, kind: "q", x, sequence: seq, table }),
-      k: rotatedHeads(g, traits, config, weights, { at, kind: "k", x, sequence: seq, table }),
-      v: splitHeads(g, project(g, weights, `${at}.v_proj`, true, x), seq.tokens, headSize),
-      window: config.window,
-    };
-    return project(g, weights, `${at}.o_proj`, true, seq.attend(g, heads, layer));
+    const parts = [
+      rotatedHeads(g, traits, config, weights, { at, kind: "q", x, sequence: seq, table }),
+      rotatedHeads(g, traits, config, weights, { at, kind: "k", x, sequence: seq, table }),
+      reshape(g, project(g, weights, `${at}.v_proj`, true, x), [batch, time, kvHeads, headSize]),
+    ];
+    const mixed = seq.attend(g, { parts, heads, kvHeads, window: config.window }, layer);
+    return project(g, weights, `${at}.o_proj`, true, mixed);
   };
   // SwiGLU (Shazeer 2020).
   const gated = (x: Value, layer: number): Value => {

@@ -35,9 +35,13 @@ export class GraphBuilder {
   readonly #prefix: string;
   #counter = 0;
 
+  /** Whether one thread alone runs the graph, so that operators may be used that add up without a lock. */
+  readonly serial: boolean;
+
   /** @param prefix of all names; a graph inside another must not use that one's */
-  constructor(prefix = "") {
+  constructor({ prefix = "", serial = false }: { prefix?: string; serial?: boolean } = {}) {
     this.#prefix = prefix;
+    this.serial = serial;
   }
 
   /** Declares a graph input. */
@@ -115,7 +119,7 @@ export class GraphBuilder {
 
   /** A builder for a graph inside this one, which may use this one's values. */
   inner(): GraphBuilder {
-    return new GraphBuilder(`${this.#prefix}${this.#counter++}/`);
+    return new GraphBuilder({ prefix: `${this.#prefix}${this.#counter++}/`, serial: this.serial });
   }
 
   /** The finished graph; nodes that no output depends on are left out. */

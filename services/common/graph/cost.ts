@@ -63,7 +63,7 @@ function laneMemory(
   layout: ParameterLayout,
   lanes: number,
 ): MemoryDemand {
-  const { inputBytes, workingBytes, constantBytes, nodes } = memoryOf(laneModel(config, options, lanes));
+  const { inputBytes, workingBytes, constantBytes, nodes } = memoryOf(laneModel(config, options, lanes, true));
   const terms = [options.proximal, options.corrected].filter((has) => has === true).length;
   // A term's vector is the caller's and a copy.
   const vectors = optimizerOf(options).slots.length + 2 * terms + lanes;

@@ -32,9 +32,12 @@ const MOST_PARAMETERS = 32_000_000;
 /** Runs take threads of the process's pool, which are four; files and names need one. */
 const MOST_LANES = 3;
 
-/** The graph of a lane's rows before it is written, with the shapes of all its values. */
-export function laneModel(config: ModelConfig, options: TrainGraphOptions, lanes: number): Model {
-  const g = new GraphBuilder();
+/**
+ * The graph of a lane's rows before it is written, with the shapes of all its values.
+ * @param serial whether a lane has one thread
+ */
+export function laneModel(config: ModelConfig, options: TrainGraphOptions, lanes: number, serial: boolean): Model {
+  const g = new GraphBuilder({ serial });
   const layout = variantLayout(config, options.variant);
   const batch = inputBatch(g, { ...options, batch: options.batch / lanes }, options.packed === true);
   const whole = g.input("whole", "float32", []);
@@ -97,6 +100,6 @@ export function laneGraphs(graph: Uint8Array, threads: number): LaneGraphs | und
   const { trainable } = variantLayout(config, options.variant);
   if (!isLaned(trainable.total)) return undefined;
   const lanes = laneCount(options, threads);
-  const gradient = encodeModel(laneModel(config, options, lanes));
+  const gradient = encodeModel(laneModel(config, options, lanes, Math.floor(threads / lanes) === 1));
   return { lanes, gradient, options, pieces: trainable.pieces };
 }

@@ -202,13 +202,15 @@ export function addAt(g: GraphBuilder, x: Value, indices: Value, updates: Value)
 }
 
 /**
- * table [n, d] with rows [m, d] added at int64 indices [m, 1]; an index may occur many times. ScatterND would take rows
- * whole, but ONNX Runtime shares its additions among threads without a lock and loses some; ScatterElements is serial.
+ * table [n, d] with rows [m, d] added at int64 indices [m, 1]; an index may occur many times. ScatterND takes rows whole,
+ * but ONNX Runtime shares its additions among threads without a lock and loses some; ScatterElements is serial, and slow.
+ * @param serial whether one thread alone runs the graph
  */
-export function addRows(g: GraphBuilder, table: Value, indices: Value, rows: Value): Value {
+export function addRows(g: GraphBuilder, table: Value, indices: Value, rows: Value, serial = g.serial): Value {
+  const reduction: Attribute = { kind: "string", value: "add" };
+  if (serial) return one(g.node("ScatterND", [table, indices, rows], [table], { reduction }));
   const spread = one(g.node("Expand", [indices, g.ints(rows.shape)], [{ type: indices.type, shape: rows.shape }]));
-  const attributes = { axis: int(0), reduction: { kind: "string", value: "add" } } as const;
-  return one(g.node("ScatterElements", [table, spread, rows], [table], attributes));
+  return one(g.node("ScatterElements", [table, spread, rows], [table], { axis: int(0), reduction }));
 }
 
 /** Sum over `axes`; `keep` leaves them with size 1. */

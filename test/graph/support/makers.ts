@@ -214,7 +214,7 @@ export const forwardOnly: Readonly<Record<string, Maker>> = {
     const x = matrix(garden);
     const count = 1 + garden.choose(4);
     const indices = garden.whole("int64", [count, 1], 0, ops.dimension(x.shape, 0));
-    return [ops.addRows(garden.g, x, indices, garden.operand([count, last(x)]))];
+    return [ops.addRows(garden.g, x, indices, garden.operand([count, last(x)]), garden.choose(2) === 0)];
   },
   "com.microsoft.FusedMatMul, batch inside": (garden) => {
     const x = ranked(garden, 3 + garden.choose(2));

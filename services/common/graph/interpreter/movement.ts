@@ -136,6 +136,20 @@ const scatterElements: Operator = (call) => {
   return [{ ...x, data }];
 };
 
+/** x [n, ...] with rows taken whole added at indices [m, 1]. */
+const scatterRows: Operator = (call) => {
+  const [x, indices, updates] = [call.operand(0), call.operand(1), call.operand(2)];
+  if (call.text("reduction", "none") !== "add") throw new TypeError("only additions are defined");
+  if (sizeAt(indices.shape, -1) !== 1 || indices.shape.length !== 2) throw new TypeError("only [m, 1] is defined");
+  const size = x.data.length / sizeAt(x.shape, 0);
+  const data = x.data.slice();
+  updates.data.forEach((update, i) => {
+    const place = at(indices.data, Math.floor(i / size)) * size + (i % size);
+    data[place] = at(data, place) + update;
+  });
+  return [{ ...x, data }];
+};
+
 const trilu: Operator = (call) => {
   const x = call.operand(0);
   const upper = call.flag("upper", true);
@@ -193,6 +207,7 @@ export const movement: Operators = {
   Gather: gather,
   GatherElements: gatherElements,
   ScatterElements: scatterElements,
+  ScatterND: scatterRows,
   Trilu: trilu,
   "com.microsoft.RotaryEmbedding": rotaryEmbedding,
   Expand: (call) => {

@@ -120,10 +120,28 @@ test("it is final after five times and a minute, whatever the clock does, and an
   const over = damage("LOG_CORRUPT", 61_000, early);
   t.true(over.final);
   t.is(damage("LOG_CORRUPT", 0, { ...over, firstAtMs: 0 }).final, true);
-  const unknown = { ...damage("UNSUPPORTED", 0), attempts: 5 };
+  const unknown = { ...damage("UNSUPPORTED", 0), attempts: 5, lastAtMs: 10 * MINUTE_MS };
   t.is(damage("UNSUPPORTED", 10 * MINUTE_MS, unknown), unknown, "an aggregator of another version may do it");
   t.true(isDamage("BLOB_CORRUPT"));
   t.false(isDamage("TIMEOUT") || isDamage(undefined));
+});
+
+test("failures long apart are not one that goes on, and one that goes on is noted once a minute", (t) => {
+  let failure: FoldFailure = damage("BLOB_MISSING", 0);
+  for (let i = 1; i < 5; i++) failure = damage("BLOB_MISSING", i * 1000, failure);
+  t.like(failure, { attempts: 5, final: false, firstAtMs: 0, lastAtMs: 4000 });
+  t.is(damage("BLOB_MISSING", 10_000, failure), failure);
+  t.like(damage("BLOB_MISSING", 4000 + 11 * MINUTE_MS, failure), {
+    attempts: 1,
+    final: false,
+    firstAtMs: 4000 + 11 * MINUTE_MS,
+  });
+  let goingOn: FoldFailure = damage("UNSUPPORTED", 0);
+  for (let minute = 1; minute < 60; minute++) goingOn = damage("UNSUPPORTED", minute * MINUTE_MS, goingOn);
+  t.like(goingOn, { attempts: 5, firstAtMs: 0, lastAtMs: 59 * MINUTE_MS });
+  t.like(damage("BLOB_MISSING", 3_600_000, { ...failure, lastAtMs: 0 }), { final: true }, "an older note goes on");
+  const over = { ...failure, final: true };
+  t.true(damage("BLOB_MISSING", 3_600_000, over).final, "what was given up stays so");
 });
 
 test("people are told what is damaged and what to do", (t) => {

@@ -3,7 +3,9 @@ import fc from "fast-check";
 import { readFileSync } from "node:fs";
 import { stalenessShare } from "#common/domain/staleness.js";
 import { foldRoundOf, memorySource, specOf } from "./source.js";
-import { Round } from "#proto/shoal/v1/round.js";
+import { Round, type RoundResult } from "#proto/shoal/v1/round.js";
+import { codecByName, type Codec } from "#common/tensor/codec.js";
+import { encodeStep } from "#common/tensor/encoded-step.js";
 import { fromBytes } from "#common/tensor/flat.js";
 import { replayRound } from "#services/aggregator/replay.js";
 import {
@@ -160,6 +162,33 @@ test("a closed round judges on while a later one takes its updates, and no longe
   const late = (await tallyOf(world)).verdicts.at(-1);
   t.like(late, { accepted: false, reason: "TooStale", manifest: { device: "cyd" } });
   t.regex(late?.message ?? "", /one of the next 1 of the job/);
+});
+
+test("a stale update over an encoded way down: the next weights are what devices make of them, and replay says so", async (t) => {
+  const options = { strategy: "fedbuff", weighting: "equal", maxStaleness: 1, down: "int4" };
+  const world = await createWorld(options);
+  const size = world.base.length;
+  const spec = specOf("fedbuff", { weighting: "equal" });
+  const seqs = [];
+  for (const [k, device] of ["ann", "bob"].entries()) {
+    seqs.push(await commit(world, await upload(world, device, draw(size, k + 1))));
+  }
+  await reconcile(world);
+  let weights = world.base;
+  let residual: Float32Array | undefined;
+  for (const [k, device] of ["ann", "bob"].entries()) {
+    const number = k + 1;
+    await freezeSet(world, number, [[device, seqs[k] ?? 0, k]]);
+    const result = (await resultOf(world, number)) as RoundResult;
+    const source = memorySource([draw(size, number)], undefined, size, [stalenessShare(k)]);
+    const exact = await foldRoundOf(source, spec, { weights, state: undefined });
+    const step = encodeStep(weights, exact.weights, residual, codecByName("int4") as Codec);
+    ({ values: weights, residual } = step);
+    const published = fromBytes((await world.blobs.get(result.weights?.digest ?? "")) ?? new Uint8Array());
+    t.deepEqual(published, weights, `round ${number}`);
+    t.is((await replayRound(world.ports, `${JOB}-${number}`)).weightsDigest, result.weights?.digest ?? "");
+    await openRound(world, number + 1, { ...options, start: result });
+  }
 });
 
 test("an accepted update that no round took in time is told in the last result that could have", async (t) => {

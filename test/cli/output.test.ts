@@ -9,6 +9,9 @@ import {
   formatLoss,
 } from "#services/cli/output/format.js";
 import { cutToWidth, formatBar, LiveArea, redraw } from "#services/cli/output/progress.js";
+import { TrainingJob } from "#proto/shoal/v1/job.js";
+import { JobServiceExplainResponse } from "#proto/shoal/v1/job_service.js";
+import { describeJob } from "#services/cli/commands/describe.js";
 import { formatFields, formatTable, printable } from "#services/cli/output/table.js";
 
 test("bytes have a binary unit and three significant digits", (t) => {
@@ -110,4 +113,17 @@ test("a live area is silent when not on a terminal, and its lines that stay come
   terminal.log("line");
   terminal.show(["bar"]);
   t.deepEqual(drawn, ["\u001b[2Kbar\n\u001b[J", "\u001b[1A\r\u001b[J", "line\n", "\u001b[2Kbar\n\u001b[J"]);
+});
+
+test("a described job tells its way down, and staleness where an update has some", (t) => {
+  const job = TrainingJob.fromPartial({
+    spec: { strategy: { name: "fedbuff" }, codec: { name: "int8", down: "int4" } },
+  });
+  const verdicts = [0, 2].map((staleness, i) => ({ accepted: true, staleness, manifest: { device: `gate-${i}` } }));
+  const text = describeJob(JobServiceExplainResponse.fromPartial({ job, tally: { verdicts } }), 0);
+  t.regex(text, /Strategy: +fedbuff, int8 updates, int4 down\n/);
+  t.regex(text, /DEVICE +VERDICT +STALE/);
+  t.regex(text, /gate-1 +accepted +2 /);
+  const fresh = JobServiceExplainResponse.fromPartial({ tally: { verdicts: verdicts.slice(0, 1) } });
+  t.notRegex(describeJob(fresh, 0), /STALE|updates,/);
 });

@@ -1,5 +1,6 @@
 import { DeviceWithLease } from "#proto/shoal/v1/fleet_service.js";
 import { JobServiceExplainResponse, RoundWithResult } from "#proto/shoal/v1/job_service.js";
+import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Condition } from "#proto/shoal/v1/meta.js";
 import { Model } from "#proto/shoal/v1/model.js";
 import type { Assignment, Exclusion, MemberUpdate, Verdict } from "#proto/shoal/v1/round.js";
@@ -8,7 +9,7 @@ import { CliError, EXIT } from "../exit.js";
 import { writeJson } from "../io.js";
 import { listRounds } from "../lists.js";
 import { formatAge, formatBytes, formatCount, formatDuration, formatLabels, formatLoss } from "../output/format.js";
-import { formatFields, formatTable, printable } from "../output/table.js";
+import { formatFields, formatTable, printable, type Column } from "../output/table.js";
 import { takesRemote, withClients, type CommandGroup, type RemoteOptions } from "../shell.js";
 import { deviceActivity, deviceState } from "./tables.js";
 
@@ -47,26 +48,39 @@ interface UpdateLine {
   readonly verdict: string;
   readonly message: string;
   readonly norm: number;
+  /** Rounds since the one whose weights it started from. */
+  readonly staleness: number;
   readonly update: Partial<Pick<MemberUpdate, "localSteps" | "trainLoss" | "sizeBytes" | "trainMs">>;
 }
 
-function updateLines({ accepted, reason, message, norm, manifest }: Verdict): UpdateLine[] {
+function updateLines({ accepted, reason, message, norm, staleness, manifest }: Verdict): UpdateLine[] {
   const verdict = accepted ? "accepted" : reason;
   const site = manifest?.site === undefined || manifest.site === "" ? "" : ` (site ${manifest.site})`;
-  const own = { device: `  ${manifest?.device ?? "?"}${site}`, verdict, message, norm, update: manifest ?? {} };
+  const own = {
+    device: `  ${manifest?.device ?? "?"}${site}`,
+    verdict,
+    message,
+    norm,
+    staleness,
+    update: manifest ?? {},
+  };
   const members = (manifest?.members ?? []).map((update): UpdateLine => {
     const folded = update.refusal === "" ? "folded" : update.refusal;
-    return { device: `    ${update.device}`, verdict: folded, message: update.message, norm: update.norm, update };
+    const { device, norm } = update;
+    return { device: `    ${device}`, verdict: folded, message: update.message, norm, staleness, update };
   });
   return [own, ...members];
 }
 
 function verdictTable(verdicts: readonly Verdict[]): string {
   if (verdicts.length === 0) return "";
-  return formatTable(
+  const isAnyStale = verdicts.some(({ staleness }) => staleness > 0);
+  const stale: Column<UpdateLine> = { title: "STALE", right: true, cell: (line) => String(line.staleness) };
+  return formatTable<UpdateLine>(
     [
-      { title: "  DEVICE", cell: (line: UpdateLine) => line.device },
+      { title: "  DEVICE", cell: (line) => line.device },
       { title: "VERDICT", cell: (line) => line.verdict },
+      ...(isAnyStale ? [stale] : []),
       { title: "STEPS", right: true, cell: ({ update }) => String(update.localSteps ?? 0) },
       { title: "LOSS", right: true, cell: ({ update }) => formatLoss(update.trainLoss) },
       { title: "NORM", right: true, cell: (line) => line.norm.toPrecision(4) },
@@ -81,6 +95,12 @@ function verdictTable(verdicts: readonly Verdict[]): string {
 const exclusionLines = (exclusions: readonly Exclusion[]): string =>
   exclusions.map(({ device, reasons }) => `  ${device}: ${printable(reasons.join("; "))}\n`).join("");
 
+/** How a round's change of the weights comes down to devices, if it is encoded. */
+function downText(job: TrainingJob | undefined): string {
+  const down = job?.spec?.codec?.down ?? "";
+  return down === "" || down === "none" ? "" : `, ${down} down`;
+}
+
 /** A job with the explanation of where it is. */
 export function describeJob({ job, round, tally, explanation }: JobServiceExplainResponse, nowMs: number): string {
   const status = job?.status;
@@ -90,7 +110,7 @@ export function describeJob({ job, round, tally, explanation }: JobServiceExplai
     ["Labels", formatLabels(job?.metadata?.labels ?? {})],
     ["Rounds", `${status?.completedRounds ?? 0} of ${job?.spec?.rounds ?? 0}`],
     ["Parameters", formatCount(status?.parameters ?? 0)],
-    ["Strategy", `${job?.spec?.strategy?.name ?? ""}, ${job?.spec?.codec?.name ?? ""} updates`],
+    ["Strategy", `${job?.spec?.strategy?.name ?? ""}, ${job?.spec?.codec?.name ?? ""} updates${downText(job)}`],
     ["Train loss", formatLoss(status?.trainLoss)],
     ["Held-out loss", formatLoss(status?.evalLoss)],
     ["Bytes", `${formatBytes(status?.bytesUp ?? 0)} up, ${formatBytes(status?.bytesDown ?? 0)} down`],

@@ -48,6 +48,10 @@ const DAMAGES: Readonly<Record<string, Damage>> = {
 /** A round is given up after so many failures of a kind, if the first was so long ago: time for a copy that lags to come up. */
 const MOST_ATTEMPTS = 5;
 const LEAST_MS = 60_000;
+/** A round that fails is tried again every minute at least: after so long without a failure it had been mended. */
+const FORGOTTEN_MS = 600_000;
+/** How often a failure that goes on is written down. */
+const NOTED_MS = 60_000;
 /** A condition is for reading. */
 const MOST_TEXT = 500;
 
@@ -62,16 +66,20 @@ export function withFailure(
   { code, message }: { code: string; message: string },
   nowMs: number,
 ): FoldFailure {
-  if (before?.code !== code) {
-    return FoldFailure.fromPartial({ code, message: message.slice(0, MOST_TEXT), attempts: 1, firstAtMs: nowMs });
+  // A note without the time of its last failure is an old one, and goes on.
+  const isOld = before !== undefined && before.lastAtMs > 0 && nowMs - before.lastAtMs > FORGOTTEN_MS;
+  if (before?.code !== code || (isOld && !before.final)) {
+    const text = message.slice(0, MOST_TEXT);
+    return FoldFailure.fromPartial({ code, message: text, attempts: 1, firstAtMs: nowMs, lastAtMs: nowMs });
   }
   // A clock that was set back must not make it wait for ever.
   const firstAtMs = Math.min(before.firstAtMs, nowMs);
   const attempts = Math.min(MOST_ATTEMPTS, before.attempts + 1);
   const isOver = attempts >= MOST_ATTEMPTS && nowMs - firstAtMs >= LEAST_MS;
   const final = before.final || (isOver && DAMAGES[code]?.final === true);
-  if (final === before.final && attempts === before.attempts && firstAtMs === before.firstAtMs) return before;
-  return { ...before, attempts, firstAtMs, final };
+  const isNews = final !== before.final || attempts !== before.attempts || firstAtMs !== before.firstAtMs;
+  if (!isNews && Math.abs(nowMs - before.lastAtMs) < NOTED_MS) return before;
+  return { ...before, attempts, firstAtMs, final, lastAtMs: nowMs };
 }
 
 /** The same for people: what is damaged, and what to do. */

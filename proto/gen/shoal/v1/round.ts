@@ -263,6 +263,8 @@ export interface FoldFailure {
   firstAtMs: number;
   /** It was met often and long enough: nobody tries any more. */
   final: boolean;
+  /** Unix milliseconds at which it was met last, to a minute; 0 in notes from before it was said. */
+  lastAtMs: number;
 }
 
 /** Whether a commit counts. */
@@ -2454,7 +2456,7 @@ export const UpdateTally: MessageFns<UpdateTally> = {
 };
 
 function createBaseFoldFailure(): FoldFailure {
-  return { code: "", message: "", attempts: 0, firstAtMs: 0, final: false };
+  return { code: "", message: "", attempts: 0, firstAtMs: 0, final: false, lastAtMs: 0 };
 }
 
 export const FoldFailure: MessageFns<FoldFailure> = {
@@ -2473,6 +2475,9 @@ export const FoldFailure: MessageFns<FoldFailure> = {
     }
     if (message.final !== false) {
       writer.uint32(40).bool(message.final);
+    }
+    if (message.lastAtMs !== 0) {
+      writer.uint32(48).int64(message.lastAtMs);
     }
     return writer;
   },
@@ -2530,6 +2535,14 @@ export const FoldFailure: MessageFns<FoldFailure> = {
             message.final = reader.bool();
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.lastAtMs = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2553,6 +2566,11 @@ export const FoldFailure: MessageFns<FoldFailure> = {
         ? globalThis.Number(object.first_at_ms)
         : 0,
       final: isSet(object.final) ? globalThis.Boolean(object.final) : false,
+      lastAtMs: isSet(object.lastAtMs)
+        ? globalThis.Number(object.lastAtMs)
+        : isSet(object.last_at_ms)
+        ? globalThis.Number(object.last_at_ms)
+        : 0,
     };
   },
 
@@ -2573,6 +2591,9 @@ export const FoldFailure: MessageFns<FoldFailure> = {
     if (message.final !== false) {
       obj.final = message.final;
     }
+    if (message.lastAtMs !== 0) {
+      obj.lastAtMs = Math.round(message.lastAtMs);
+    }
     return obj;
   },
 
@@ -2586,6 +2607,7 @@ export const FoldFailure: MessageFns<FoldFailure> = {
     message.attempts = object.attempts ?? 0;
     message.firstAtMs = object.firstAtMs ?? 0;
     message.final = object.final ?? false;
+    message.lastAtMs = object.lastAtMs ?? 0;
     return message;
   },
 };

@@ -1,6 +1,6 @@
 import type { GraphBuilder, Value } from "./builder.js";
 import { type QuantizedMatrix, quantizedProduct } from "./kernels.js";
-import { add, gemm } from "./ops.js";
+import { add, dimension, gemm, split } from "./ops.js";
 
 /** Low-rank matrices beside a projection (Hu et al. 2021): a [rank, in], b [out, rank]. */
 export interface Adapter {
@@ -45,4 +45,27 @@ export function project(g: GraphBuilder, parameters: Parameters, module: string,
   if (adapter === undefined) return y;
   const low = gemm(g, x, adapter.a, { transB: true });
   return gemm(g, low, adapter.b, { transB: true, alpha: adapter.scale }, y);
+}
+
+/**
+ * The same with a weight that lies as [in, out], in so many equal parts side by side: of many rows it is quicker to cut the
+ * weight than the result. A weight that is not plain gives one result.
+ */
+export function projectParts(
+  g: GraphBuilder,
+  parameters: Parameters,
+  module: string,
+  count: number,
+  x: Value,
+): readonly Value[] {
+  const isPlain = parameters.quantized(`${module}.weight`) === undefined && parameters.adapter(module) === undefined;
+  if (!isPlain || dimension(x.shape, 0) <= dimension(x.shape, 1)) return [project(g, parameters, module, false, x)];
+  const cut = (name: string): Value[] => {
+    const whole = parameters.tensor(`${module}.${name}`);
+    const axis = whole.shape.length - 1;
+    const sizes = Array.from({ length: count }, () => dimension(whole.shape, axis) / count);
+    return split(g, whole, axis, sizes);
+  };
+  const biases = parameters.has(`${module}.bias`) ? cut("bias") : [];
+  return cut("weight").map((weight, i) => gemm(g, x, weight, {}, biases[i]));
 }

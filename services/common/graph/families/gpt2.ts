@@ -2,7 +2,7 @@ import type { Sequence } from "../attention.js";
 import type { GraphBuilder, Value } from "../builder.js";
 import { fastGelu, layerNorm } from "../kernels.js";
 import { add, dimension, gather, gemm, head, min, reshape } from "../ops.js";
-import { type Parameters, project } from "../projection.js";
+import { type Parameters, project, projectParts } from "../projection.js";
 import type { BatchShape, Family, ParameterSpec, Parsed, Projection } from "./family.js";
 import { FieldReader } from "./fields.js";
 import { initialStd } from "./initial.js";
@@ -172,8 +172,10 @@ function hidden(g: GraphBuilder, config: Gpt2Config, weights: Parameters, sequen
   let x = reshape(g, embed(g, weights, sequence), [batch * time, width]);
   const attended = (rows: Value, layer: number): Value => {
     const at = `transformer.h.${layer}.attn`;
-    const joint = reshape(g, linear(`${at}.c_attn`, rows), [batch, time, 3 * heads, size]);
-    return linear(`${at}.c_proj`, sequence.attend(g, { parts: [joint], heads, kvHeads: heads, window: 0 }, layer));
+    const parts = projectParts(g, weights, `${at}.c_attn`, 3, rows).map((part) =>
+      reshape(g, part, [batch, time, dimension(part.shape, 1) / size, size]),
+    );
+    return linear(`${at}.c_proj`, sequence.attend(g, { parts, heads, kvHeads: heads, window: 0 }, layer));
   };
   for (let layer = 0; layer < config.layers; layer++) {
     const at = `transformer.h.${layer}`;

@@ -118,12 +118,14 @@ export class StepVectors {
     const { gradients } = this;
     const [first, ...others] = gradients as readonly [Float32Array, ...Float32Array[]];
     const [total, count] = [first.byteOffset, first.length];
+    // The last one on the way through the sum for its norm.
+    const last = this.#anchor === undefined ? others.pop() : undefined;
     for (const other of others) this.#kernels.addInto(total, other.byteOffset, count);
     if (this.#anchor !== undefined) {
       const { weights } = this.trained.buffers;
       this.#kernels.pull(total, weights.byteOffset, this.#anchor.byteOffset, count, this.#terms.mu ?? 0);
     }
-    return Math.sqrt(this.#kernels.squareSum(total, count));
+    return Math.sqrt(this.#kernels.squareSum(total, last?.byteOffset ?? 0, count));
   }
 
   /** Takes the sum of the gradients, of that norm, into the weights. @param step counts from 1 */

@@ -6,7 +6,7 @@ export interface Kernels {
   readonly memory: WebAssembly.Memory;
   addInto(sum: number, part: number, count: number): void;
   pull(gradient: number, weights: number, anchor: number, count: number, mu: number): void;
-  squareSum(values: number, count: number): number;
+  squareSum(values: number, part: number, count: number): number;
   adamw(
     ...args: [
       ...[weights: number, m: number, v: number, gradient: number, count: number],

@@ -22,14 +22,19 @@ export function pull(gradient: usize, weights: usize, anchor: usize, count: i32,
   }
 }
 
-/** The sum of all squares, in float64. */
-export function squareSum(values: usize, count: i32): f64 {
+/** The sum of all squares, in float64, of values to which `part` is added on the way; 0 stands for none. */
+export function squareSum(values: usize, part: usize, count: i32): f64 {
   const end = values + ((<usize>count) << 2);
   const wide = values + ((<usize>(count & ~3)) << 2);
   let low = f64x2.splat(0);
   let high = f64x2.splat(0);
   for (; values < wide; values += 16) {
-    const four = v128.load(values);
+    let four = v128.load(values);
+    if (part != 0) {
+      four = f32x4.add(four, v128.load(part));
+      v128.store(values, four);
+      part += 16;
+    }
     const first = f64x2.promote_low_f32x4(four);
     const last = f64x2.promote_low_f32x4(v128.shuffle<i32>(four, four, 2, 3, 2, 3));
     low = f64x2.add(low, f64x2.mul(first, first));
@@ -38,6 +43,10 @@ export function squareSum(values: usize, count: i32): f64 {
   const sums = f64x2.add(low, high);
   let sum = f64x2.extract_lane(sums, 0) + f64x2.extract_lane(sums, 1);
   for (; values < end; values += 4) {
+    if (part != 0) {
+      store<f32>(values, load<f32>(values) + load<f32>(part));
+      part += 4;
+    }
     const value = <f64>load<f32>(values);
     sum += value * value;
   }

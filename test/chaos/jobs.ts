@@ -6,6 +6,10 @@ const PRESSED_MS = 12_000;
 /** Ways of combining updates that go through different folds; a run's jobs take turns. */
 const VARIANTS = [
   { strategy: { name: "diloco" }, codec: { name: "int8", errorFeedback: true } },
+  {
+    strategy: { name: "streamingDiloco", fragments: 2, overlapSteps: 4 },
+    codec: { name: "int4", errorFeedback: true },
+  },
   { strategy: { name: "median" }, codec: { name: "int8", errorFeedback: false } },
   { strategy: { name: "sparseLoco" }, codec: { name: "topk", errorFeedback: true } },
   { strategy: { name: "multiKrum" }, codec: { name: "fp32" } },

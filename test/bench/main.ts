@@ -3,6 +3,7 @@ import { aggregate } from "./aggregate.js";
 import { backend } from "./backend.js";
 import { calibrate } from "./calibrate.js";
 import { communication } from "./communication.js";
+import { overlap } from "./overlap.js";
 import { round } from "./round.js";
 import { shakespeare } from "./shakespeare.js";
 
@@ -17,7 +18,7 @@ interface BenchOptions {
 /** A benchmark: reads its options, prints progress, returns nothing; writes its report to `json`. */
 type Bench = (options: BenchOptions) => Promise<void>;
 
-const benches: Record<string, Bench> = { aggregate, backend, calibrate, communication, round, shakespeare };
+const benches: Record<string, Bench> = { aggregate, backend, calibrate, communication, overlap, round, shakespeare };
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

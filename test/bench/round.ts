@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Fleet } from "../fleet/fleet.js";
 import { report, type BenchResult } from "./report.js";
+import { measureBound } from "./round-bound.js";
 import {
   joinAgent,
   openWorld,
@@ -41,19 +42,36 @@ async function measure(
 ): Promise<BenchResult[]> {
   const update = updateOf(one);
   const seconds: number[] = [];
+  const bounds: number[] = [];
   const slug = one.name.replace(/[^a-z0-9]+/gi, "-").toLowerCase();
   for (let number = 0; number <= rounds; number++) {
-    const taken = await playRound(world, one, `bench-${slug}-${number}`, agents.slice(0, one.agents), update);
+    const cohort = agents.slice(0, one.agents);
+    let bound = 0;
+    const before = async (round: string): Promise<void> => {
+      bound = await measureBound(world, cohort, round, update);
+    };
+    const taken = await playRound(world, one, `bench-${slug}-${number}`, cohort, update, { before });
     // The first one warms up.
     if (number > 0) seconds.push(taken);
-    console.log(`${one.name}: ${taken.toFixed(3)} s${number === 0 ? " (warm-up)" : ""}`);
+    if (number > 0) bounds.push(bound);
+    console.log(`${one.name}: ${taken.toFixed(3)} s, bound ${bound.toFixed(3)} s${number === 0 ? " (warm-up)" : ""}`);
   }
   const result = { case: one.name, metric: "update to durable result", unit: "s" };
   const quoted = ["legacy", "SuperLink"].flatMap((api, i): BenchResult[] => {
     const value = one.flower?.[i];
     return value === undefined ? [] : [{ ...result, metric: `Flower 1.28 ${api}, as quoted`, value }];
   });
-  return [{ ...result, value: Number(median(seconds).toFixed(3)), most: one.most }, ...quoted];
+  const ratios = seconds.map((taken, i) => taken / (bounds[i] ?? NaN));
+  const bound = {
+    metric: "bound: the same bytes logged, read once and hashed",
+    value: Number(median(bounds).toFixed(3)),
+  };
+  return [
+    { ...result, value: Number(median(seconds).toFixed(3)), most: one.most },
+    { ...result, ...bound },
+    { ...result, metric: "times the bound", value: Number(median(ratios).toFixed(2)), unit: "" },
+    ...quoted,
+  ];
 }
 
 /**

@@ -129,6 +129,7 @@ async function openRound(
 
 /**
  * Spools every agent's update, then measures from the first upload to the durable result.
+ * @param before is done when the round is open and nothing of it is in the log.
  * @returns seconds
  */
 export async function playRound(
@@ -137,7 +138,7 @@ export async function playRound(
   job: string,
   agents: readonly VirtualAgent[],
   { chunks, digest }: SharedUpdate,
-  mostMs = 120_000,
+  { mostMs = 120_000, before }: { mostMs?: number; before?: (round: string) => Promise<void> } = {},
 ): Promise<number> {
   const round = `${job}-1`;
   const base = await openRound(
@@ -160,6 +161,7 @@ export async function playRound(
     });
     await outbox.put({ job, key: round, manifest, chunks }, undefined, `${device}-${round}`);
   }
+  await before?.(round);
   const stop = new AbortController();
   const finished = (async (): Promise<number> => {
     for await (const event of world.store.watch("RoundResult", { name: round, signal: stop.signal })) {
@@ -189,16 +191,21 @@ export async function playRound(
 /** Makes room for the next round. */
 async function clearRound({ link, store, blobs }: World, round: string): Promise<void> {
   const result = await store.get("RoundResult", round);
+  await purgeRound(link, round);
+  if (result?.weights !== undefined) await blobs.delete(result.weights.digest);
+}
+
+/** Drops what the log has of a round. */
+export async function purgeRound(link: NatsLink, round: string): Promise<void> {
   const { streams } = await link.manager();
   // A purge of many chunks goes on when its caller has given up; what comes after it waits for its end.
   for (let tries = 1; ; tries++) {
     try {
       await streams.purge("UPDATES", { filter: `shoal.u.*.${round}.>` });
-      break;
+      return;
     } catch (error) {
       if (tries === MOST_PURGES) throw error;
       await clock.sleep(1000);
     }
   }
-  if (result?.weights !== undefined) await blobs.delete(result.weights.digest);
 }

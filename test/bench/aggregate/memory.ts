@@ -54,7 +54,7 @@ async function measurePeak(shape: RoundShape): Promise<Peak> {
     const update = updateOf(shape);
     const seconds: number[] = [];
     for (let number = 1; number <= ROUNDS; number++) {
-      seconds.push(await playRound(world, shape, `memory-${number}`, agents, update, ROUND_MS));
+      seconds.push(await playRound(world, shape, `memory-${number}`, agents, update, { mostMs: ROUND_MS }));
     }
     await world.link.close();
     // A restart would have begun a count of its own.

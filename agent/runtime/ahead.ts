@@ -1,6 +1,6 @@
 import { messageOf } from "#common/adapters/coded-error.js";
 import type { Log } from "#common/ports/log.js";
-import type { RoundTask } from "#proto/shoal/v1/round.js";
+import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
 import { jobKey } from "../round-key.js";
 import { runOverlap, type OverlapTools, type RoundEnd } from "../train/overlap.js";
 import type { StepsAhead } from "../train/starting-point.js";
@@ -39,9 +39,14 @@ export class Ahead {
     }
   }
 
-  /** What a training round of this job may begin with. Training of another job needs the memory that it lies in. */
-  for(task: RoundTask): StepsAhead | undefined {
-    if (this.#taken?.job !== jobKey(task)) this.#taken = undefined;
-    return this.#taken?.steps;
+  /** A round that began with the steps came to nothing: they are not tried again. */
+  forgetSteps(): void {
+    this.#taken = undefined;
+  }
+
+  /** What a round may begin with; an evaluation leaves it as it is. Work for another job needs the memory that it lies in. */
+  for(task: RoundTask, { localSteps }: Assignment): StepsAhead | undefined {
+    if (this.#taken?.job !== jobKey(task)) this.forgetSteps();
+    return localSteps > 0 ? this.#taken?.steps : undefined;
   }
 }

@@ -249,9 +249,12 @@ export class Worker {
     const { clock, sessions, outbox, throttle } = this.#parts;
     const { weights, control, shard, trainGraph, evalGraph, inner, bytesDown, fetchMs } = this.#material;
     if (weights === undefined || shard === undefined) throw new Error("training began before its material was fetched");
+    // Asked again: steps ahead may have held it up, and their end may be that of the hours in which the policy allows any.
+    const guarded = this.guard(assigned);
+    if (!guarded.allowed) return { type: "refused", work, reasons: guarded.reasons };
     await this.#makeRoom(task, assignment);
     const frozen = this.#frozen?.tensors;
-    const ahead = assignment.localSteps > 0 ? this.#ahead.for(task) : undefined;
+    const ahead = this.#ahead.for(task, assignment);
     const result = await runLocalRound(
       { task, assignment, weights, control, shard, trainGraph, evalGraph, inner, ahead, frozen },
       {
@@ -264,6 +267,7 @@ export class Worker {
     );
     if (result.status === "aborted") return { type: "aborted", work };
     if (result.status === "failed") {
+      this.#ahead.forgetSteps();
       return { type: "failed", work, reason: result.reason, message: result.message, retry: "never" };
     }
     const encoded = encodeOutcome(task, assignment, result.outcome, inner, { bytesDown, fetchMs });

@@ -52,7 +52,7 @@ export async function runOverlap(end: RoundEnd, tools: OverlapTools): Promise<St
   if (ended.status !== "taken" || ended.taken.count === 0 || tools.signal.aborted) return undefined;
   const { count, lossSum } = ended.taken;
   const state = session.state();
-  if (!allFinite(state.weights)) return undefined;
+  if (![state.weights, state.m, state.v].every(allFinite)) return undefined;
   const tokens = count * assignment.batchSize * task.seqLen;
   const trainMs = tools.monotonicMs() - startMs;
   return { ...state, round: task.number, count, steps: before + count, tokens, lossSum, trainMs };

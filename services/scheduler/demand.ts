@@ -17,6 +17,18 @@ export interface StepDemand {
 /** Whether the job may recompute blocks in the backward pass on a device that has too little memory for keeping them. */
 export const mayRecompute = (job: TrainingJob): boolean => (job.spec?.training?.recompute ?? "auto") === "auto";
 
+/**
+ * Memory of what a device holds for steps ahead of the next round, beside the step itself, bytes: the weights with which the round began
+ * and ended, and the optimizer's moments.
+ */
+function aheadBytes(job: TrainingJob, trainable: number): number {
+  const { strategy, local } = job.spec ?? {};
+  if ((strategy?.overlapSteps ?? 0) === 0) return 0;
+  const sgd = local?.optimizer?.name === "sgd";
+  const moments = sgd ? Number((local.optimizer?.momentum ?? 0) > 0) : 2;
+  return 4 * trainable * (2 + moments);
+}
+
 /** Of jobs that are being planned: a plan asks for every device. */
 const known = new WeakMap<TrainingJob, Map<string, StepDemand>>();
 
@@ -51,5 +63,5 @@ function computeDemand(job: TrainingJob, config: ModelConfig, recompute: boolean
     optimizer: optimizer?.name === "sgd" ? "sgd" : "adamw",
     momentum: optimizer?.momentum ?? 0,
   });
-  return { values: trainable, flopsPerStep, peakBytes };
+  return { values: trainable, flopsPerStep, peakBytes: peakBytes + aheadBytes(job, trainable) };
 }

@@ -1,9 +1,11 @@
 import test, { type ExecutionContext } from "ava";
+import { SystemClock } from "#common/adapters/memory/clock.js";
 import { DataPolicy } from "#proto/shoal/v1/device.js";
 import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import type { AgentParts } from "#agent/runtime/parts.js";
-import { commitsOf, createRig, until, type Rig } from "./support/loop-rig.js";
+import { Sessions } from "#agent/train/sessions.js";
+import { backend, commitsOf, createRig, until, type Rig } from "./support/loop-rig.js";
 import { tinyAssignment, tinyModel, tinyTask } from "./support/tiny-model.js";
 
 const half = Math.floor(tinyModel.weights.length / 2);
@@ -125,4 +127,50 @@ test.serial("an evaluation in between leaves steps ahead as they are, and a poli
   }
   await agent.stop();
   t.deepEqual(aheadOf(rig), [3], "after the day's last round there is nothing to work ahead for");
+});
+
+test.serial("a round that waited for steps ahead does not begin in hours that its policy does not allow", async (t) => {
+  const rig = await createRig(t);
+  let steps = 0;
+  let open: () => void = () => undefined;
+  const gate = new Promise<void>((resolve) => (open = resolve));
+  const gated = {
+    ...backend,
+    eval: backend.eval.bind(backend),
+    train: async (...graph: Parameters<typeof backend.train>) => {
+      const session = await backend.train(...graph);
+      const step = session.step.bind(session);
+      session.step = async (...batch) => {
+        steps += 1;
+        // The first of the steps ahead of round 2.
+        if (steps === 7) await gate;
+        return step(...batch);
+      };
+      return session;
+    },
+  };
+  const sessions = new Sessions(gated);
+  t.teardown(() => sessions.close());
+  const real = new SystemClock();
+  let nowMs = Date.UTC(2026, 0, 2, 10, 0);
+  const clock = {
+    nowMs: () => nowMs,
+    monotonicMs: () => real.monotonicMs(),
+    sleep: (...pause: Parameters<SystemClock["sleep"]>) => real.sleep(...pause),
+  };
+  const policy = DataPolicy.fromPartial({ startMinute: 9 * 60, endMinute: 11 * 60 });
+  const agent = await rig.start({ sessions, clock, policy });
+  const phaseOf = (round: string): string | undefined =>
+    rig.plane.beats.at(-1)?.assignments.find((assignment) => assignment.round === round)?.phase;
+  rig.plane.give([given(1, 3)]);
+  await committed(rig, "job-1");
+  rig.plane.give([given(2, 3)]);
+  await until("the round waits for the steps ahead", () => phaseOf("job-2") === "Training");
+  t.is(steps, 7);
+  nowMs = Date.UTC(2026, 0, 2, 12, 0);
+  open();
+  await until("the round is refused", () => phaseOf("job-2") === "Refused");
+  await agent.stop();
+  t.is(steps, 7);
+  t.is(await commitsOf(rig, "job-2"), 0);
 });

@@ -293,15 +293,15 @@ test.serial("a job sends a fragment a round, and its devices train on while it t
     t.is(result?.bytesUp, DEVICES * updateBytes(values, int8));
     t.is(task.overlapSteps, task.number < rounds ? 4 : 0);
     for (const { manifest } of result?.folded ?? []) t.like(manifest, { values, localSteps: steps });
-    if (task.number > 1) t.is(result?.bytesDown, 4 * DEVICES * updateLength({ ...task, fragment: 1 - task.fragment }));
+    // Exactly one fragment, unless a device had to fetch or train again.
+    const fetched = 4 * DEVICES * updateLength({ ...task, fragment: 1 - task.fragment });
+    if (task.number > 1)
+      t.true((result?.bytesDown ?? Infinity) < fetched + 4 * values, `${result?.bytesDown}, ${fetched}`);
   }
   for (const name of fleet.devices.keys()) {
     const log = readFileSync(join(root, "shoal", `${name}.out`), "utf8");
-    t.is(
-      log.split("worked ahead of the next round").length,
-      rounds,
-      `${name} worked ahead of every round but the first`,
-    );
+    const times = log.split("worked ahead of the next round").length - 1;
+    t.true(times >= rounds - 1, `${name} worked ahead of every round but the first: ${times}`);
   }
   const args = ["verify", "streamed", "--replay", "--context", join(root, "shoal")];
   const verified = await run(process.execPath, [CLI, ...args]);

@@ -124,3 +124,18 @@ test("adapters ask for less memory and work than all of the model; a quantised b
   t.true((adapters?.flopsPerStep ?? 0) < (full?.flopsPerStep ?? 0));
   t.is(quantised?.values, adapters?.values);
 });
+
+test("steps ahead of the next round ask for the vectors that they hold beside a step", (t) => {
+  const bytesOf = (overlapSteps: number, optimizer: object): number => {
+    const strategy = { name: "streamingDiloco", fragments: 1, overlapSteps };
+    return stepDemand(jobOf("ahead", { strategy, local: { optimizer } }), CONFIG, false).peakBytes;
+  };
+  const { values } = stepDemand(jobOf("ahead", {}), CONFIG, false);
+  for (const [optimizer, vectors] of [
+    [{ name: "adamw" }, 4],
+    [{ name: "sgd", momentum: 0.9 }, 3],
+    [{ name: "sgd", momentum: 0 }, 2],
+  ] as const) {
+    t.is(bytesOf(4, optimizer) - bytesOf(0, optimizer), 4 * vectors * values);
+  }
+});

@@ -48,8 +48,8 @@ const DAMAGES: Readonly<Record<string, Damage>> = {
 /** A round is given up after so many failures of a kind, if the first was so long ago: time for a copy that lags to come up. */
 const MOST_ATTEMPTS = 5;
 const LEAST_MS = 60_000;
-/** A round that fails is tried again every minute at least: after so long without a failure it had been mended. */
-const FORGOTTEN_MS = 600_000;
+/** A round that fails is tried again a minute later at most, and a try may be long: after so long without a failure it had been mended. */
+const FORGOTTEN_MS = 3_600_000;
 /** How often a failure that goes on is written down. */
 const NOTED_MS = 60_000;
 /** A condition is for reading. */

@@ -3,6 +3,7 @@
 Usage: client.py PROTO_DIR SCHEDULER REGISTRY MANIFEST OUT_DIR
 Applies the job, watches it to its end and streams the model into OUT_DIR. Prints one JSON object.
 """
+import atexit
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import grpc
 
 def stubs(proto_dir):
     out = tempfile.mkdtemp(prefix="shoal-stubs-")
+    atexit.register(shutil.rmtree, out)
     files = sorted(
         os.path.join("shoal/v1", name)
         for name in os.listdir(os.path.join(proto_dir, "shoal/v1"))
@@ -33,12 +35,12 @@ def main():
 
     jobs = job_service_pb2_grpc.JobServiceStub(grpc.insecure_channel(scheduler))
     with open(manifest, encoding="utf8") as file:
-        applied = jobs.Apply(job_service_pb2.JobServiceApplyRequest(manifest=file.read()), timeout=30)
+        applied = jobs.Apply(job_service_pb2.JobServiceApplyRequest(manifest=file.read()), timeout=120)
     name = applied.job.metadata.name
 
     phases = []
     synced = False
-    watch = jobs.Watch(job_service_pb2.JobServiceWatchRequest(name=name), timeout=240)
+    watch = jobs.Watch(job_service_pb2.JobServiceWatchRequest(name=name), timeout=600)
     for change in watch:
         synced = synced or change.type == meta_pb2.WATCH_EVENT_TYPE_SYNCED
         if change.type == meta_pb2.WATCH_EVENT_TYPE_PUT:
@@ -49,7 +51,7 @@ def main():
 
     models = model_service_pb2_grpc.ModelServiceStub(grpc.insecure_channel(registry))
     sizes = {}
-    for response in models.Export(model_service_pb2.ExportRequest(name=name), timeout=60):
+    for response in models.Export(model_service_pb2.ExportRequest(name=name), timeout=240):
         piece = response.piece
         with open(os.path.join(out_dir, os.path.basename(piece.file_name)), "ab") as file:
             file.write(piece.data)
@@ -57,7 +59,7 @@ def main():
 
     refused = None
     try:
-        jobs.Apply(job_service_pb2.JobServiceApplyRequest(manifest="kind: TrainingJob\nmetadata: {name: x}\nspec: {roundz: 3}"), timeout=10)
+        jobs.Apply(job_service_pb2.JobServiceApplyRequest(manifest="kind: TrainingJob\nmetadata: {name: x}\nspec: {roundz: 3}"), timeout=60)
     except grpc.RpcError as error:
         refused = error.code().name
     print(json.dumps({"name": name, "outcome": applied.outcome, "phases": phases, "synced": synced, "sizes": sizes, "refused": refused}))

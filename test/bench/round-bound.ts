@@ -22,8 +22,9 @@ async function send({ device, plane }: VirtualAgent, round: string, { chunks }: 
 }
 
 /**
- * What no round can be quicker than with these parts: the same bytes are sent to the log by as many agents, each connection in a
- * window, read from it once, and hashed on both sides, all from memory; nothing is spooled, judged, summed or published.
+ * What these parts take by themselves: the same bytes are sent to the log by as many agents, each connection in a window, then read
+ * from it once, and hashed on both sides, all from memory and in one process; nothing is spooled, judged, summed or published. A
+ * round that is read after it was sent cannot be quicker; one that were read meanwhile could be, by what a second core does.
  * @returns seconds
  */
 export async function measureBound(

@@ -1,66 +1,22 @@
-import { createServer, connect, type Server, type Socket } from "node:net";
+import type { Socket } from "node:net";
+import { Relay } from "./relay.js";
 
 /** A TCP relay that keeps every byte that passes, in both directions: what the agents really say on the wire. */
-export class Recorder {
+export class Recorder extends Relay {
   readonly up: Buffer[] = [];
   readonly down: Buffer[] = [];
-  readonly #sockets = new Set<Socket>();
-  #target: { host: string; port: number } | undefined;
-
-  readonly #server: Server;
-
-  private constructor(server: Server) {
-    this.#server = server;
-  }
 
   static async open(): Promise<Recorder> {
-    const server = createServer();
-    const recorder = new Recorder(server);
-    server.on("connection", (client) => recorder.#relay(client));
-    await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+    const recorder = new Recorder();
+    await recorder.listen();
     return recorder;
   }
 
-  get url(): string {
-    const address = this.#server.address();
-    if (address === null || typeof address === "string") throw new Error("the recorder does not listen");
-    return `nats://127.0.0.1:${address.port}`;
-  }
-
-  /** Where to relay to. */
-  set target(url: string) {
-    const { hostname, port } = new URL(url);
-    this.#target = { host: hostname, port: Number(port) };
-  }
-
-  #relay(client: Socket): void {
-    if (this.#target === undefined) {
-      client.destroy();
-      return;
-    }
-    const server = connect(this.#target);
-    for (const socket of [client, server]) {
-      this.#sockets.add(socket);
-      socket.on("error", () => socket.destroy());
-      socket.on("close", () => {
-        this.#sockets.delete(socket);
-        client.destroy();
-        server.destroy();
-      });
-    }
-    client.on("data", (bytes) => {
-      this.up.push(bytes);
-      server.write(bytes);
+  protected carry(from: Socket, to: Socket, way: "up" | "down"): void {
+    from.on("data", (bytes) => {
+      this[way].push(bytes);
+      to.write(bytes);
     });
-    server.on("data", (bytes) => {
-      this.down.push(bytes);
-      client.write(bytes);
-    });
-  }
-
-  async close(): Promise<void> {
-    for (const socket of this.#sockets) socket.destroy();
-    await new Promise((done) => this.#server.close(done));
   }
 }
 

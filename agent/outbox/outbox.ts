@@ -1,7 +1,6 @@
 import { CodedError, codeOf } from "#common/adapters/coded-error.js";
 import type { Log } from "#common/ports/log.js";
 import type { UpdateUplink } from "#common/ports/update-log.js";
-import { openDigest } from "#common/tensor/digest.js";
 import { writeAtomically, type Disk } from "../disk.js";
 import { isOtherLife } from "../round-key.js";
 import { CommittedRounds } from "./committed.js";
@@ -16,6 +15,7 @@ import {
   type UpdateDraft,
 } from "./draft.js";
 import { decodeInnerState, encodeInnerState, type InnerState } from "./inner-state.js";
+import { openPayload } from "./payload.js";
 import { DEFAULT_OUTBOX_BYTES, planRoom, type Dispensable, type RoomLimits } from "./room.js";
 import { sendWindowed } from "./window.js";
 
@@ -23,8 +23,7 @@ const ENTRY = "entry.json";
 const PAYLOAD = "payload";
 const INNER = "inner";
 const ACKS = "acks";
-/** Bytes read at a time when a payload is verified. */
-const VERIFY_BYTES = 4 * 1024 * 1024;
+const OTHER_DIGEST = "its payload does not match its digest";
 
 export interface OutboxOptions {
   readonly disk: Disk;
@@ -214,19 +213,21 @@ export class Outbox {
 
   /**
    * Sends what the log has not acknowledged, then the commit, then tidies up. Returns false if the signal aborted it
-   * before the commit was sent. Throws code "SPOOL_CORRUPT" if the entry had to be set aside; the uplink's failures
+   * before the commit was sent. The payload is held against its digest as it is sent, and nothing else is committed. Throws code
+   * "SPOOL_CORRUPT" if the entry had to be set aside; the uplink's failures
    * pass through, and the same call goes on where it stopped.
    */
   async upload(round: string, uplink: UpdateUplink, nowMs: () => number, hooks: UploadHooks): Promise<boolean> {
     const entry = await this.#loadEntry(round);
     const acksPath = `${this.#entry(round)}/${ACKS}`;
     const { chunkSeqs: known, commitSent } = await this.#openAcks(round);
-    const offsets = offsetsOf(entry.chunkBytes);
+    const payload = openPayload(this.#disk, `${this.#entry(round)}/${PAYLOAD}`, entry.chunkBytes);
+    for (const _ of known) await payload.next();
+    // Chunks are sent in their order, and so lie in the log, which is read more quickly then.
     const send = async (i: number): Promise<number> => {
-      const size = entry.chunkBytes[i] ?? 0;
-      const bytes = await this.#disk.readRange(`${this.#entry(round)}/${PAYLOAD}`, offsets[i] ?? 0, size);
+      const bytes = await payload.next();
       const { seq } = await uplink.appendChunk(entry.manifest.round, `${entry.nonce}-${i}`, bytes);
-      if (!hooks.signal.aborted) hooks.chunkSent(size);
+      if (!hooks.signal.aborted) hooks.chunkSent(bytes.length);
       return seq;
     };
     const note = async (seqs: readonly number[], more: readonly Uint8Array[] = []): Promise<void> => {
@@ -236,6 +237,8 @@ export class Outbox {
     const { signal, monotonicMs } = hooks;
     const sent = await sendWindowed({ known, count: entry.chunkBytes.length, send, note, signal, monotonicMs });
     if (sent === undefined) return false;
+    // Without a commit the log's collection takes the chunks.
+    if (payload.digest() !== entry.manifest.digest) return this.#corrupt(round, OTHER_DIGEST);
     hooks.commitSending();
     if (signal.aborted) return false;
     const { seqs: chunkSeqs, noted } = sent;
@@ -302,34 +305,30 @@ export class Outbox {
       }
       const committed = this.#committed.jobOf(name);
       if (committed !== undefined) await this.#finish(name, committed);
-      else await this.#loadEntry(name).catch(() => undefined);
+      else await this.#verifyEntry(name).catch(() => undefined);
     }
   }
 
-  /** Reads and verifies an entry; a damaged one is set aside and reported by code "SPOOL_CORRUPT". */
+  /** Reads an entry whose payload is of its size; a damaged one is set aside and reported by code "SPOOL_CORRUPT". */
   async #loadEntry(round: string): Promise<SpoolEntry> {
     const path = this.#entry(round);
     const bytes = await this.#disk.read(`${path}/${ENTRY}`);
     const entry = bytes && decodeEntry(bytes);
-    const problem = entry === undefined ? "its description is damaged" : await this.#payloadProblem(path, entry);
-    if (entry !== undefined && entry.key !== round) return this.#corrupt(round, "it is of another round");
-    if (entry === undefined || problem !== undefined) return this.#corrupt(round, problem ?? "");
-    return entry;
+    if (entry === undefined) return this.#corrupt(round, "its description is damaged");
+    if (entry.key !== round) return this.#corrupt(round, "it is of another round");
+    const stat = await this.#disk.stat(`${path}/${PAYLOAD}`);
+    if (stat === undefined) return this.#corrupt(round, "its payload is missing");
+    const expected = entry.chunkBytes.reduce((sum, size) => sum + size, 0);
+    if (stat.sizeBytes === expected) return entry;
+    return this.#corrupt(round, `its payload has ${stat.sizeBytes} bytes of ${expected}`);
   }
 
-  async #payloadProblem(path: string, entry: SpoolEntry): Promise<string | undefined> {
-    const stat = await this.#disk.stat(`${path}/${PAYLOAD}`);
-    if (stat === undefined) return "its payload is missing";
-    const { sizeBytes } = stat;
-    const expected = entry.chunkBytes.reduce((sum, size) => sum + size, 0);
-    if (sizeBytes !== expected) return `its payload has ${sizeBytes} bytes of ${expected}`;
-    // In parts: a device may not have the memory for all of it.
-    const digest = openDigest();
-    for (let offset = 0; offset < sizeBytes; offset += VERIFY_BYTES) {
-      const length = Math.min(VERIFY_BYTES, sizeBytes - offset);
-      digest.add(await this.#disk.readRange(`${path}/${PAYLOAD}`, offset, length));
-    }
-    return digest.finish() === entry.manifest.digest ? undefined : "its payload does not match its digest";
+  /** As `#loadEntry`, and holds the payload against its digest. */
+  async #verifyEntry(round: string): Promise<void> {
+    const { chunkBytes, manifest } = await this.#loadEntry(round);
+    const payload = openPayload(this.#disk, `${this.#entry(round)}/${PAYLOAD}`, chunkBytes);
+    for (const _ of chunkBytes) await payload.next();
+    if (payload.digest() !== manifest.digest) await this.#corrupt(round, OTHER_DIGEST);
   }
 
   async #corrupt(round: string, problem: string): Promise<never> {
@@ -347,12 +346,6 @@ export class Outbox {
     await this.#disk.remove(`${this.#folder}/damaged/${name}`);
     await this.#disk.rename(path, `${this.#folder}/damaged/${name}`);
   }
-}
-
-/** Where each chunk begins in the payload. */
-function offsetsOf(chunkBytes: readonly number[]): number[] {
-  let offset = 0;
-  return chunkBytes.map((size) => (offset += size) - size);
 }
 
 /** A full disk gets a reason and a remedy; anything else passes through. */

@@ -46,6 +46,8 @@ export async function dial(options: DialOptions): Promise<NatsConnection> {
         // A whole fleet comes back at once when a server restarts.
         reconnectJitter: 1_000,
         pingInterval: 15_000,
+        // A stack for every request costs more than a small request itself; failures are told by code and subject.
+        noAsyncTraces: true,
         maxPingOut: 2,
         timeout: 5_000,
       });

@@ -213,6 +213,71 @@ test("a damaged payload or description is set aside with a log line", async (t) 
   }
 });
 
+test("a payload that was damaged since is not committed, wherever an upload stood", async (t) => {
+  for (const sentBefore of [0, 1]) {
+    const disk = await seededDisk();
+    const log = new MemoryUpdateLog();
+    const uplink = log.uplink("device");
+    const outbox = await openOutbox(disk);
+    await outbox.put(makeDraft(ROUND), makeInner(2), "nonce");
+    let sends = 0;
+    const broken: UpdateUplink = {
+      ...uplink,
+      appendChunk: (...chunk) =>
+        sends++ < sentBefore ? uplink.appendChunk(...chunk) : Promise.reject(new Error("link down")),
+    };
+    await t.throwsAsync(
+      outbox.upload(ROUND, broken, () => NOW, hooks()),
+      { message: "link down" },
+    );
+    disk.damage(`outbox/spool/${ROUND}/payload`, 1);
+    await t.throwsAsync(
+      outbox.upload(ROUND, uplink, () => NOW, hooks()),
+      { code: "SPOOL_CORRUPT", message: /does not match its digest/ },
+    );
+    t.deepEqual(await log.commits(ROUND), []);
+    t.deepEqual(await outbox.spooled(), []);
+    t.deepEqual(await disk.list("outbox/damaged"), [`spool-${ROUND}`]);
+  }
+});
+
+test("chunks are sent in their order, however long the disk takes for each", async (t) => {
+  const disk = await seededDisk();
+  const log = new MemoryUpdateLog();
+  const sizes = Array.from({ length: 40 }, (_, i) => 300_000 + i);
+  const chunks = sizes.map((size, i) => new Uint8Array(size).fill(i));
+  const draft = makeDraft(ROUND);
+  const manifest = { ...draft.manifest, sizeBytes: 0, digest: sha256Digest(...chunks) };
+  const outbox = await openOutbox(disk);
+  await outbox.put({ ...draft, manifest, chunks }, makeInner(2), "nonce");
+  let reads = 0;
+  const readRange = disk.readRange.bind(disk);
+  disk.readRange = async (...range) => {
+    // Later reads are the quicker ones.
+    for (let turn = 20 - reads++; turn > 0; turn--) await Promise.resolve();
+    return readRange(...range);
+  };
+  const uplink = log.uplink("device");
+  const sent: number[] = [];
+  const told: UpdateUplink = {
+    ...uplink,
+    appendChunk: (round, id, bytes) => {
+      sent.push(bytes[0] ?? -1);
+      return uplink.appendChunk(round, id, bytes);
+    },
+  };
+  t.true(await outbox.upload(ROUND, told, () => NOW, hooks()));
+  t.deepEqual(sent, [...chunks.keys()]);
+  const [commit] = await log.commits(ROUND);
+  const seqs = commit?.manifest?.chunkSeqs ?? [];
+  t.deepEqual(
+    seqs,
+    seqs.toSorted((a, b) => a - b),
+  );
+  // Some 2 MiB are read at a time.
+  t.true(reads <= 8, `${reads} reads`);
+});
+
 test("a damaged inner state is set aside and the job starts afresh", async (t) => {
   const disk = await seededDisk();
   disk.damage("outbox/inner/job", 200);

@@ -60,6 +60,8 @@ export class NatsLink {
       reconnectTimeWait: 500,
       reconnectJitter: 250,
       pingInterval: 15_000,
+      // A stack for every request costs more than a small request itself; failures are told by code and subject.
+      noAsyncTraces: true,
       maxPingOut: 2,
       timeout: 5000,
       ...(options.inboxPrefix === undefined ? {} : { inboxPrefix: options.inboxPrefix }),

@@ -43,8 +43,9 @@ export function againstSums(shardSums: readonly number[]): AcceptedUpdate["check
   };
 }
 
-/** Updates up to which each is read as a run of its own, some 8 MiB ahead. */
-const MOST_RUNS = 4;
+/** Updates up to which each is read as a run of its own, and what all runs together read ahead. */
+const MOST_RUNS = 16;
+const AHEAD_BYTES = 32 * 1024 ** 2;
 
 interface Reads {
   /** The shard's chunk of this index of an update; chunks of an update ascend from call to call, none left out. */
@@ -58,6 +59,30 @@ type ReadPiece = (update: number, chunk: number) => Promise<Uint8Array>;
 /** An accepted update whose chunks are not those that were judged. */
 export const corrupt = (manifest: UpdateManifest): AggregationError =>
   new AggregationError("LOG_CORRUPT", `the accepted update of ${manifest.device} is not what it was`);
+
+/** Hands out chunks, the first of all updates, then the second: of a few updates as runs, which are cheaper, of many one by one, which takes less memory. */
+function openReads(log: UpdateLog, codec: Codec, shard: Shard, updates: readonly AcceptedUpdate[]): Reads {
+  if (updates.length > MOST_RUNS) {
+    const indices = Array.from({ length: shard.endChunk - shard.firstChunk }, (_, chunk) => shard.firstChunk + chunk);
+    const order = indices.flatMap((index) => updates.map(({ manifest }) => manifest.chunkSeqs[index] ?? 0));
+    const reader = openChunks(log, order);
+    return { read: (update, chunk) => reader.read(chunk * updates.length + update), close: () => Promise.resolve() };
+  }
+  const [chunkBytes, aheadBytes] = [codec.encodedBytes(codec.chunkValues), AHEAD_BYTES / updates.length];
+  const runs = updates.map(({ manifest: { device, round, chunkSeqs } }) => {
+    const seqs = chunkSeqs.slice(shard.firstChunk, shard.endChunk);
+    return log.readChunks({ device, round, chunkBytes, aheadBytes }, seqs)[Symbol.asyncIterator]();
+  });
+  return {
+    async read(update) {
+      const step = await runs[update]?.next();
+      return step?.done === true ? undefined : step?.value;
+    },
+    close: async () => {
+      for (const run of runs) await run.return?.();
+    },
+  };
+}
 
 /**
  * A shard of accepted updates as they lie in the log, in the order of the fold set. Every pass checks what it reads and throws
@@ -75,31 +100,9 @@ export function openLogSource(
   const chunks = shard.endChunk - shard.firstChunk;
   const rangeOf = (chunk: number): ValueRange => chunkRange(values, codec, shard.firstChunk + chunk);
 
-  /** Hands out chunks, the first of all updates, then the second: of a few updates as runs, which are cheaper, of many one by one, which takes less memory. */
-  const openReads = (): Reads => {
-    if (updates.length > MOST_RUNS) {
-      const indices = Array.from({ length: chunks }, (_, chunk) => shard.firstChunk + chunk);
-      const order = indices.flatMap((index) => updates.map(({ manifest }) => manifest.chunkSeqs[index] ?? 0));
-      const reader = openChunks(log, order);
-      return { read: (update, chunk) => reader.read(chunk * updates.length + update), close: () => Promise.resolve() };
-    }
-    const runs = updates.map(({ manifest: { device, round, chunkSeqs } }) =>
-      log.readChunks({ device, round }, chunkSeqs.slice(shard.firstChunk, shard.endChunk))[Symbol.asyncIterator](),
-    );
-    return {
-      async read(update) {
-        const step = await runs[update]?.next();
-        return step?.done === true ? undefined : step?.value;
-      },
-      close: async () => {
-        for (const run of runs) await run.return?.();
-      },
-    };
-  };
-
   /** Takes a pass over the chunks of the shard. */
   const takePass = async (work: (read: ReadPiece) => Promise<readonly number[]>): Promise<void> => {
-    const reads = openReads();
+    const reads = openReads(log, codec, shard, updates);
     const checks = updates.map(({ check }) => check(shard));
     try {
       const read = await work(async (update, chunk) => {

@@ -69,6 +69,13 @@ export function updateLogConformance(test: TestFn, label: string, open: () => Op
     for await (const chunk of log.readChunks({ round: "run-1", chunkBytes: 1000 }, middle))
       anyone.push(chunk?.device ?? "");
     t.deepEqual(anyone, ["dev-r", "dev-r", ...(foreign < (own[39] ?? 0) ? ["dev-q", "dev-r"] : ["dev-r", "dev-q"])]);
+    // However little or much is read ahead.
+    for (const aheadBytes of [1, 5_000, 100_000_000]) {
+      let next = 0;
+      const owner = { device: "dev-r", round: "run-1", chunkBytes: 1000, aheadBytes };
+      for await (const chunk of log.readChunks(owner, own)) t.is(chunk?.bytes[0], next++);
+      t.is(next, own.length);
+    }
     // A reader may stop anywhere.
     for await (const chunk of log.readChunks({ device: "dev-r", round: "run-1" }, own))
       if (chunk?.bytes[0] === 5) break;

@@ -23,6 +23,8 @@ export interface ChunkOwner {
   device?: string;
   /** About so many bytes in each; the largest there are unless given. */
   chunkBytes?: number;
+  /** About so many bytes are read ahead, one chunk at least; some 8 MiB unless given. */
+  aheadBytes?: number;
 }
 
 /** How full the log is. */

@@ -126,8 +126,9 @@ export function openUpdates(log: UpdateLog, updates: readonly CommittedUpdate[])
     if (update === undefined) return;
     if (others.length > 0) group.together = readTogether(log, [update, ...others]);
     else {
-      const { device, round, seqs } = update;
-      group.begun = log.readChunks({ device, round }, seqs)[Symbol.asyncIterator]();
+      const { device, round, seqs, sizeBytes } = update;
+      const chunkBytes = Math.ceil(sizeBytes / Math.max(1, seqs.length));
+      group.begun = log.readChunks({ device, round, chunkBytes }, seqs)[Symbol.asyncIterator]();
       group.underWay = group.begun.next();
     }
     // Who asks for it sees the failure; nobody may ask.

@@ -5,8 +5,8 @@ import type { NatsLink } from "./connection.js";
 import { MAX_PIECE_BYTES } from "../../domain/subjects.js";
 import { parseAckSubject } from "./follow.js";
 
-/** Bytes asked for at once; twice as many may be under way. */
-const BATCH_BYTES = 4 * 1024 ** 2;
+/** Bytes under way at most, unless more or less is asked for. */
+const AHEAD_BYTES = 8 * 1024 ** 2;
 const MOST_IN_BATCH = 128;
 /** After this long without a message the consumer is given up. */
 const SILENCE_MS = 5000;
@@ -21,6 +21,7 @@ export interface Run {
   seqs: readonly number[];
   /** About the size of a message; the largest piece unless given. */
   messageBytes?: number | undefined;
+  aheadBytes?: number | undefined;
 }
 
 interface Delivered {
@@ -38,7 +39,7 @@ interface Delivered {
  */
 export async function* readRun(
   link: NatsLink,
-  { stream, filter, seqs, messageBytes = MAX_PIECE_BYTES }: Run,
+  { stream, filter, seqs, messageBytes = MAX_PIECE_BYTES, aheadBytes = AHEAD_BYTES }: Run,
 ): AsyncGenerator<{ subject: string; data: Uint8Array }, void, undefined> {
   const manager = await link.manager();
   const consumer = await link.call(() =>
@@ -53,7 +54,8 @@ export async function* readRun(
       inactive_threshold: nanos(4 * SILENCE_MS),
     }),
   );
-  const inBatch = Math.max(1, Math.min(MOST_IN_BATCH, Math.floor(BATCH_BYTES / messageBytes)));
+  // While one batch is used up the next one is under way.
+  const inBatch = Math.max(1, Math.min(MOST_IN_BATCH, Math.floor(aheadBytes / 2 / messageBytes)));
   const batches = new Batches(link, `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer.name}`, inBatch, seqs.length);
   let next = 0;
   let passedOver = 0;
@@ -133,7 +135,7 @@ class Batches {
     if (batch <= 0) return;
     this.asked += batch;
     // Messages larger than they were said to be end the request before they fill the memory.
-    const request = JSON.stringify({ batch, expires: nanos(SILENCE_MS), max_bytes: 2 * BATCH_BYTES });
+    const request = JSON.stringify({ batch, expires: nanos(SILENCE_MS), max_bytes: AHEAD_BYTES });
     this.link.nc.publish(this.subject, request, { reply: this.inbox });
   }
 

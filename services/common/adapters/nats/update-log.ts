@@ -97,6 +97,7 @@ export class NatsUpdateLog implements CollectableLog {
         filter,
         seqs,
         messageBytes: of.chunkBytes,
+        aheadBytes: of.aheadBytes,
       })) {
         const parsed = parseUpdateSubject(message.subject);
         next += 1;

@@ -1,3 +1,4 @@
+import { setFlagsFromString } from "node:v8";
 import { CodedError } from "#common/adapters/coded-error.js";
 import { hostService, type ServiceHost } from "#common/adapters/service-host.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
@@ -102,4 +103,7 @@ function start(host: ServiceHost): Promise<void> {
   return Promise.resolve();
 }
 
+// Updates pass through as buffers outside the heap, which V8 counts as part of it. Left to itself it collects after every few dozen
+// of them, which took a quarter of a round; so it waits until there is three times what lives, which is some shards of a model.
+setFlagsFromString("--heap-growing-percent=200");
 await hostService("aggregator", start);

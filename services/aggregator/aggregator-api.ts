@@ -6,6 +6,7 @@ import type {
 } from "#proto/shoal/v1/aggregator_service.js";
 import type { Round, RoundResult } from "#proto/shoal/v1/round.js";
 import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
+import { ownRecord } from "#common/domain/own-record.js";
 import { nameViolations, roundName, type Violation } from "#common/domain/resources.js";
 import { Turns } from "#common/runtime/turns.js";
 import { heritageOf } from "./lineage.js";
@@ -37,7 +38,7 @@ export class AggregatorApi {
     const { store, log } = this.ports;
     const round = await store.get("Round", name);
     if (round?.spec === undefined || round.spec.job !== job) return refuse("NOT_FOUND", `there is no round ${name}`);
-    const result = await store.get("RoundResult", name);
+    const result = ownRecord(round, await store.get("RoundResult", name));
     if (result === undefined) {
       const phase = round.status?.phase ?? "Planning";
       return refuse(

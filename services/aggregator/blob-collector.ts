@@ -1,3 +1,4 @@
+import { ownRecord } from "#common/domain/own-record.js";
 import type { CollectableBlobs } from "#common/ports/blob-store.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
@@ -112,7 +113,8 @@ export class BlobCollector {
   /** What a round refers to; of an open one the names of what its fold stages go to `stages`. */
   private async readRound(name: string, stages: Set<string>): Promise<RoundDigests> {
     const { store } = this.ports;
-    const [round, result] = await Promise.all([store.get("Round", name), store.get("RoundResult", name)]);
+    const [round, stored] = await Promise.all([store.get("Round", name), store.get("RoundResult", name)]);
+    const result = ownRecord(round, stored);
     const isOver = isSettled(round, result);
     if (round !== undefined && !isOver) {
       for (const stage of Object.values(stagesOf(round.metadata?.uid ?? ""))) stages.add(stage);

@@ -1,9 +1,11 @@
 import type { StrategySpec, TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { roundName } from "#common/domain/resources.js";
+import { ownRecord } from "#common/domain/own-record.js";
 import { CLOSED } from "#common/domain/round-phase.js";
 import { readEarlier } from "#common/runtime/earlier-rounds.js";
 import { InvariantError } from "#common/tensor/invariant.js";
+import { clearEarlier } from "./earlier-record.js";
 import { noteFailure } from "./failure-note.js";
 import { composeResult, partVerdicts } from "./finalize.js";
 import { bytesOf, planFold, shardsOf, taskOf, type FoldPlan } from "./fold-round.js";
@@ -97,17 +99,18 @@ async function computeOutcome(
 }
 
 /**
- * Folds the frozen set and writes the round's result, once: blobs first, so that a result never names what is absent.
- * @returns whether the result is there; false while shards are under way.
+ * Folds the frozen set and writes the round's result, once: blobs first, so that a result never names what is absent. One that an
+ * earlier round of the name left gives way.
+ * @returns whether the result is there, or the round gave way to another of its name; false while shards are under way.
  */
 async function aggregate(
   ports: AggregatorPorts,
   name: string,
-  round: Round,
-  spec: RoundSpec,
+  round: Round & { spec: RoundSpec },
   job: TrainingJob,
   tally: UpdateTally | undefined,
 ): Promise<boolean> {
+  const { spec } = round;
   const verdicts = await readVerdicts(ports, round, spec, job, tally);
   const planned = await planOf(ports, round, spec, job, verdicts.folded);
   const outcome = await computeOutcome(ports, round, spec, planned);
@@ -115,8 +118,11 @@ async function aggregate(
   const { elapsedMs, ...published } = outcome;
   const { updateNorm } = published;
   const foldMs = Math.round(elapsedMs);
-  const result = composeResult(name, spec, verdicts, { ...published, foldMs });
-  const written = await ports.store.create("RoundResult", result);
+  const result = composeResult(round, verdicts, { ...published, foldMs });
+  let written = await ports.store.create("RoundResult", result);
+  while (!written.ok && (await clearEarlier(ports.store, "RoundResult", name, round))) {
+    written = await ports.store.create("RoundResult", result);
+  }
   ports.sums.drop(round.metadata?.uid ?? "");
   // The other replica was first; it folded the same set and wrote the same bits.
   if (!written.ok) return true;
@@ -150,7 +156,10 @@ async function retire(
  */
 export async function reconcileRound(ports: AggregatorPorts, name: string): Promise<void> {
   const round = await ports.store.get("Round", name);
-  if (round?.spec === undefined) return;
+  if (round?.spec !== undefined) await bringForward(ports, name, { ...round, spec: round.spec });
+}
+
+async function bringForward(ports: AggregatorPorts, name: string, round: Round & { spec: RoundSpec }): Promise<void> {
   const { spec } = round;
   const phase = round.status?.phase ?? "Planning";
   const job = await ports.store.get("TrainingJob", spec.job);
@@ -159,7 +168,7 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
   if (closed) ports.sums.drop(round.metadata?.uid ?? "");
   if (closed && isPast(spec, job, ports.retainRounds)) return;
   const looked = { passedOver: false };
-  const tally = await judgeCommits(ports, name, job?.spec?.strategy, (verdicts, unseen) => {
+  const tally = await judgeCommits(ports, round, job?.spec?.strategy, (verdicts, unseen) => {
     looked.passedOver = verdicts.length === 0;
     if (unseen.length > 0) {
       const devices = [...new Set(unseen.map(({ device }) => device))];
@@ -176,28 +185,33 @@ export async function reconcileRound(ports: AggregatorPorts, name: string): Prom
   // Behind a page of commits that are refused unseen there may be others.
   if (looked.passedOver) await ports.enqueue(name);
   if (phase !== "Aggregating" && phase !== "Completed") return;
-  if (phase === "Aggregating" && (await ports.store.get("RoundResult", name)) === undefined) {
+  const result = phase === "Aggregating" ? await ports.store.get("RoundResult", name) : undefined;
+  if (phase === "Aggregating" && ownRecord(round, result) === undefined) {
     if (job === undefined) {
       ports.journal.warn("a round cannot be folded without its job", { round: name, job: spec.job });
       return;
     }
-    if (!(await aggregate(ports, name, round, spec, job, tally))) return;
+    if (!(await aggregate(ports, name, round, job, tally))) return;
   }
   if (!spec.evaluationOnly && shardsOf(spec).length > 1) await clearFold(ports, round);
   await retire(ports, round, tally, job);
 }
 
 /** Does one shard of a round's fold, unless it is done or the round has its result. Throws on IO failures. */
-async function reconcileShard(ports: AggregatorPorts, name: string, index: number): Promise<void> {
-  const round = await ports.store.get("Round", name);
-  if (round?.spec === undefined || round.status?.phase !== "Aggregating") return;
+async function reconcileShard(
+  ports: AggregatorPorts,
+  name: string,
+  round: Round & { spec: RoundSpec },
+  index: number,
+): Promise<void> {
+  if (round.status?.phase !== "Aggregating") return;
   const [job, tally, result] = await Promise.all([
     ports.store.get("TrainingJob", round.spec.job),
     ports.store.get("UpdateTally", name),
     ports.store.get("RoundResult", name),
   ]);
-  if (job === undefined || result !== undefined) return;
-  const { folded } = await readVerdicts(ports, round, round.spec, job, tally);
+  if (job === undefined || ownRecord(round, result) !== undefined) return;
+  const { folded } = await readVerdicts(ports, round, round.spec, job, ownRecord(round, tally));
   const planned = await planOf(ports, round, round.spec, job, folded);
   if (planned !== undefined) await workOnShard(ports, round, planned.plan, index);
 }
@@ -208,11 +222,14 @@ async function reconcileShard(ports: AggregatorPorts, name: string, index: numbe
  */
 export async function reconcileKey(ports: AggregatorPorts, key: string): Promise<void> {
   const shard = parseShardKey(key);
+  const name = shard?.round ?? key;
+  const stored = await ports.store.get("Round", name);
+  if (stored?.spec === undefined) return;
+  const round = { ...stored, spec: stored.spec };
   try {
-    await (shard === undefined ? reconcileRound(ports, key) : reconcileShard(ports, shard.round, shard.index));
+    await (shard === undefined ? bringForward(ports, name, round) : reconcileShard(ports, name, round, shard.index));
   } catch (error) {
-    const round = shard?.round ?? key;
     if (!(await noteFailure(ports, round, error))) throw error;
-    ports.journal.error("a round cannot be folded and is given up", { round, error });
+    ports.journal.error("a round cannot be folded and is given up", { round: name, error });
   }
 }

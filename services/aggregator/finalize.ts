@@ -125,17 +125,17 @@ export function partVerdicts(
 
 /** The resource that says what a round came to; the same for every replica but for `foldMs`. */
 export function composeResult(
-  name: string,
-  spec: RoundSpec,
+  { metadata, spec }: Round & { spec: RoundSpec },
   verdicts: { folded: Verdict[]; refused: Verdict[] },
   outcome: Pick<RoundResult, "delta" | "updateNorm" | "foldMs"> & { weights: BlobRef; outerState: BlobRef },
 ): RoundResult {
   return {
     apiVersion: API_VERSION,
     kind: "RoundResult",
-    metadata: newMeta(name, { job: spec.job }),
+    metadata: newMeta(metadata?.name ?? "", { job: spec.job }),
     job: spec.job,
     number: spec.number,
+    roundUid: metadata?.uid ?? "",
     // Checksums are for those who fold: nobody does any more.
     folded: verdicts.folded.map((verdict) => ({ ...verdict, shardSums: [] })),
     refused: verdicts.refused.map((verdict) => ({ ...verdict, shardSums: [] })),

@@ -1,6 +1,7 @@
 import type { FoldShard, Round } from "#proto/shoal/v1/round.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
+import { clearEarlier } from "./earlier-record.js";
 
 /** The passes of a fold over the log: inner products, where the strategy needs them, then weights and outer state. */
 export type FoldPass = "gram" | "fold";
@@ -63,9 +64,7 @@ export async function recordShard(
   };
   for (;;) {
     if ((await store.create("FoldShard", record)).ok) return;
-    const known = await store.get("FoldShard", key);
-    if (known?.roundUid === uid) return;
-    if (known !== undefined) await store.delete("FoldShard", key, known.metadata?.resourceVersion);
+    if (!(await clearEarlier(store, "FoldShard", key, round))) return;
   }
 }
 

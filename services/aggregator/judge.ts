@@ -5,6 +5,7 @@ import { roundName } from "#common/domain/resources.js";
 import { ACCEPTING, FROZEN } from "#common/domain/round-phase.js";
 import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
 import { isAsynchronous, isJobOver, lastTaker } from "#common/domain/staleness.js";
+import { ownRecord } from "#common/domain/own-record.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
@@ -13,6 +14,7 @@ import { cutOffDevices } from "#common/domain/cut-off.js";
 import { openUpdates } from "#common/runtime/chunk-reader.js";
 import { takePayload } from "#common/runtime/payload.js";
 import { InvariantError } from "#common/tensor/invariant.js";
+import { clearEarlier } from "./earlier-record.js";
 import { codecOf, readBases, shardsOf, taskOf } from "./fold-round.js";
 import type { RoundSums, RunningSums } from "./running-sums.js";
 import { openShardSums, type Shard } from "./shards.js";
@@ -210,9 +212,8 @@ async function judgeAndWrite(
   options: StrategySpec | undefined,
   commits: readonly Commit[],
 ): Promise<Batch | undefined> {
-  const name = round.metadata?.name ?? "";
-  const uid = round.metadata?.uid ?? "";
-  const tally = stored ?? emptyTally(name, round.spec.job);
+  const { name = "", uid = "" } = round.metadata ?? {};
+  const tally = stored ?? emptyTally(round);
   const context = await contextOf(ports.store, round, name, options?.maxUpdateNorm ?? 0, tally);
   // A buffer holds the round's own updates and no others only by chance.
   const isSummed = context.open && !isAsynchronous(round.spec);
@@ -226,6 +227,7 @@ async function judgeAndWrite(
         ? await store.create("UpdateTally", batch.tally)
         : await store.update("UpdateTally", batch.tally);
     durable = written.ok;
+    if (!written.ok && stored === undefined) await clearEarlier(store, "UpdateTally", name, round);
     return written.ok ? { ...batch, tally: written.resource } : undefined;
   } finally {
     if (sums !== undefined) ports.sums.put(uid, sums, durable);
@@ -234,23 +236,28 @@ async function judgeAndWrite(
 
 /**
  * Gives every commit of a round that has none yet its verdict, in log order, by compare-and-set on the round's tally.
- * Two replicas that race judge alike, and one of them writes; the loser goes on from what was written.
+ * Two replicas that race judge alike, and one of them writes; the loser goes on from what was written. A tally that an earlier
+ * round of the name left gives way.
+ * @param current the round, as it was read with its job.
  * @param options of the job's strategy; undefined for a job that is gone.
  * @param onVerdicts called with verdicts once they are durable, and with commits that were refused unseen.
- * @returns the tally; undefined if nothing was ever committed.
+ * @returns the tally; undefined if nothing was ever committed, or the round gave way to another of its name.
  */
 export async function judgeCommits(
   ports: JudgePorts,
-  name: string,
+  current: Round,
   options: StrategySpec | undefined,
   onVerdicts: (verdicts: readonly Verdict[], unseen: readonly Commit[]) => void,
 ): Promise<UpdateTally | undefined> {
   const { store, log } = ports;
+  const { name = "", uid } = current.metadata ?? {};
   let commits: Commit[] = [];
   for (;;) {
     // Read for every write: what comes after the round has closed is late.
-    const [stored, round] = await Promise.all([store.get("UpdateTally", name), store.get("Round", name)]);
-    if (round?.spec === undefined) return stored;
+    const [found, round] = await Promise.all([store.get("UpdateTally", name), store.get("Round", name)]);
+    // Another round of the name is judged as its own job says.
+    if (round?.spec === undefined || round.metadata?.uid !== uid) return ownRecord(current, found);
+    const stored = ownRecord(round, found);
     const lastSeq = stored?.lastSeq ?? 0;
     // A tally that vanished was deleted with its round's log: what was read from that log must not bring it back.
     commits = stored === undefined ? [] : commits.filter((commit) => commit.seq > lastSeq);

@@ -1,3 +1,4 @@
+import { ownRecord } from "#common/domain/own-record.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
@@ -40,10 +41,15 @@ async function needsOf(store: ResourceStore, parts: readonly LogPart[]): Promise
   const needs = new Map<string, RoundNeed>();
   const listed = new Map(rounds.items.map((round) => [round.metadata?.name ?? "", round]));
   await inBatches([...names], async (name) => {
-    // A list may come from a copy of the store that lags. That there is no round would cost updates: it is asked once more.
-    const round = listed.get(name) ?? (await store.get("Round", name));
+    // A list may come from a copy of the store that lags. That there is no round, or another than the tally's, would cost
+    // updates: it is asked once more.
+    const seen = listed.get(name) ?? (await store.get("Round", name));
+    if (seen === undefined) return;
+    const tally = await store.get("UpdateTally", name);
+    const isOwn = tally === undefined || ownRecord(seen, tally) !== undefined;
+    const round = isOwn ? seen : await store.get("Round", name);
     if (round === undefined) return;
-    needs.set(name, needOf(round, jobs.get(round.spec?.job ?? ""), await store.get("UpdateTally", name)));
+    needs.set(name, needOf(round, jobs.get(round.spec?.job ?? ""), ownRecord(round, tally)));
   });
   return needs;
 }

@@ -1,12 +1,20 @@
-import type { UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
+import type { Round, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { MOST_KEPT_REFUSALS, refusalsOf } from "#common/domain/cut-off.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { countedDevices } from "#common/domain/site.js";
 
-/** A tally without verdicts. */
-export function emptyTally(round: string, job: string): UpdateTally {
-  const metadata = newMeta(round, { job });
-  return { apiVersion: API_VERSION, kind: "UpdateTally", metadata, verdicts: [], lastSeq: 0, failure: undefined };
+/** A round's tally without verdicts. */
+export function emptyTally({ metadata, spec }: Round): UpdateTally {
+  const { name = "", uid: roundUid = "" } = metadata ?? {};
+  return {
+    apiVersion: API_VERSION,
+    kind: "UpdateTally",
+    metadata: newMeta(name, { job: spec?.job ?? "" }),
+    verdicts: [],
+    lastSeq: 0,
+    failure: undefined,
+    roundUid,
+  };
 }
 
 /** Devices of which an update counts. */

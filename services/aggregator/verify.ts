@@ -2,8 +2,9 @@ import type { RoundLineage, VerifyJobResponse } from "#proto/shoal/v1/aggregator
 import type { TrainingJob, WeightsDelta } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Model } from "#proto/shoal/v1/model.js";
-import type { Verdict } from "#proto/shoal/v1/round.js";
+import type { Round, RoundResult, Verdict } from "#proto/shoal/v1/round.js";
 import { withoutChunks } from "#common/domain/accept.js";
+import { ownRecord } from "#common/domain/own-record.js";
 import { roundName } from "#common/domain/resources.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Clock } from "#common/ports/clock.js";
@@ -90,13 +91,19 @@ class Walker {
     return yield* narrated(work, progress, this.world.clock);
   }
 
+  private async readRound(name: string): Promise<{ round: Round | undefined; result: RoundResult | undefined }> {
+    const { store } = this.ports;
+    const round = await store.get("Round", name);
+    return { round, result: ownRecord(round, await store.get("RoundResult", name)) };
+  }
+
   /** What the walk's first round must start from; undefined where that cannot be told. */
   private async heritageBefore(first: number): Promise<Heritage | undefined> {
     const { job } = this.walk;
     const { store } = this.ports;
     const name = job.metadata?.name ?? "";
     if (first > 1) {
-      const result = await store.get("RoundResult", roundName(name, first - 1));
+      const { result } = await this.readRound(roundName(name, first - 1));
       return result && heritageOf(result);
     }
     // Whether this start is what the job names is told of the job itself.
@@ -115,13 +122,12 @@ class Walker {
     const { job } = this.walk;
     const { store } = this.ports;
     const name = roundName(job.metadata?.name ?? "", number);
-    const round = await store.get("Round", name);
-    const result = await store.get("RoundResult", name);
+    const { round, result } = await this.readRound(name);
     const lineage = { number, round: name, weightsDigest: "" };
     if (round?.spec === undefined || result === undefined) {
       return { lineage: { ...lineage, checks: [this.unfinished(round?.status?.phase)] }, heritage: undefined };
     }
-    const tally = await store.get("UpdateTally", name);
+    const tally = ownRecord(round, await store.get("UpdateTally", name));
     const earlier = await readEarlier(store, round.spec);
     const record: RoundRecord = { job, name, number, round, result, tally, earlier };
     const commits = await this.checkCommits(record);
@@ -250,8 +256,8 @@ class Walker {
     if (frozen !== undefined) checks.push(await this.checkBlob("frozen", Infinity, frozen));
     // A walk that ends early says nothing of the end.
     if (last < (job.status?.currentRound ?? 0)) return checks;
-    const published = await store.get("RoundResult", roundName(name, job.status?.completedRounds ?? 0));
-    const due = published?.weights?.digest ?? start.digest;
+    const { result } = await this.readRound(roundName(name, job.status?.completedRounds ?? 0));
+    const due = result?.weights?.digest ?? start.digest;
     const held = job.status?.weights?.digest ?? "";
     const faults = held === due ? [] : [`the job's newest weights are ${held}, and its last round published ${due}`];
     const isOwn = model?.origin?.job === name && model.origin.round === job.status?.completedRounds;

@@ -1,3 +1,4 @@
+import { ownRecord } from "#common/domain/own-record.js";
 import { namedDevices } from "#common/domain/site.js";
 import type { Device } from "#proto/shoal/v1/device.js";
 import type { AssignedTask, SiteRound } from "#proto/shoal/v1/device_wire.js";
@@ -16,6 +17,10 @@ export function isOpen(round: Round): boolean {
   if (round.status?.awaitsStragglers === true) return true;
   return phase === "Training" || (phase === "Planning" && (round.status?.assignments.length ?? 0) > 0);
 }
+
+/** The tally of a round, not of an earlier one of its name. */
+const tallyOf = (round: Round, tallies: ReadonlyMap<string, UpdateTally>): UpdateTally | undefined =>
+  ownRecord(round, tallies.get(nameOf(round)));
 
 /** Names of the devices that a round still waits for: assigned, not withdrawn, nothing committed. */
 export function awaitedDevices(round: Round, tally: UpdateTally | undefined): string[] {
@@ -39,7 +44,7 @@ export function openTasks(
 ): AssignedTask[] {
   const name = device?.metadata?.name;
   if (name === undefined || device?.spec?.draining === true) return [];
-  const open = [...rounds].filter((round) => awaitedDevices(round, tallies.get(nameOf(round))).includes(name));
+  const open = [...rounds].filter((round) => awaitedDevices(round, tallyOf(round, tallies)).includes(name));
   open.sort(byAge);
   return open.map((round) => ({
     task: round.spec?.task,
@@ -58,7 +63,7 @@ export function siteRounds(
   tallies: ReadonlyMap<string, UpdateTally>,
 ): SiteRound[] {
   const found = [...rounds].flatMap((round): { round: Round; site: SiteRound }[] => {
-    const tally = tallies.get(nameOf(round));
+    const tally = tallyOf(round, tallies);
     const awaited = new Set(awaitedDevices(round, tally));
     const of = (round.status?.assignments ?? []).filter(({ device, site: at }) => at === site && awaited.has(device));
     const { deadlineAtMs = 0 } = round.status ?? {};

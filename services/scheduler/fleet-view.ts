@@ -2,6 +2,7 @@ import type { Device, Lease } from "#proto/shoal/v1/device.js";
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { refusedUpdates, type RoundFacts } from "#common/domain/round.js";
+import { ownRecord } from "#common/domain/own-record.js";
 import { CLOSED, FROZEN } from "#common/domain/round-phase.js";
 import { roundName } from "#common/domain/resources.js";
 import {
@@ -50,7 +51,7 @@ async function busyDevices(store: ResourceStore, job: string): Promise<Map<strin
     const round = await store.get("Round", roundName(name, number));
     if (round?.status?.phase !== "Training") continue;
     const tally = await store.get("UpdateTally", roundName(name, number));
-    for (const device of devicesAtWork(round, tally)) busy.set(device, roundName(name, number));
+    for (const device of devicesAtWork(round, ownRecord(round, tally))) busy.set(device, roundName(name, number));
   }
   return busy;
 }
@@ -64,6 +65,7 @@ async function earlierRounds(store: ResourceStore, { spec, status }: Round): Pro
 async function stepTimes(store: ResourceStore, job: string, number: number): Promise<Map<string, number[]>> {
   const times = new Map<string, number[]>();
   for (let n = Math.max(1, number - HISTORY_ROUNDS); n < number; n++) {
+    // The round's own: without that the job would not be here.
     const result = await store.get("RoundResult", roundName(job, n));
     const members = (result?.folded ?? []).flatMap(({ manifest }) => (manifest ? memberUpdates(manifest) : []));
     for (const { device, localSteps, trainMs } of members) {
@@ -170,12 +172,14 @@ export async function gatherFacts(
   nowMs: number,
 ): Promise<RoundFacts> {
   const name = round.metadata?.name ?? "";
-  const [tally, result, devices, leases] = await Promise.all([
+  const [storedTally, storedResult, devices, leases] = await Promise.all([
     store.get("UpdateTally", name),
     store.get("RoundResult", name),
     store.list("Device"),
     store.list("Lease"),
   ]);
+  const tally = ownRecord(round, storedTally);
+  const result = ownRecord(round, storedResult);
   const earlier = await earlierRounds(store, round);
   // After the tallies: a commit in between then counts as unjudged, never as absent.
   let unjudged = await countUnjudged(updates, name, tally);

@@ -5,6 +5,7 @@ import type { Round } from "#proto/shoal/v1/round.js";
 import { answer, type Answer, invalid, refuse } from "#common/domain/answer.js";
 import { setCondition } from "#common/domain/condition.js";
 import { checkAgainstModel, decodeTrainingJob } from "#common/domain/manifest.js";
+import { ownRecord } from "#common/domain/own-record.js";
 import { cutPage, parsePage } from "#common/domain/pages.js";
 import { API_VERSION, isResourceName, nameViolations, newMeta, roundName } from "#common/domain/resources.js";
 import type { Clock } from "#common/ports/clock.js";
@@ -253,7 +254,8 @@ export class JobApi {
     if (job === undefined) return noJob(name);
     const current = roundName(name, job.status?.currentRound ?? 0);
     const [round, tally] = await Promise.all([store.get("Round", current), store.get("UpdateTally", current)]);
-    return answer({ job, round, tally, explanation: explain(job, round, tally) });
+    const own = ownRecord(round, tally);
+    return answer({ job, round, tally: own, explanation: explain(job, round, own) });
   }
 
   /** A page of a job's rounds in order of number, with their results. */
@@ -270,7 +272,7 @@ export class JobApi {
     const page = cutPage(rounds, inOrder, parsed.page, scope);
     const withResults = page.items.map(async (round) => ({
       round,
-      result: await this.parts.store.get("RoundResult", round.metadata?.name ?? ""),
+      result: ownRecord(round, await this.parts.store.get("RoundResult", round.metadata?.name ?? "")),
     }));
     return answer({ rounds: await Promise.all(withResults), nextPageToken: page.nextPageToken });
   }

@@ -3,6 +3,7 @@ import { TrainingJobStatus as JobStatus } from "#proto/shoal/v1/job.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import type { Round, RoundResult } from "#proto/shoal/v1/round.js";
 import { findCondition, setCondition } from "#common/domain/condition.js";
+import { ownRecord } from "#common/domain/own-record.js";
 import { roundName } from "#common/domain/resources.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Clock } from "#common/ports/clock.js";
@@ -204,7 +205,7 @@ export class JobController {
 
   /** Adds a durable result to the status: once, since the same write moves completedRounds. */
   private async takeIn(job: TrainingJob, status: TrainingJobStatus, round: Round, phase: JobPhase): Promise<Step> {
-    const result = await this.parts.store.get("RoundResult", round.metadata?.name ?? "");
+    const result = ownRecord(round, await this.parts.store.get("RoundResult", round.metadata?.name ?? ""));
     if (result === undefined) return requeue(WAITING_MS);
     const next = withResult(status, round, result);
     const number = round.spec?.number ?? 0;

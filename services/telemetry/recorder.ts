@@ -1,3 +1,4 @@
+import { ownRecord } from "#common/domain/own-record.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { EventLog } from "#common/ports/event-log.js";
 import type { Log } from "#common/ports/log.js";
@@ -97,21 +98,27 @@ export class Recorder {
         onSynced();
       } else if (event.type === "put") {
         const { resource } = event;
-        for (const found of transition(undefined, { kind: "RoundResult", resource }, this.ports.clock.nowMs())) {
-          await this.record(found, signal);
-        }
-        await this.insist(() => this.addPoints(resource, old), signal);
+        await this.insist(() => this.takeResult(resource, old, signal), signal);
       }
     }
   }
 
-  private async addPoints(result: RoundResult, old: Map<string, Set<string>> | undefined): Promise<void> {
-    const { store, events } = this.ports;
+  private async takeResult(
+    result: RoundResult,
+    old: Map<string, Set<string>> | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { store, events, clock } = this.ports;
+    const round = await store.get("Round", nameOf(result));
+    // A round that is gone has its result told all the same; what an earlier one of its name came to would be told of the new one.
+    if (round !== undefined && ownRecord(round, result) === undefined) return;
+    for (const found of transition(undefined, { kind: "RoundResult", resource: result }, clock.nowMs())) {
+      await this.record(found, signal);
+    }
     if (old !== undefined && !old.has(result.job)) {
       old.set(result.job, new Set((await events.points(result.job)).map(keyOf)));
     }
     const known = old?.get(result.job);
-    const round = await store.get("Round", nameOf(result));
     for (const point of pointsOf(round, result)) {
       if (known?.has(keyOf(point)) !== true) await events.appendPoint(point);
     }

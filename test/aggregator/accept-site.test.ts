@@ -12,6 +12,8 @@ import { Round } from "#proto/shoal/v1/round.js";
 import { acceptedDevices, emptyTally, withVerdict } from "#services/aggregator/tally.js";
 import { commit, createWorld, draw, freeze, reconcile, resultOf, tallyOf, upload } from "./world.js";
 
+const ROUND = Round.fromPartial({ metadata: { name: "tiny-1" }, spec: { job: "tiny" } });
+
 const PARAMETERS = 1000;
 const codec = codecByName("fp32") as Codec;
 const at = (device: string, site: string, localSteps = 5): Assignment =>
@@ -75,7 +77,7 @@ test("a site's update counts every member once, whatever the others did", (t) =>
   t.true(verdict.accepted, verdict.message);
   t.is(verdict.manifest?.tokens, 160);
   t.is(verdict.manifest?.evalLossSum, 6);
-  const tally = withVerdict(emptyTally("tiny-1", "tiny"), verdict);
+  const tally = withVerdict(emptyTally(ROUND), verdict);
   t.deepEqual([...acceptedDevices(tally)], ["ann", "bob", "eve"]);
 });
 
@@ -84,7 +86,7 @@ test("what a gateway refused is told without counting, alone or beside others", 
   t.true(beside.accepted, beside.message);
   const alone = accept(siteCommit([refused("ann")], nothing), context, undefined);
   t.true(alone.accepted, alone.message);
-  t.deepEqual([...acceptedDevices(withVerdict(emptyTally("tiny-1", "tiny"), alone))], []);
+  t.deepEqual([...acceptedDevices(withVerdict(emptyTally(ROUND), alone))], []);
 });
 
 const long = "x".repeat(2000);
@@ -154,7 +156,7 @@ test("whichever commits come in whichever order, directly or through the gateway
   );
   fc.assert(
     fc.property(fc.array(fc.oneof(direct, through), { maxLength: 8 }), (commits) => {
-      let tally = emptyTally("tiny-1", "tiny");
+      let tally = emptyTally(ROUND);
       const counted: string[] = [];
       commits.forEach((commit, i) => {
         const now = { ...context, acceptedDevices: acceptedDevices(tally) };

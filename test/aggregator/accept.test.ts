@@ -1,6 +1,6 @@
 import test from "ava";
 import fc from "fast-check";
-import { Assignment, UpdateManifest } from "#proto/shoal/v1/round.js";
+import { Assignment, Round, UpdateManifest } from "#proto/shoal/v1/round.js";
 import { chunkCount, updateBytes } from "#common/tensor/chunk.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import {
@@ -14,6 +14,8 @@ import {
 import type { RefusalReason } from "#common/domain/refusal.js";
 import { cutOffDevices, MOST_KEPT_REFUSALS, MOST_REFUSALS } from "#common/domain/cut-off.js";
 import { acceptedDevices, emptyTally, withVerdict } from "#services/aggregator/tally.js";
+
+const ROUND = Round.fromPartial({ metadata: { name: "tiny-1" }, spec: { job: "tiny" } });
 
 const PARAMETERS = 600_000;
 const codec = codecByName("int8") as Codec;
@@ -221,7 +223,7 @@ test("nobody writes more into a tally than it has room for", (t) => {
     t.false(verdict.accepted);
     t.true(verdict.message.length < 200);
   }
-  let tally = emptyTally("tiny-1", "tiny");
+  let tally = emptyTally(ROUND);
   const closed = { ...context, open: false };
   for (let seq = 1; seq <= 2000; seq++) {
     const device = `d${seq % 900}`;
@@ -234,7 +236,7 @@ test("nobody writes more into a tally than it has room for", (t) => {
 });
 
 test("a tally keeps every accepted verdict and a few refusals a device", (t) => {
-  let tally = emptyTally("tiny-1", "tiny");
+  let tally = emptyTally(ROUND);
   const late = { ...context, open: false };
   for (let seq = 1; seq <= 100; seq++) tally = withVerdict(tally, accept({ ...commitOf({}), seq }, late, undefined));
   t.is(tally.verdicts.length, MOST_REFUSALS);

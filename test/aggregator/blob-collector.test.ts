@@ -1,5 +1,6 @@
 import test from "ava";
 import { TrainingJob } from "#proto/shoal/v1/job.js";
+import { RoundResult } from "#proto/shoal/v1/round.js";
 import { MemoryBlobStore } from "#common/adapters/memory/blob-store.js";
 import { ManualClock } from "#common/adapters/memory/clock.js";
 import { MemoryLog } from "#common/adapters/memory/log.js";
@@ -116,6 +117,18 @@ test("what a fold under way stages stays; what a round left that is gone does no
   }));
   await pass();
   t.deepEqual(world.blobs.staged(), []);
+});
+
+test("what an earlier round of its name came to goes, though its result lies there", async (t) => {
+  const world = await play();
+  const { weights, outerState } = (await resultOf(world, 4)) ?? {};
+  await openRound(world, 5, { start: { weights, outerState } });
+  const result = RoundResult.fromPartial({ metadata: newMeta(`${JOB}-5`), roundUid: "older" });
+  const left = await world.blobs.put(toBytes(draw(100, 5)));
+  await world.store.create("RoundResult", { ...result, weights: left });
+  await collectionOf(world).pass();
+  t.is(await world.blobs.stat(left.digest), undefined);
+  t.true(await present(world, 4));
 });
 
 test("a deleted job's blobs go, its model's stay", async (t) => {

@@ -1,10 +1,9 @@
 import test from "ava";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { createRng, type Rng } from "#common/domain/rng.js";
-import { readEach } from "#common/runtime/chunk-reader.js";
-import type { UpdateLog } from "#common/ports/update-log.js";
 import { reconcileKey, reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
 import { replayRound } from "#services/aggregator/replay.js";
+import { crashAt, wrapped, type Around } from "./disturbance.js";
 import {
   commit,
   createWorld,
@@ -18,53 +17,6 @@ import {
   upload,
   type World,
 } from "./world.js";
-
-type Around = (call: () => Promise<unknown>) => Promise<unknown>;
-
-/** The same object with every method that returns a promise run through `around`. */
-function wrap<T extends object>(target: T, around: Around): T {
-  return new Proxy(target, {
-    get(object, key) {
-      const member: unknown = Reflect.get(object, key);
-      if (typeof member !== "function") return member;
-      return (...args: unknown[]) => around(() => Reflect.apply(member, object, args) as Promise<unknown>);
-    },
-  });
-}
-
-/** The same log, whose runs of chunks are calls each. */
-const readingEach = (log: UpdateLog): UpdateLog => ({
-  commits: (round, afterSeq) => log.commits(round, afterSeq),
-  readCommit: (seq) => log.readCommit(seq),
-  readChunk: (seq) => log.readChunk(seq),
-  readChunks: (of, seqs) => readEach(log, of, seqs),
-  watchCommits: (signal) => log.watchCommits(signal),
-  purgeRound: (round) => log.purgeRound(round),
-});
-
-const wrapped = (ports: AggregatorPorts, around: Around): AggregatorPorts => ({
-  ...ports,
-  store: wrap(ports.store, around),
-  blobs: wrap(ports.blobs, around),
-  log: readingEach(wrap(ports.log, around)),
-  enqueue: async (key) => {
-    await around(() => ports.enqueue(key));
-  },
-});
-
-/** A crash at call number `at`: before it takes effect, or after, when the caller never learns of it. */
-function crashAt(at: number, after: boolean): { around: Around; crashed: () => boolean } {
-  let calls = 0;
-  return {
-    crashed: () => calls >= at,
-    around: async (call) => {
-      calls += 1;
-      if (calls < at) return call();
-      if (calls === at && after) await call();
-      throw new Error("killed");
-    },
-  };
-}
 
 const honest = async (world: World): Promise<void> => {
   for (const [i, device] of DEVICES.entries()) {

@@ -1,6 +1,7 @@
 import test from "ava";
 import type { FoldFailure, UpdateTally } from "#proto/shoal/v1/round.js";
 import { codeOf } from "#common/adapters/coded-error.js";
+import { encodeResource, MOST_RESOURCE_BYTES, NOTE_BYTES } from "#common/adapters/resource-codecs.js";
 import { ManualClock } from "#common/adapters/memory/clock.js";
 import { describeFailure, isDamage, withFailure } from "#common/domain/damage.js";
 import { reconcileKey } from "#services/aggregator/controller.js";
@@ -88,6 +89,32 @@ test("a shard tells of damage as the whole round does, and a tally that vanished
   await none.store.delete("UpdateTally", "tiny-1");
   t.deepEqual(await tries(none, 1), ["BROKEN_INVARIANT"]);
   t.like(await failureOf(none), { code: "BROKEN_INVARIANT", attempts: 1 });
+});
+
+/** The tally with as long a message as its store takes while nothing is noted. */
+function filled(tally: UpdateTally): UpdateTally {
+  const bytes = Buffer.byteLength(encodeResource("UpdateTally", tally));
+  const message = "x".repeat(MOST_RESOURCE_BYTES - NOTE_BYTES - bytes);
+  return { ...tally, verdicts: tally.verdicts.map((verdict, i) => (i === 0 ? { ...verdict, message } : verdict)) };
+}
+
+test("a tally that verdicts have filled still says why the round ends, at any length", async (t) => {
+  const world = await frozen();
+  const tally = await tallyOf(world);
+  const full = filled({ ...tally, verdicts: tally.verdicts.map((verdict) => ({ ...verdict, message: "x" })) });
+  await world.store.update("UpdateTally", full);
+  await commit(world, await upload(world, "cyd", draw(world.base.length, 3)));
+  t.deepEqual(await tries(world, 1), ["RESOURCE_TOO_LARGE"], "there is no room for another verdict");
+  t.like(await failureOf(world), { code: "RESOURCE_TOO_LARGE", attempts: 1 });
+  // Each character of it is six in JSON.
+  const commits = () => Promise.reject(Object.assign(new Error("\u0001".repeat(600)), { code: "BROKEN_INVARIANT" }));
+  const log = Object.assign(Object.create(world.log) as World["log"], { commits });
+  const failing = { ...world, ports: { ...world.ports, log } };
+  await tries(failing, 5);
+  await world.clock.advance(MINUTE_MS);
+  t.deepEqual(await tries(failing, 1), [""]);
+  t.like(await failureOf(world), { code: "BROKEN_INVARIANT", attempts: 5, final: true });
+  t.deepEqual(await tries(world, 1), ["RESOURCE_TOO_LARGE"], "a note takes no room of verdicts, and gives them none");
 });
 
 test("failures of a round that is over, or that are no damage, are noted nowhere", async (t) => {

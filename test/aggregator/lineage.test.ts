@@ -191,6 +191,13 @@ const FORGERIES: readonly [string, (world: World) => Promise<unknown>, readonly 
     },
     ["4 verdicts", "4 commits"],
   ],
+  ["a result is of an earlier round of its name", editResult(2, () => ({ roundUid: "older" })), ["2 start"]],
+  [
+    "a tally is of an earlier round of its name",
+    (world) => forge(world, "UpdateTally", `${JOB}-2`, (tally) => ({ ...tally, roundUid: "older" })),
+    ["2 verdicts"],
+  ],
+  ["the last result is of an earlier round", editResult(4, () => ({ roundUid: "older" })), ["4 start", "0 model"]],
   ["a result is gone", (world) => world.store.delete("RoundResult", `${JOB}-2`), ["2 start"]],
   ["a round is gone", (world) => world.store.delete("Round", `${JOB}-3`), ["3 start"]],
 ];

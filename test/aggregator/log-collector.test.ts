@@ -7,7 +7,10 @@ import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
 import { ensureStreams } from "#common/adapters/nats/streams.js";
 import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
 import { subjects } from "#common/domain/subjects.js";
+import type { Kind } from "#common/ports/resource-store.js";
 import type { LogSelection } from "#common/ports/update-log.js";
+import { newMeta } from "#common/domain/resources.js";
+import { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { codeOf } from "#common/adapters/coded-error.js";
 import { reconcileRound } from "#services/aggregator/controller.js";
 import { collectLog, type CollectorPorts } from "#services/aggregator/log-collector.js";
@@ -59,18 +62,43 @@ test("nothing of an open round goes; once it is closed, chunks go that it did no
   t.is(done.metrics.value("shoal_update_log_purged_messages_total", { reason: "NotFolded" }), 1);
 });
 
-test("a round that is missing from a list, as in a copy that lags, loses nothing", async (t) => {
-  const world = await createWorld();
-  await commit(world, await upload(world, "ann", draw(600, 1)));
-  const store = new Proxy(world.store, {
+/** The world's store, whose lists come from a copy that lags. */
+function listing({ store }: World, items: readonly Round[]): World["store"] {
+  return new Proxy(store, {
     get: (target, key) => {
-      if (key === "list") return () => Promise.resolve({ items: [], version: "0" });
+      if (key === "list")
+        return (kind: Kind) => Promise.resolve({ items: kind === "Round" ? items : [], version: "0" });
       const member: unknown = Reflect.get(target, key);
       return typeof member === "function" ? (member.bind(target) as unknown) : member;
     },
   });
-  await collectLog({ ...collectorOf(world), store });
+}
+
+test("a round that is missing from a list, as in a copy that lags, loses nothing", async (t) => {
+  const world = await createWorld();
+  await commit(world, await upload(world, "ann", draw(600, 1)));
+  await collectLog({ ...collectorOf(world), store: listing(world, []) });
   t.is((await world.log.usage()).messages, 2);
+});
+
+test("nor does one that a list shows as it was before its job was applied again", async (t) => {
+  const world = await createWorld();
+  await commit(world, await upload(world, "ann", draw(600, 1)));
+  await reconcile(world);
+  const older = Round.fromPartial({ metadata: { name: "tiny-1", uid: "older" }, status: { phase: "Failed" } });
+  await collectLog({ ...collectorOf(world), store: listing(world, [older]) });
+  t.is((await world.log.usage()).messages, 2);
+});
+
+test("what an earlier round's tally accepts is not kept for the round of its name", async (t) => {
+  const world = await createWorld();
+  await upload(world, "ann", draw(600, 1));
+  const verdicts = [{ commitSeq: 9, accepted: true, manifest: { device: "ann" } }];
+  const tally = UpdateTally.fromPartial({ metadata: newMeta("tiny-1"), verdicts, roundUid: "older" });
+  await world.store.create("UpdateTally", tally);
+  await setPhase(world, "Failed");
+  await collectLog(collectorOf(world));
+  t.is((await world.log.usage()).messages, 0);
 });
 
 test("an honest commit behind pages of a device that is cut off is judged, by the next look", async (t) => {

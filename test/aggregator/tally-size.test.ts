@@ -77,19 +77,19 @@ function manifestOf(index: number, values: number): UpdateManifest {
   });
 }
 
+const spec = RoundSpec.fromPartial({ job: "j".repeat(56), number: 999_999 });
+const round = Round.fromPartial({ metadata: { name: ROUND, uid: UID }, spec });
+
 /** The tally of these manifests as judging writes it. */
 function tallyOf(manifests: readonly UpdateManifest[], values: number): UpdateTally {
   const context = contextOf(values);
   const sums = cutShards(values, codec, foldShardValues(values)).map(() => 4_294_967_295);
-  return manifests.reduce(
-    (tally, manifest, index) => {
-      const commit = { seq: seqOf(index), device: manifest.device, round: ROUND, manifest };
-      const verdict = accept(commit, context, { ok: true, digest: DIGEST, norm: LOSS });
-      if (!verdict.accepted) throw new Error(verdict.message);
-      return withVerdict(tally, { ...verdict, shardSums: sums });
-    },
-    emptyTally(ROUND, "j".repeat(56)),
-  );
+  return manifests.reduce((tally, manifest, index) => {
+    const commit = { seq: seqOf(index), device: manifest.device, round: ROUND, manifest };
+    const verdict = accept(commit, context, { ok: true, digest: DIGEST, norm: LOSS });
+    if (!verdict.accepted) throw new Error(verdict.message);
+    return withVerdict(tally, { ...verdict, shardSums: sums });
+  }, emptyTally(round));
 }
 
 const blob = { digest: DIGEST, sizeBytes: 1e12 };
@@ -99,9 +99,8 @@ function storedBytes(tally: UpdateTally): number[] {
   const foldSet = tally.verdicts.map(({ manifest, commitSeq }) => ({ device: manifest?.device ?? "", commitSeq }));
   const delta = { blob, baseDigest: blob.digest, partValues: [8_388_608], fragment: 0 };
   const outcome = { weights: blob, outerState: blob, delta, updateNorm: LOSS, foldMs: 1_000_000 };
-  const spec = RoundSpec.fromPartial({ job: "j".repeat(56), number: 999_999 });
-  const verdicts = partVerdicts(Round.fromPartial({ spec, status: { foldSet } }), tally, [], 1_000_000);
-  const result = composeResult(ROUND, spec, verdicts, outcome);
+  const verdicts = partVerdicts(Round.fromPartial({ ...round, status: { foldSet } }), tally, [], 1_000_000);
+  const result = composeResult({ ...round, spec }, verdicts, outcome);
   return [encodeResource("UpdateTally", tally), encodeResource("RoundResult", result)].map((text) =>
     Buffer.byteLength(text),
   );

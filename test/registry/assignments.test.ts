@@ -5,7 +5,7 @@ import { Device } from "#proto/shoal/v1/device.js";
 import { BlobRangeRequest } from "#proto/shoal/v1/device_wire.js";
 import { Round, UpdateTally } from "#proto/shoal/v1/round.js";
 import { decideRange, readableBlobs } from "#common/domain/readable.js";
-import { devicesToNudge, openTasks } from "#services/registry/assignments.js";
+import { devicesToNudge, openTasks, siteRounds } from "#services/registry/assignments.js";
 
 const device = (name: string, draining = false): Device =>
   Device.fromPartial({ metadata: newMeta(name), spec: { draining } });
@@ -46,6 +46,7 @@ const tally = (name: string, devices: string[], accepted = true): Map<string, Up
       }),
     ],
   ]);
+const older = new Map([...tally("j-1", ["a"])].map(([name, of]) => [name, { ...of, roundUid: "older" }]));
 const names = (who: Device | undefined, rounds: Round[], tallies = new Map<string, UpdateTally>()): string[] =>
   openTasks(who, rounds, tallies).map(({ task }) => task?.round ?? "");
 
@@ -56,6 +57,7 @@ const CASES: [string, string[], string[]][] = [
   ["a draining device has none", names(device("a", true), [round("j-1")]), []],
   ["a withdrawn device has none", names(device("a"), [round("j-1", { withdrawn: ["a"] })]), []],
   ["a device that committed has none", names(device("a"), [round("j-1")], tally("j-1", ["a"])), []],
+  ["a commit to an earlier round of the name is none", names(device("a"), [round("j-1")], older), ["j-1"]],
   ["a refused commit is a commit", names(device("a"), [round("j-1")], tally("j-1", ["a"], false)), []],
   ["another's commit is not mine", names(device("a"), [round("j-1")], tally("j-1", ["b"])), ["j-1"]],
   ["a commit to another round is none to this", names(device("a"), [round("j-1")], tally("j-2", ["a"])), ["j-1"]],
@@ -149,3 +151,15 @@ for (const [what, fields, wanted] of RANGES) {
     t.is(verdict.ok ? verdict.length : verdict.refusal.reason, wanted);
   });
 }
+
+test("a gateway is told of the devices and verdicts of the round, not of an earlier one of its name", (t) => {
+  const open = round("j-1");
+  for (const assignment of open.status?.assignments ?? []) assignment.site = "pier";
+  const seen = (roundUid: string): unknown[] => {
+    const tallies = new Map([...tally("j-1", ["a"])].map(([name, of]) => [name, { ...of, roundUid, lastSeq: 5 }]));
+    const [found] = siteRounds("pier", [open], tallies);
+    return [found?.judgedSeq, found?.assignments.map(({ device: name }) => name)];
+  };
+  t.deepEqual(seen(""), [5, ["b"]]);
+  t.deepEqual(seen("older"), [0, ["a", "b"]]);
+});

@@ -81,6 +81,26 @@ for (const phase of ["Training", "Aggregating"]) {
   });
 }
 
+test("a job takes in what its own round came to, not an earlier one of the name", async (t) => {
+  const clock = new ManualClock(NOW);
+  const [store, blobs, log] = [new MemoryResourceStore(clock), new MemoryBlobStore(), new MemoryLog()];
+  const jobs = new JobController({ store, blobs, graphs: new GraphLibrary(blobs), clock, log });
+  const status = { ...TrainingJobStatus.fromPartial({}), phase: "Running", currentRound: 1 };
+  await store.create("TrainingJob", { ...jobOf("one"), metadata: newMeta("one"), status });
+  const metadata = newMeta("one-1");
+  const spec = { job: "one", number: 1 };
+  await store.create("Round", Round.fromPartial({ metadata, spec, status: { phase: "Completed" } }));
+  const result = RoundResult.fromPartial({ metadata, number: 1, bytesUp: 7 });
+  const taken = async (roundUid: string): Promise<number | undefined> => {
+    await store.create("RoundResult", { ...result, roundUid });
+    await jobs.reconcile("one");
+    await store.delete("RoundResult", "one-1");
+    return (await store.get("TrainingJob", "one"))?.status?.bytesUp;
+  };
+  t.is(await taken("older"), 0);
+  t.is(await taken((await store.get("Round", "one-1"))?.metadata?.uid ?? ""), 7);
+});
+
 test("a result that was created after all counts more than the damage that was told before", async (t) => {
   const clock = new ManualClock(NOW);
   const [store, blobs, log] = [new MemoryResourceStore(clock), new MemoryBlobStore(), new MemoryLog()];

@@ -1,13 +1,14 @@
 import test from "ava";
 import { Device } from "#proto/shoal/v1/device.js";
 import { TrainingJobStatus } from "#proto/shoal/v1/job.js";
-import { Round, UpdateManifest, UpdateTally } from "#proto/shoal/v1/round.js";
+import { Model } from "#proto/shoal/v1/model.js";
+import { Round, RoundResult, UpdateManifest, UpdateTally } from "#proto/shoal/v1/round.js";
 import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { newMeta } from "#common/domain/resources.js";
 import { explain } from "#services/scheduler/explanation.js";
-import { gatherFacts } from "#services/scheduler/fleet-view.js";
-import { deviceOf, jobOf, leaseOf, NOW } from "./world.js";
+import { gatherFacts, takeSnapshot } from "#services/scheduler/fleet-view.js";
+import { deviceOf, jobOf, leaseOf, NOW, TINY } from "./world.js";
 
 const DEVICES = ["ann", "bob", "cyd", "dan", "eve"];
 const round = Round.fromPartial({
@@ -65,6 +66,48 @@ test("facts: commits of a device that is cut off hold nothing up, those of other
   if (!written.ok) throw new Error("no tally");
   await store.update("UpdateTally", { ...written.resource, verdicts: tally(16).verdicts });
   t.is((await gather()).unjudged, 1);
+});
+
+test("facts: what an earlier round of the name left is nothing of this one", async (t) => {
+  const store = new MemoryResourceStore();
+  const updates = new MemoryUpdateLog();
+  await updates.uplink("ann").appendCommit("one-1", "m", UpdateManifest.fromPartial({ device: "ann" }));
+  const metadata = newMeta("one-1");
+  const verdicts = [{ commitSeq: 9, accepted: true, manifest: { device: "ann" } }];
+  for (const [roundUid, expected] of [
+    ["older", [undefined, 1, false]],
+    ["own", ["own", 0, true]],
+    ["", ["", 0, true]],
+  ] as const) {
+    await store.create("UpdateTally", UpdateTally.fromPartial({ metadata, verdicts, lastSeq: 9, roundUid }));
+    await store.create("RoundResult", RoundResult.fromPartial({ metadata, roundUid }));
+    const own = { ...round, metadata: { ...metadata, uid: "own" } };
+    const facts = await gatherFacts(store, updates, { ...jobOf("one"), status: undefined }, own, NOW);
+    t.deepEqual([facts.tally?.roundUid, facts.unjudged, facts.hasResult], [...expected], roundUid);
+    await store.delete("UpdateTally", "one-1");
+    await store.delete("RoundResult", "one-1");
+  }
+});
+
+test("a device of another job's round is busy until a tally of that very round says otherwise", async (t) => {
+  const store = new MemoryResourceStore();
+  const status = TrainingJobStatus.fromPartial({ phase: "Running", currentRound: 1 });
+  await store.create("TrainingJob", { ...jobOf("one"), status });
+  await store.create("Round", { ...round, metadata: { ...newMeta("one-1"), uid: "own" } });
+  await store.create("Model", Model.fromPartial({ metadata: newMeta("two"), family: "gpt2", config: TINY }));
+  await store.create("Device", deviceOf("ann"));
+  const two = Round.fromPartial({ metadata: newMeta("two-1"), spec: { job: "two", number: 1 } });
+  const job = { ...jobOf("two"), status: TrainingJobStatus.fromPartial({ model: "two" }) };
+  const verdicts = [{ commitSeq: 9, accepted: true, manifest: { device: "ann" } }];
+  for (const [roundUid, busyWith] of [
+    ["older", "one-1"],
+    ["own", undefined],
+  ] as const) {
+    await store.create("UpdateTally", UpdateTally.fromPartial({ metadata: newMeta("one-1"), verdicts, roundUid }));
+    const snapshot = await takeSnapshot(store, job, two, undefined, NOW);
+    t.is(snapshot?.candidates[0]?.busyWith, busyWith);
+    await store.delete("UpdateTally", "one-1");
+  }
 });
 
 test("facts: when no device is heard of, the registry is away and nobody vanishes", async (t) => {

@@ -225,6 +225,13 @@ test("a job waits with a reason, runs when devices come, is cancelled and remove
   );
   t.true((round?.status?.assignments[0]?.trainGraph?.sizeBytes ?? 0) > 1000);
   t.true((round?.spec?.task?.evalGraph?.sizeBytes ?? 0) > 1000);
+  const metadata = newMeta("one-1");
+  const verdicts = [{ commitSeq: 1, accepted: true, manifest: { device: "cyd" } }];
+  await store.create("UpdateTally", UpdateTally.fromPartial({ metadata, verdicts, roundUid: "older" }));
+  await store.create("RoundResult", RoundResult.fromPartial({ metadata, roundUid: "older" }));
+  const [shown] = value(t, await api.listRounds({ job: "one", pageSize: 0, pageToken: "" })).rounds;
+  t.is(shown?.result, undefined, "of an earlier round of the name");
+  t.is(value(t, await api.explain({ name: "one" })).tally, undefined);
   const training = value(t, await api.explain({ name: "one" })).explanation.join("\n");
   t.regex(training, /Waiting for cyd, which trains 5 local steps/);
 
@@ -237,6 +244,7 @@ test("a job waits with a reason, runs when devices come, is cancelled and remove
   await clock.advance(5);
   await jobs.reconcile("one");
   t.is((await store.get("TrainingJob", "one"))?.status?.finishedAtMs, NOW + 5);
+  for (const kind of ["UpdateTally", "RoundResult"] as const) await store.delete(kind, "one-1");
   await store.create("UpdateTally", UpdateTally.fromPartial({ metadata: newMeta("one-1") }));
   await store.create("RoundResult", RoundResult.fromPartial({ metadata: newMeta("one-1") }));
   const page = value(t, await api.listRounds({ job: "one", pageSize: 0, pageToken: "" }));

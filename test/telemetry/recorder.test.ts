@@ -101,6 +101,19 @@ test("a job's life is recorded, once, by two replicas and after a restart", asyn
   third.abort();
 });
 
+test("what an earlier round of the name came to is not told of the round", async (t) => {
+  const ports = world();
+  const watching = start(ports);
+  const metadata = newMeta("tale-1");
+  await ports.store.create("Round", Round.fromPartial({ metadata, spec: { job: "tale", number: 1 } }));
+  const result = RoundResult.fromPartial({ metadata, job: "tale", number: 1, tokens: 90, trainLoss: 2 });
+  await ports.store.create("RoundResult", { ...result, roundUid: "older" });
+  await settle();
+  t.deepEqual(await reasons(ports), []);
+  t.deepEqual(await ports.events.points("tale"), []);
+  watching.abort();
+});
+
 test("a recorder that starts after everything happened writes the same events and points", async (t) => {
   const early = world();
   const watching = start(early);

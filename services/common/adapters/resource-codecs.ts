@@ -1,7 +1,7 @@
 import { Device, JoinToken, Lease } from "#proto/shoal/v1/device.js";
 import { TrainingJob } from "#proto/shoal/v1/job.js";
 import { Dataset, Model } from "#proto/shoal/v1/model.js";
-import { FoldShard, Round, RoundResult, UpdateTally } from "#proto/shoal/v1/round.js";
+import { FoldFailure, FoldShard, Round, RoundResult, UpdateTally } from "#proto/shoal/v1/round.js";
 import type { Kind, ResourceOf } from "../ports/resource-store.js";
 import { CodedError } from "./coded-error.js";
 
@@ -26,6 +26,19 @@ const codecs: { [K in Kind]: Codec<ResourceOf[K]> } = {
 /** Most bytes of a stored resource: NATS's usual 1 MiB for a message, less what stands around it. */
 export const MOST_RESOURCE_BYTES = 1024 ** 2 - 4096;
 
+/** Room that a tally leaves for the note of a failure: one that verdicts have filled must still say why its round ends. */
+export const NOTE_BYTES = 4096;
+
+/** What of this room is not taken yet. */
+function reservedBytes<K extends Kind>(kind: K, resource: ResourceOf[K]): number {
+  if (kind !== "UpdateTally") return 0;
+  const { failure } = resource as UpdateTally;
+  if (failure === undefined) return NOTE_BYTES;
+  // In the tally a comma stands for the braces.
+  const taken = Buffer.byteLength(JSON.stringify({ failure: FoldFailure.toJSON(failure) })) - 1;
+  return Math.max(0, NOTE_BYTES - taken);
+}
+
 /** Says of a resource that no message of the store can hold it. */
 export function tooLarge(kind: Kind, name: string, bytes: number, mostBytes: number): CodedError {
   const isOfRound = kind === "Round" || kind === "UpdateTally" || kind === "RoundResult";
@@ -36,14 +49,15 @@ export function tooLarge(kind: Kind, name: string, bytes: number, mostBytes: num
 
 /**
  * JSON text of a resource in protobuf's JSON mapping; its resourceVersion, which the store owns, is left out. Throws code
- * "RESOURCE_TOO_LARGE" above MOST_RESOURCE_BYTES.
+ * "RESOURCE_TOO_LARGE" above MOST_RESOURCE_BYTES, of a tally with room for a note of NOTE_BYTES.
  */
 export function encodeResource<K extends Kind>(kind: K, resource: ResourceOf[K]): string {
   const { metadata } = resource;
   const bare = metadata === undefined ? resource : { ...resource, metadata: { ...metadata, resourceVersion: "" } };
   const text = JSON.stringify(codecs[kind].toJSON(bare));
   const bytes = Buffer.byteLength(text);
-  if (bytes > MOST_RESOURCE_BYTES) throw tooLarge(kind, metadata?.name ?? "", bytes, MOST_RESOURCE_BYTES);
+  const mostBytes = MOST_RESOURCE_BYTES - reservedBytes(kind, resource);
+  if (bytes > mostBytes) throw tooLarge(kind, metadata?.name ?? "", bytes, mostBytes);
   return text;
 }
 

@@ -1,4 +1,5 @@
 import type { RoundSpec } from "#proto/shoal/v1/round.js";
+import { ownRecord } from "../domain/own-record.js";
 import { roundName } from "../domain/resources.js";
 import { earlierNumbers, type EarlierRound } from "../domain/staleness.js";
 import type { ResourceStore } from "../ports/resource-store.js";
@@ -12,7 +13,7 @@ export async function readEarlier(
     earlierNumbers(spec).map(async (number): Promise<EarlierRound[]> => {
       const name = roundName(spec.job, number);
       const [round, tally] = await Promise.all([store.get("Round", name), store.get("UpdateTally", name)]);
-      return round === undefined ? [] : [{ round, tally }];
+      return round === undefined ? [] : [{ round, tally: ownRecord(round, tally) }];
     }),
   );
   return found.flat();

@@ -248,7 +248,11 @@ export interface UpdateTally {
   /** Sequence of the last commit judged. */
   lastSeq: number;
   /** Why the round cannot be judged or folded; unset while nothing is damaged. The scheduler ends a round whose failure is final. */
-  failure: FoldFailure | undefined;
+  failure:
+    | FoldFailure
+    | undefined;
+  /** Uid of the Round; tells it from one of the same name of an earlier job. Empty if written before there was one. */
+  roundUid: string;
 }
 
 /** What keeps the aggregator from folding a round: something stored that is not what it was. */
@@ -412,6 +416,8 @@ export interface RoundResult {
   foldMs: number;
   /** L2 norm of the averaged update. */
   updateNorm: number;
+  /** Uid of the Round; tells it from one of the same name of an earlier job. Empty if written before there was one. */
+  roundUid: string;
   /** How `weights` came of those that the round started from; unset if they are the same, or the codec encodes nothing. */
   delta: WeightsDelta | undefined;
 }
@@ -2295,7 +2301,7 @@ export const FoldEntry: MessageFns<FoldEntry> = {
 };
 
 function createBaseUpdateTally(): UpdateTally {
-  return { apiVersion: "", kind: "", metadata: undefined, verdicts: [], lastSeq: 0, failure: undefined };
+  return { apiVersion: "", kind: "", metadata: undefined, verdicts: [], lastSeq: 0, failure: undefined, roundUid: "" };
 }
 
 export const UpdateTally: MessageFns<UpdateTally> = {
@@ -2317,6 +2323,9 @@ export const UpdateTally: MessageFns<UpdateTally> = {
     }
     if (message.failure !== undefined) {
       FoldFailure.encode(message.failure, writer.uint32(322).fork()).join();
+    }
+    if (message.roundUid !== "") {
+      writer.uint32(330).string(message.roundUid);
     }
     return writer;
   },
@@ -2382,6 +2391,14 @@ export const UpdateTally: MessageFns<UpdateTally> = {
             message.failure = FoldFailure.decode(reader, reader.uint32());
             continue;
           }
+          case 41: {
+            if (tag !== 330) {
+              break;
+            }
+
+            message.roundUid = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2410,6 +2427,11 @@ export const UpdateTally: MessageFns<UpdateTally> = {
         ? globalThis.Number(object.last_seq)
         : 0,
       failure: isSet(object.failure) ? FoldFailure.fromJSON(object.failure) : undefined,
+      roundUid: isSet(object.roundUid)
+        ? globalThis.String(object.roundUid)
+        : isSet(object.round_uid)
+        ? globalThis.String(object.round_uid)
+        : "",
     };
   },
 
@@ -2433,6 +2455,9 @@ export const UpdateTally: MessageFns<UpdateTally> = {
     if (message.failure !== undefined) {
       obj.failure = FoldFailure.toJSON(message.failure);
     }
+    if (message.roundUid !== "") {
+      obj.roundUid = message.roundUid;
+    }
     return obj;
   },
 
@@ -2451,6 +2476,7 @@ export const UpdateTally: MessageFns<UpdateTally> = {
     message.failure = (object.failure !== undefined && object.failure !== null)
       ? FoldFailure.fromPartial(object.failure)
       : undefined;
+    message.roundUid = object.roundUid ?? "";
     return message;
   },
 };
@@ -3627,6 +3653,7 @@ function createBaseRoundResult(): RoundResult {
     bytesDown: 0,
     foldMs: 0,
     updateNorm: 0,
+    roundUid: "",
     delta: undefined,
   };
 }
@@ -3683,6 +3710,9 @@ export const RoundResult: MessageFns<RoundResult> = {
     }
     if (message.updateNorm !== 0) {
       writer.uint32(137).double(message.updateNorm);
+    }
+    if (message.roundUid !== "") {
+      writer.uint32(330).string(message.roundUid);
     }
     if (message.delta !== undefined) {
       WeightsDelta.encode(message.delta, writer.uint32(362).fork()).join();
@@ -3839,6 +3869,14 @@ export const RoundResult: MessageFns<RoundResult> = {
             message.updateNorm = reader.double();
             continue;
           }
+          case 41: {
+            if (tag !== 330) {
+              break;
+            }
+
+            message.roundUid = reader.string();
+            continue;
+          }
           case 45: {
             if (tag !== 362) {
               break;
@@ -3914,6 +3952,11 @@ export const RoundResult: MessageFns<RoundResult> = {
         : isSet(object.update_norm)
         ? globalThis.Number(object.update_norm)
         : 0,
+      roundUid: isSet(object.roundUid)
+        ? globalThis.String(object.roundUid)
+        : isSet(object.round_uid)
+        ? globalThis.String(object.round_uid)
+        : "",
       delta: isSet(object.delta) ? WeightsDelta.fromJSON(object.delta) : undefined,
     };
   },
@@ -3971,6 +4014,9 @@ export const RoundResult: MessageFns<RoundResult> = {
     if (message.updateNorm !== 0) {
       obj.updateNorm = floatToJson(message.updateNorm);
     }
+    if (message.roundUid !== "") {
+      obj.roundUid = message.roundUid;
+    }
     if (message.delta !== undefined) {
       obj.delta = WeightsDelta.toJSON(message.delta);
     }
@@ -4005,6 +4051,7 @@ export const RoundResult: MessageFns<RoundResult> = {
     message.bytesDown = object.bytesDown ?? 0;
     message.foldMs = object.foldMs ?? 0;
     message.updateNorm = object.updateNorm ?? 0;
+    message.roundUid = object.roundUid ?? "";
     message.delta = (object.delta !== undefined && object.delta !== null)
       ? WeightsDelta.fromPartial(object.delta)
       : undefined;

@@ -3,7 +3,7 @@ import { TrainingJobStatus as JobStatus } from "#proto/shoal/v1/job.js";
 import type { Model } from "#proto/shoal/v1/model.js";
 import type { Round, RoundResult } from "#proto/shoal/v1/round.js";
 import { findCondition, setCondition } from "#common/domain/condition.js";
-import { ownRecord } from "#common/domain/own-record.js";
+import { ownJob, ownRecord } from "#common/domain/own-record.js";
 import { roundName } from "#common/domain/resources.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Clock } from "#common/ports/clock.js";
@@ -141,6 +141,7 @@ export class JobController {
     if (next === undefined) return this.complete(job, status);
     const name = roundName(job.metadata?.name ?? "", next.number);
     const round = await this.parts.store.get("Round", name);
+    if (round !== undefined && ownJob(round, job) === undefined) return this.clearEarlier(job, round);
     if (round !== undefined) return this.follow(job, status, round);
     if (job.spec?.suspended === true) {
       const message = `round ${next.number} begins when suspended is false`;
@@ -153,6 +154,16 @@ export class JobController {
       return this.write(job, { ...status, currentRound: next.number }, "Running", fact);
     }
     return this.begin(job, next);
+  }
+
+  /** Removes a round that a replica, which was held up meanwhile, created for an earlier job of the name. */
+  private async clearEarlier(job: TrainingJob, { metadata }: Round): Promise<Step> {
+    const { store } = this.parts;
+    // Read after the round: while the job is there none that comes after it has created any.
+    const current = await store.get("TrainingJob", job.metadata?.name ?? "");
+    const isCurrent = current?.metadata?.uid === job.metadata?.uid;
+    if (isCurrent) await store.delete("Round", metadata?.name ?? "", metadata?.resourceVersion);
+    return "again";
   }
 
   private async begin(job: TrainingJob, next: { number: number; evaluationOnly: boolean }): Promise<Step> {

@@ -1,6 +1,7 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Exclusion, Round, RoundStatus } from "#proto/shoal/v1/round.js";
 import { setCondition } from "#common/domain/condition.js";
+import { ownJob } from "#common/domain/own-record.js";
 import { advance, byDevice, isCollecting, newRoundStatus, type RoundFacts, standingOf } from "#common/domain/round.js";
 import { pauseBeforePlanMs } from "#common/domain/round-clock.js";
 import { isAsynchronous } from "#common/domain/staleness.js";
@@ -72,7 +73,8 @@ export class RoundController {
 
   private async step(round: Round): Promise<Step> {
     const { store, updates, clock } = this.parts;
-    const job = await store.get("TrainingJob", round.spec?.job ?? "");
+    // To a round that an earlier job of the name left its job is gone.
+    const job = ownJob(round, await store.get("TrainingJob", round.spec?.job ?? ""));
     const nowMs = clock.nowMs();
     const facts = await gatherFacts(store, updates, job, round, nowMs);
     if (job !== undefined && isCollecting(round, facts, nowMs) && (await this.inviteIdle(job, round, facts)))

@@ -1,6 +1,7 @@
 import test from "ava";
+import { TrainingJob } from "#proto/shoal/v1/job.js";
 import { Round, UpdateTally } from "#proto/shoal/v1/round.js";
-import { ownRecord } from "#common/domain/own-record.js";
+import { ownJob, ownRecord } from "#common/domain/own-record.js";
 
 const round = Round.fromPartial({ metadata: { name: "j-1", uid: "own" } });
 const written = (roundUid: string): UpdateTally => UpdateTally.fromPartial({ roundUid });
@@ -20,3 +21,12 @@ for (const [what, of, stored, isOwn] of CASES) {
     t.is(ownRecord(of, stored), isOwn ? stored : undefined);
   });
 }
+
+test("a round's job is the one that it was created for", (t) => {
+  const job = TrainingJob.fromPartial({ metadata: { name: "j", uid: "own" } });
+  const created = (jobUid: string): Round => Round.fromPartial({ spec: { job: "j", task: { jobUid } } });
+  t.is(ownJob(created("own"), job), job);
+  t.is(ownJob(created("older"), job), undefined);
+  t.is(ownJob(created(""), job), job, "of a version that did not say it");
+  t.is(ownJob(created("own"), undefined), undefined);
+});

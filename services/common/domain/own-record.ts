@@ -1,3 +1,4 @@
+import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round } from "#proto/shoal/v1/round.js";
 
 /** What is stored of a round under its name: UpdateTally, RoundResult. */
@@ -14,4 +15,10 @@ interface RoundRecord {
 export function ownRecord<T extends RoundRecord>(round: Round | undefined, stored: T | undefined): T | undefined {
   if (round === undefined || stored === undefined) return undefined;
   return stored.roundUid === "" || stored.roundUid === round.metadata?.uid ? stored : undefined;
+}
+
+/** The job stored under the name that a round says, if the round was created for this very job: the same a step up. */
+export function ownJob(round: Round, stored: TrainingJob | undefined): TrainingJob | undefined {
+  const uid = round.spec?.task?.jobUid ?? "";
+  return uid === "" || uid === stored?.metadata?.uid ? stored : undefined;
 }

@@ -1,5 +1,5 @@
 import { sha256Digest } from "#common/tensor/digest.js";
-import { fromBytes, toBytes } from "#common/tensor/flat.js";
+import { viewBytes, viewFloats } from "#common/tensor/flat.js";
 
 /** Weights of its own that a device goes on with in a job whose rounds synchronise fragments. */
 export interface LocalWeights {
@@ -41,11 +41,17 @@ interface Header {
 const FLOAT_BYTES = 4;
 const MAGIC = "shoal-inner-2\n";
 
-/** Bytes of a state: magic, one line of JSON, then the vectors as little-endian fp32. */
+/** Spaces that end a header's line, so that the vectors behind it begin at a multiple of their values' size. */
+const padding = (length: number): string => " ".repeat((FLOAT_BYTES - (length % FLOAT_BYTES)) % FLOAT_BYTES);
+
+/**
+ * Bytes of a state: magic, one line of JSON, then the vectors as little-endian fp32, which are the state's own where possible: a
+ * device may not have memory for them twice.
+ */
 export function encodeInnerState(state: InnerState): Uint8Array[] {
   const { moments, residual, local, control } = state;
   const vectors = [moments?.m, moments?.v, residual, local?.weights, control].filter((vector) => vector !== undefined);
-  const parts = vectors.map(toBytes);
+  const parts = vectors.map(viewBytes);
   const header: Header = {
     steps: state.steps,
     moments: moments === undefined ? null : [moments.m.byteLength, moments.v.byteLength],
@@ -54,7 +60,8 @@ export function encodeInnerState(state: InnerState): Uint8Array[] {
     control: control?.byteLength,
     digest: sha256Digest(...parts),
   };
-  return [new TextEncoder().encode(`${MAGIC}${JSON.stringify(header)}\n`), ...parts];
+  const line = `${MAGIC}${JSON.stringify(header)}`;
+  return [new TextEncoder().encode(`${line}${padding(line.length + 1)}\n`), ...parts];
 }
 
 const isSize = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) >= 0;
@@ -91,7 +98,7 @@ function parseHeader(bytes: Uint8Array): { header: Header; body: Uint8Array } | 
   }
 }
 
-/** The state in these bytes; undefined if they are damaged. */
+/** The state in these bytes, of which its vectors are views where possible; undefined if they are damaged. */
 export function decodeInnerState(bytes: Uint8Array): InnerState | undefined {
   const parsed = parseHeader(bytes);
   if (parsed === undefined) return undefined;
@@ -102,7 +109,7 @@ export function decodeInnerState(bytes: Uint8Array): InnerState | undefined {
   const sizes = [m, v, residual ?? 0, local?.bytes ?? 0, control ?? 0];
   if (sizes.reduce((sum, size) => sum + size, 0) !== body.length) return undefined;
   if (sizes.some((size) => size % FLOAT_BYTES !== 0)) return undefined;
-  const vector = (offset: number, bytes: number): Float32Array => fromBytes(body.subarray(offset, offset + bytes));
+  const vector = (offset: number, bytes: number): Float32Array => viewFloats(body.subarray(offset, offset + bytes));
   const own = vector(m + v + (residual ?? 0), local?.bytes ?? 0);
   return {
     steps: header.steps,

@@ -1,6 +1,6 @@
 import { CodedError, codeOf, messageOf } from "#common/adapters/coded-error.js";
 import { changedFragments } from "#common/domain/fragment.js";
-import { fromBytes } from "#common/tensor/flat.js";
+import { viewFloats } from "#common/tensor/flat.js";
 import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Assignment, RoundTask } from "#proto/shoal/v1/round.js";
@@ -167,10 +167,10 @@ export class Worker {
       material.inner = await outbox.innerState(jobKey(task));
       const weights = await this.#weights(task, material, signal);
       if (weights === undefined) throw new CodedError("BAD_DIGEST", "the task names no weights");
-      material.weights = fromBytes(weights);
+      material.weights = viewFloats(weights);
       await this.#fetchFrozen(task.frozen, get);
       const control = assignment.localSteps > 0 ? await get(task.control) : undefined;
-      material.control = control && fromBytes(control);
+      material.control = control && viewFloats(control);
       material.trainGraph = assignment.localSteps > 0 ? await get(assignment.trainGraph) : undefined;
       material.evalGraph = task.evaluate ? await get(task.evalGraph) : undefined;
       material.tokenizer = task.tokenizer?.kind === "huggingface" ? await get(task.tokenizer.blob) : undefined;

@@ -4,30 +4,22 @@ import { strategyFacts } from "#common/domain/strategy-table.js";
 import { estimateCost } from "#common/graph/cost.js";
 import { laneCount } from "#common/graph/lanes.js";
 import { variantOf } from "#common/graph/training.js";
+import { roundBytes } from "./round-memory.js";
 
-/** What a training step of a job asks of a device. */
+/** Memory of the agent besides a round: Node, the tensor runtime, the tokenised text. */
+export const AGENT_BYTES = 128 * 1024 * 1024;
+
+/** What training for a job asks of a device. */
 export interface StepDemand {
   flopsPerStep: number;
   /** Values that travel: the trainable ones. */
   values: number;
-  /** Memory beyond the bare process, bytes. */
+  /** Memory of a round at its peak beyond the bare process, bytes: the step, and what is held beside it. */
   peakBytes: number;
 }
 
 /** Whether the job may recompute blocks in the backward pass on a device that has too little memory for keeping them. */
 export const mayRecompute = (job: TrainingJob): boolean => (job.spec?.training?.recompute ?? "auto") === "auto";
-
-/**
- * Memory of what a device holds for steps ahead of the next round, beside the step itself, bytes: the weights with which the round began
- * and ended, and the optimizer's moments.
- */
-function aheadBytes(job: TrainingJob, trainable: number): number {
-  const { strategy, local } = job.spec ?? {};
-  if ((strategy?.overlapSteps ?? 0) === 0) return 0;
-  const sgd = local?.optimizer?.name === "sgd";
-  const moments = sgd ? Number((local.optimizer?.momentum ?? 0) > 0) : 2;
-  return 4 * trainable * (2 + moments);
-}
 
 /** Of jobs that are being planned: a plan asks for every device. */
 const known = new WeakMap<TrainingJob, Map<string, StepDemand>>();
@@ -63,5 +55,5 @@ function computeDemand(job: TrainingJob, config: ModelConfig, recompute: boolean
     optimizer: optimizer?.name === "sgd" ? "sgd" : "adamw",
     momentum: optimizer?.momentum ?? 0,
   });
-  return { values: trainable, flopsPerStep, peakBytes: peakBytes + aheadBytes(job, trainable) };
+  return { values: trainable, flopsPerStep, peakBytes: peakBytes + roundBytes(job, trainable) };
 }

@@ -6,7 +6,7 @@ import { findCondition } from "#common/domain/condition.js";
 import { evaluatePolicy, minuteOfDay } from "#common/domain/policy.js";
 import { gatewaySiteOf } from "#common/domain/site.js";
 import type { ModelConfig } from "#common/graph/config.js";
-import { mayRecompute, stepDemand } from "./demand.js";
+import { AGENT_BYTES, mayRecompute, stepDemand } from "./demand.js";
 
 /** One device as the planner sees it. */
 export interface Candidate {
@@ -43,9 +43,6 @@ export interface Snapshot {
   /** Unset unless the job is asynchronous. */
   buffer?: BufferView;
 }
-
-/** Memory of the agent besides the training step: Node, the tensor runtime, the tokenised text. */
-const AGENT_BYTES = 128 * 1024 * 1024;
 
 const mib = (bytes: number): string => `${Math.ceil(bytes / (1024 * 1024))} MiB`;
 
@@ -110,11 +107,11 @@ function checkRefusal({ device, refusedUpdate }: Candidate, round: string): stri
 
 interface Demands {
   readonly leastTokens: number;
-  /** Memory of a step on a device of so many cores. */
+  /** Memory of a round on a device of so many cores. */
   readonly peakBytes: (cores: number) => number;
 }
 
-/** The task's demands on devices: the smallest number of training tokens and the memory of a step. */
+/** The task's demands on devices: the smallest number of training tokens and the memory of a round. */
 function demands(job: TrainingJob, config: ModelConfig): Demands {
   const seqLen = job.spec?.data?.seqLen ?? 0;
   // One sequence and the token after it is the least that can be learned from.

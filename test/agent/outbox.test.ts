@@ -302,6 +302,12 @@ test("inner states survive encoding, and every damage of a byte is seen", (t) =>
         const bytes = Uint8Array.from(Buffer.concat(encodeInnerState(state)));
         t.deepEqual(decodeInnerState(bytes), state);
         const body = bytes.indexOf(10, 20) + 1;
+        t.is(body % 4, 0, "vectors lie where they can be used as they are");
+        // As agents wrote it before that was so.
+        t.deepEqual(
+          decodeInnerState(Uint8Array.from([...bytes.subarray(0, body - 1), 32, 10, ...bytes.subarray(body)])),
+          state,
+        );
         if (body >= bytes.length) return;
         const index = body + (at % (bytes.length - body));
         bytes[index] = (bytes[index] ?? 0) ^ 0x40;

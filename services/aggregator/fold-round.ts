@@ -157,6 +157,14 @@ export async function readBases(ports: FoldPorts, spec: RoundSpec, options: Stra
   return Promise.all(plan.shards.map((shard) => readBase(ports, plan, shard)));
 }
 
+/** Memory that `readBases` takes: the weights and every vector of the state, and of fragments their part beside the whole. */
+export function baseBytes(spec: RoundSpec, options: StrategySpec): number {
+  const task = taskOf(spec);
+  const { vectors } = keptShape(strategyByName(options.name)?.stateShape(options) ?? NO_STATE, encodesDown(task.codec));
+  const part = synchronisedRanges(task) === undefined ? 0 : updateLength(task);
+  return 4 * (task.parameters + part) * (1 + vectors);
+}
+
 /** The weights and the state that the round starts from, as far as a shard folds into them. */
 async function readBase(
   { blobs }: FoldPorts,

@@ -15,7 +15,7 @@ import { openUpdates } from "#common/runtime/chunk-reader.js";
 import { takePayload } from "#common/runtime/payload.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { clearEarlier } from "./earlier-record.js";
-import { codecOf, readBases, shardsOf, taskOf } from "./fold-round.js";
+import { baseBytes, codecOf, readBases, shardsOf, taskOf } from "./fold-round.js";
 import type { RoundSums, RunningSums } from "./running-sums.js";
 import { openShardSums, type Shard } from "./shards.js";
 import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
@@ -200,7 +200,11 @@ function takeSums(
   { values, codec }: SharedContext,
   tally: UpdateTally,
 ): RoundSums | undefined {
-  const round = { uid: metadata?.uid ?? "", values, codec, options, readBases: () => readBases(ports, spec, options) };
+  const round = {
+    ...{ uid: metadata?.uid ?? "", values, codec, options },
+    baseBytes: baseBytes(spec, options),
+    readBases: () => readBases(ports, spec, options),
+  };
   return ports.sums.take(round, summedSeqs(tally));
 }
 

@@ -37,7 +37,10 @@ const SETTINGS = {
     mostDigits: 10,
     remedy: `must be whole milliseconds from ${LEAST_BLOB_GRACE_MS}`,
   },
-  /** Memory for sums of updates that are taken while these are judged, room for 32 M values; 0 reads all from the log. */
+  /**
+   * Memory for sums of updates that are taken while these are judged, and for what their rounds start from: room for 22 M values
+   * of a strategy without state, for 16 M of one with momentum; 0 reads all from the log.
+   */
   SHOAL_FOLD_SUMS_MAX_BYTES: {
     fallback: 256 * 1024 ** 2,
     least: 0,

@@ -16,6 +16,8 @@ export interface SummedRound {
   readonly values: number;
   readonly codec: Codec;
   readonly options: StrategySpec;
+  /** Memory for what the round starts from. */
+  readonly baseBytes: number;
   /** Reads what the round starts from, shard by shard: begun with the first update, so that the fold need not wait for it. */
   readonly readBases: () => Promise<readonly FragmentView[]>;
 }
@@ -109,8 +111,8 @@ class Sums implements RoundSums, SummedFold {
 /** Idle sums at most, however small: each has a memory of the kernels, of which a process can have some ten thousand. */
 const MOST_IDLE = 32;
 
-/** Memory for a float64 of every value. */
-const neededBytes = ({ values }: SummedRound): number => 8 * values;
+/** Memory for a float64 of every value, and for what is read ahead. */
+const neededBytes = ({ values, baseBytes }: SummedRound): number => 8 * values + baseBytes;
 
 /** Whether the strategy's result depends on the weighted sums of the updates alone, with weights that their manifests tell. */
 function isSummable({ options, codec }: SummedRound): boolean {
@@ -118,7 +120,7 @@ function isSummable({ options, codec }: SummedRound): boolean {
 }
 
 /**
- * Sums of the rounds that this process judges, 8 bytes a value, as many as fit. They are a shortcut and nothing depends on them:
+ * Sums of the rounds that this process judges, 8 bytes a value, and what the rounds start from, as many as fit. They are a shortcut and nothing depends on them:
  * a round whose updates were judged by several replicas, or by one that was killed since, is folded from the log.
  */
 export class RunningSums {

@@ -1,8 +1,9 @@
 import test from "ava";
 import { strategyFacts } from "#common/domain/strategy-table.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
-import { StrategySpec } from "#proto/shoal/v1/job.js";
-import { UpdateManifest, Verdict } from "#proto/shoal/v1/round.js";
+import { CodecSpec, StrategySpec } from "#proto/shoal/v1/job.js";
+import { RoundSpec, type RoundTask, UpdateManifest, Verdict } from "#proto/shoal/v1/round.js";
+import { baseBytes } from "#services/aggregator/fold-round.js";
 import { RunningSums } from "#services/aggregator/running-sums.js";
 import { strategyNames } from "#services/aggregator/strategies/table.js";
 import { reconcileKey } from "#services/aggregator/controller.js";
@@ -25,7 +26,7 @@ import {
 
 /** Two fp32 chunks and a bit. */
 const PARAMETERS = 263_000;
-const ROOM = 2 ** 22;
+const ROOM = 2 ** 23;
 const drawn = DEVICES.map((_, i) => draw(PARAMETERS, i));
 
 /** Counts what is read of the log's chunks from now on. */
@@ -173,6 +174,7 @@ test("sums take no more memory than they may: the longest idle give way, and a r
   const round = (uid: string, values: number) => ({
     uid,
     values,
+    baseBytes: 0,
     codec: FP32,
     options: StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" }),
     readBases: () => Promise.resolve([]),
@@ -190,6 +192,42 @@ test("sums take no more memory than they may: the longest idle give way, and a r
   t.is(new RunningSums(8000).take(round("e", 10), [7]), undefined);
 });
 
+/** A round that has begun of a job with these. */
+const specOf = (parameters: number, task: Partial<RoundTask> = {}): RoundSpec =>
+  RoundSpec.fromPartial({ task: { parameters, codec: { name: "fp32" }, ...task } });
+
+test("what a round starts from counts with its sums: its weights, its state, and a fragment's part of both", (t) => {
+  const bytes = (name: string, task: Partial<RoundTask> = {}, more: Partial<StrategySpec> = {}): number =>
+    baseBytes(specOf(100, task), StrategySpec.fromPartial({ name, ...more }));
+  t.is(bytes("fedavg"), 400);
+  t.is(bytes("diloco"), 800);
+  t.is(bytes("fedadam"), 1200);
+  t.is(bytes("diloco", { codec: CodecSpec.fromPartial({ name: "int8", down: "int8" }) }), 1200);
+  const fragments = [{ ranges: [{ start: 0, length: 30 }] }, { ranges: [{ start: 30, length: 70 }] }];
+  t.is(bytes("streamingDiloco", { fragments, fragment: 1 }), 4 * 2 * (100 + 70));
+  t.is(bytes("unheard of"), 400);
+});
+
+test("256 MiB hold the sums of 12 M values, with momentum too, and what they start from", (t) => {
+  // All in thousandths, so that nothing large is allocated.
+  const fits = (name: string, values: number): boolean => {
+    const options = StrategySpec.fromPartial({ name, weighting: "equal" });
+    const base = { baseBytes: baseBytes(specOf(values), options), readBases: () => Promise.resolve([]) };
+    return (
+      new RunningSums((256 * 1024 ** 2) / 1000).take({ uid: "a", values, codec: FP32, options, ...base }, []) !==
+      undefined
+    );
+  };
+  t.deepEqual(
+    [12_000, 22_000, 23_000].map((values) => fits("fedavg", values)),
+    [true, true, false],
+  );
+  t.deepEqual(
+    [12_000, 16_000, 17_000].map((values) => fits("diloco", values)),
+    [true, true, false],
+  );
+});
+
 test("sums of many small rounds that others folded do not pile up", (t) => {
   const sums = new RunningSums(ROOM);
   const options = StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" });
@@ -197,7 +235,10 @@ test("sums of many small rounds that others folded do not pile up", (t) => {
   const verdict = Verdict.fromPartial({ commitSeq: 1, accepted: true, manifest });
   const uids = Array.from({ length: 100 }, (_, i) => `round-${i}`);
   for (const uid of uids) {
-    const taken = sums.take({ uid, values: 1, codec: FP32, options, readBases: () => Promise.resolve([]) }, []);
+    const taken = sums.take(
+      { uid, values: 1, baseBytes: 4, codec: FP32, options, readBases: () => Promise.resolve([]) },
+      [],
+    );
     t.truthy(taken);
     taken?.begin(1, manifest);
     taken?.end(true);

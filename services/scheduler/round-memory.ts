@@ -87,5 +87,5 @@ function aheadVectors({ moments, keptMoments, overlaps }: Shape): number {
 export function roundBytes({ spec }: Pick<TrainingJob, "spec">, trainable: number): number {
   if (spec === undefined) return 0;
   const shape = shapeOf(spec, trainable);
-  return Math.ceil(FLOAT_BYTES * trainable * Math.max(endVectors(shape), spoolVectors(shape), aheadVectors(shape)));
+  return Math.round(FLOAT_BYTES * trainable * Math.max(endVectors(shape), spoolVectors(shape), aheadVectors(shape)));
 }

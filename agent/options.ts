@@ -35,7 +35,7 @@ export interface AgentOptions {
 /** How a site's gateway is started. */
 export interface GatewayOptions extends Pick<
   AgentOptions,
-  "joinToken" | "name" | "stateDir" | "cacheBytes" | "jsonLog" | "via"
+  "joinToken" | "name" | "stateDir" | "cacheBytes" | "outboxMaxBytes" | "leastFreeBytes" | "jsonLog" | "via"
 > {
   /** Where the members of the site connect. */
   readonly host: string;

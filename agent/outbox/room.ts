@@ -64,6 +64,19 @@ export function updateNeed(task: RoundTask, { localSteps }: Pick<Assignment, "lo
   return payload + FLOAT_BYTES * task.parameters * kept + OVERHEAD_BYTES;
 }
 
+/** What a member's part of a site's description takes at most. */
+const MEMBER_BYTES = 2 * 1024;
+
+/** Bytes that a site's update takes at most, with what its codec loses. A gateway keeps no moments, weights or variates. */
+export function siteNeed(task: RoundTask, members: number): number {
+  const described = OVERHEAD_BYTES + MEMBER_BYTES * members;
+  const plain = codecByName(task.codec?.name ?? "", task.codec?.topk);
+  if (plain === undefined) return described;
+  const vectors = updateVectors(task);
+  const residual = task.codec?.errorFeedback === true && !plain.lossless ? vectors * task.parameters : 0;
+  return updateBytes(updateLength(task), forVectors(plain, vectors)) + FLOAT_BYTES * residual + described;
+}
+
 /** Bytes of a disk that stay free. */
 export function freeFloor({ leastFreeBytes }: RoomLimits, totalBytes: number): number {
   return leastFreeBytes ?? Math.min(MOST_FREE_BYTES, Math.floor(FREE_SHARE * totalBytes));

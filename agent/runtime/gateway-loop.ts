@@ -5,12 +5,13 @@ import type { CollectableLog, UpdateUplink } from "#common/ports/update-log.js";
 import { DataPolicy, type DeviceFacts } from "#proto/shoal/v1/device.js";
 import { type HeartbeatReply, HeartbeatRequest } from "#proto/shoal/v1/device_wire.js";
 import type { Outbox } from "../outbox/outbox.js";
+import { siteNeed } from "../outbox/room.js";
 import { jobKey } from "../round-key.js";
 import { foldSite, MemberDamage } from "../site/fold.js";
 import { judgeMembers, taskOf } from "../site/judge.js";
 import type { SiteLedger } from "../site/ledger.js";
 import type { SiteRelay } from "../site/relay.js";
-import { initialSiteState, type SiteEffect, type SiteEvent, type SiteState } from "../site/state.js";
+import { initialSiteState, siteStatuses, type SiteEffect, type SiteEvent, type SiteState } from "../site/state.js";
 import { stepSite } from "../site/step.js";
 import type { Retry } from "../state.js";
 import type { GatewayPlane } from "../transport/control-plane.js";
@@ -35,7 +36,7 @@ type WorkEffect = Extract<SiteEffect, { work: number }>;
 type SiteWorkEffect = Exclude<WorkEffect, { type: "abort" }>;
 
 /** Failures that a person has to look at, tried again in a while. */
-const LATER = new Set(["SpoolFull", "ENOSPC", "EDQUOT", "EACCES", "EROFS", "BadTask"]);
+const LATER = new Set(["SpoolFull", "OutboxFull", "DiskLow", "ENOSPC", "EDQUOT", "EACCES", "EROFS", "BadTask"]);
 /** The site's log is short of space above this share of its limit. */
 const PRESSURE_SHARE = 0.7;
 /** A log that does not answer holds no heartbeat up. */
@@ -187,7 +188,9 @@ export class GatewayLoop {
       const code = codeOf(error) ?? "";
       const retry: Retry = NEVER.has(code) ? "never" : LATER.has(code) ? "later" : "soon";
       this.#parts.log.warn("work failed", { step: effect.type, code, error: messageOf(error), retry });
-      return { type: "failed", work, reason: code, retry };
+      // As on any device: text of the system stays in the local log.
+      const message = error instanceof CodedError ? error.message : "the site's gateway has failed; see its log";
+      return { type: "failed", work, reason: code, message, retry };
     }
   }
 
@@ -209,9 +212,12 @@ export class GatewayLoop {
 
   async #fold(effect: Extract<SiteEffect, { type: "fold" }>, signal: AbortSignal): Promise<SiteEvent> {
     const { work, update, round, commits } = effect;
-    const { device, outbox, ledger, relay, updates, nonce, log } = this.#parts;
+    const { device, outbox, ledger, relay, updates, nonce, clock, log } = this.#parts;
     if (this.#site === "") throw new CodedError("NO_SITE", "the registry does not call this device a gateway");
-    const inner = await outbox.innerState(jobKey(taskOf(round)));
+    const task = taskOf(round);
+    // Not in vain, and before anything is noted: the members' updates stay in the site's log until there is room.
+    await outbox.makeRoom(siteNeed(task, commits.length), jobKey(task), clock.nowMs());
+    const inner = await outbox.innerState(jobKey(task));
     const folded = await foldSite(updates, round, commits, {
       gateway: device,
       site: this.#site,
@@ -271,7 +277,8 @@ export class GatewayLoop {
     const read = await Promise.race([this.#readLog(), clock.sleep(LOG_READ_MS).then(() => undefined)]);
     try {
       const policy = DataPolicy.fromPartial({});
-      const beat = { atMs: clock.nowMs(), facts, policy, renewCredential: this.#renewDue };
+      const assignments = siteStatuses(this.#state);
+      const beat = { atMs: clock.nowMs(), facts, policy, assignments, renewCredential: this.#renewDue };
       reply = await plane.heartbeat(HeartbeatRequest.fromPartial(beat));
     } catch (error) {
       log.warn("no answer to the heartbeat", { error: messageOf(error) });

@@ -9,6 +9,7 @@ import { BlobCache } from "../cache.js";
 import type { Disk } from "../disk.js";
 import { nameFromHost, type GatewayOptions } from "../options.js";
 import { Outbox } from "../outbox/outbox.js";
+import { DEFAULT_OUTBOX_BYTES } from "../outbox/room.js";
 import { SiteLedger } from "../site/ledger.js";
 import { SiteRelay } from "../site/relay.js";
 import type { GatewayPlane } from "../transport/control-plane.js";
@@ -91,13 +92,15 @@ async function openRelay(
 }
 
 async function assembleGateway(
-  { options: { stateDir }, disk, clock, log }: GatewayBase,
+  { options, disk, clock, log }: GatewayBase,
   identity: Identity,
   facts: DeviceFacts,
   plane: GatewayPlane,
   relay: SiteRelay,
   updates: CollectableLog,
 ): Promise<GatewayParts> {
+  const { stateDir, outboxMaxBytes = DEFAULT_OUTBOX_BYTES, leastFreeBytes } = options;
+  const limits = { maxBytes: outboxMaxBytes, leastFreeBytes };
   return {
     device: identity.device,
     clock,
@@ -106,7 +109,7 @@ async function assembleGateway(
     facts,
     relay,
     updates,
-    outbox: await Outbox.open({ disk, folder: outboxFolder(stateDir), log }),
+    outbox: await Outbox.open({ disk, folder: outboxFolder(stateDir), log, limits }),
     ledger: await SiteLedger.open(disk, `${siteFolder(stateDir)}/updates`),
     nonce: randomUUID,
     credential: credentialOf(disk, stateDir, identity),

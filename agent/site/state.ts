@@ -1,3 +1,4 @@
+import { AssignmentStatus } from "#proto/shoal/v1/device.js";
 import type { SiteRound } from "#proto/shoal/v1/device_wire.js";
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { roundKey } from "../round-key.js";
@@ -44,6 +45,8 @@ export interface OpenRound {
   unread: boolean;
   /** Whoever has not committed is not waited for any more. */
   isCut: boolean;
+  /** Why it is not folded, where a person has to look at that; empty once it is. */
+  reasons: readonly string[];
   failures: number;
   waiting: boolean;
 }
@@ -96,7 +99,7 @@ export type SiteEvent =
   | { type: "commitSending"; work: number }
   | { type: "uploaded"; work: number; commitSeq: number }
   | { type: "done"; work: number }
-  | { type: "failed"; work: number; reason: string; retry: Retry }
+  | { type: "failed"; work: number; reason: string; message: string; retry: Retry }
   | { type: "aborted"; work: number }
   | { type: "stop" };
 
@@ -126,6 +129,15 @@ export const initialSiteState: SiteState = {
   heartbeat: { inFlight: false, again: false, failures: 0 },
   exit: { code: 0, message: "" },
 };
+
+/** What the gateway tells of the rounds that it cannot fold. */
+export function siteStatuses({ rounds }: Pick<SiteState, "rounds">): AssignmentStatus[] {
+  return [...rounds.values()].flatMap(({ told, reasons }) =>
+    reasons.length === 0
+      ? []
+      : AssignmentStatus.fromPartial({ round: told.task?.round ?? "", phase: "Failed", reasons: [...reasons] }),
+  );
+}
 
 /** Key of a round that the registry told of. */
 export function keyOf({ task }: SiteRound): string {

@@ -97,7 +97,7 @@ function adoptRounds(draft: Draft, told: readonly SiteRound[], nowMs: number): v
       draft.effects.push({ type: "sleep", timer: "cutOff", key, ms: cutOffMs(round.deadlineAtMs, nowMs) });
     }
     const isCut = before?.told.deadlineAtMs === round.deadlineAtMs && before.isCut;
-    const fresh = { commits: new Map<string, MemberCommit>(), unread: true, failures: 0, waiting: false };
+    const fresh = { commits: new Map<string, MemberCommit>(), unread: true, reasons: [], failures: 0, waiting: false };
     // Whose commit came before the registry named him is judged now.
     const grown = round.assignments.some(
       ({ device }) => !(before?.told.assignments ?? []).some((one) => one.device === device),
@@ -233,7 +233,8 @@ function retryLater(draft: Draft, key: string, holder: { failures: number; waiti
   draft.effects.push({ type: "sleep", timer: "retry", key, ms });
 }
 
-function fail(draft: Draft, kind: string, key: string, retry: string): void {
+function fail(draft: Draft, kind: string, key: string, event: Extract<SiteEvent, { type: "failed" }>): void {
+  const { retry } = event;
   const update = draft.update(key);
   const round = draft.rounds.get(kind === "fold" ? (update?.round ?? "") : key);
   // The members are in the site's log still: what could not be folded or sent is folded anew.
@@ -242,6 +243,10 @@ function fail(draft: Draft, kind: string, key: string, retry: string): void {
   if (kind === "judge" && round !== undefined) round.unread = true;
   if ((kind === "fold" || kind === "judge") && round !== undefined)
     retryLater(draft, update?.round ?? key, round, retry);
+  if (kind !== "fold" || round === undefined || retry !== "later") return;
+  // Told at once: the devices of the site did their part, and only this gateway's owner can help.
+  round.reasons = [`${event.reason}: ${event.message}`];
+  draft.beat();
 }
 
 function endWork(draft: Draft, event: Ending): void {
@@ -260,7 +265,11 @@ function endWork(draft: Draft, event: Ending): void {
     if (holder !== undefined) holder.commits = new Map([...holder.commits, [event.commit.device, event.commit]]);
     draft.drop(update);
   }
-  if (event.type === "folded" && update !== undefined) update.phase = "spooled";
+  if (event.type === "folded" && update !== undefined) {
+    update.phase = "spooled";
+    const folded = draft.rounds.get(update.round);
+    if (folded !== undefined) folded.reasons = [];
+  }
   if (event.type === "uploaded" && update !== undefined) {
     update.phase = "committed";
     update.commitSeq = event.commitSeq;
@@ -269,7 +278,7 @@ function endWork(draft: Draft, event: Ending): void {
   if (event.type === "done" && work.kind === "discard" && update !== undefined) draft.drop(update);
   if (event.type === "aborted" && work.kind === "fold" && update !== undefined) draft.drop(update);
   if (event.type === "aborted" && work.kind === "judge" && round !== undefined) round.unread = true;
-  if (event.type === "failed") fail(draft, work.kind, work.key, event.retry);
+  if (event.type === "failed") fail(draft, work.kind, work.key, event);
 }
 
 function onReply(draft: Draft, event: Extract<SiteEvent, { type: "heartbeatReplied" }>): void {

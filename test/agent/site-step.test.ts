@@ -3,6 +3,7 @@ import fc from "fast-check";
 import type { SiteRound } from "#proto/shoal/v1/device_wire.js";
 import {
   initialSiteState,
+  siteStatuses,
   type SiteEffect,
   type SiteEvent,
   type SiteState,
@@ -109,7 +110,7 @@ const traces: [string, SiteEvent[], string[]][] = [
       judged(1, "ann"),
       { type: "timer", timer: "cutOff", key: ROUND },
       { type: "folded", work: 2 },
-      { type: "failed", work: 3, reason: "TIMEOUT", retry: "soon" },
+      { type: "failed", work: 3, reason: "TIMEOUT", message: "no answer", retry: "soon" },
       arrived,
       judged(4, "bob"),
       { type: "timer", timer: "retry", key: "tiny-1+0" },
@@ -125,6 +126,23 @@ const traces: [string, SiteEvent[], string[]][] = [
       "",
       "upload tiny-1+0",
       "fold tiny-1+1: bob",
+    ],
+  ],
+  [
+    "without room for its update it says so at once, keeps the members' commits, and folds them again in a while",
+    [
+      reply(siteRound(["ann", "bob"])),
+      judged(1, "ann", "bob"),
+      { type: "failed", work: 2, reason: "DiskLow", message: "free space there", retry: "later" },
+      { type: "timer", timer: "retry", key: ROUND },
+      { type: "folded", work: 3 },
+    ],
+    [
+      opening,
+      "fold tiny-1+0: ann bob",
+      "retry tiny-1 in 30000, heartbeat",
+      "fold tiny-1+0: ann bob",
+      "upload tiny-1+0",
     ],
   ],
   [
@@ -225,7 +243,7 @@ const traces: [string, SiteEvent[], string[]][] = [
       reply(siteRound(["ann", "bob"])),
       judged(1, "ann", "bob"),
       { type: "folded", work: 2 },
-      { type: "failed", work: 3, reason: "TIMEOUT", retry: "soon" },
+      { type: "failed", work: 3, reason: "TIMEOUT", message: "no answer", retry: "soon" },
       arrived,
       judged(4),
       { type: "timer", timer: "retry", key: "tiny-1+0" },
@@ -271,6 +289,20 @@ for (const [what, events, expected] of traces) {
     t.deepEqual(play(events).traced, expected);
   });
 }
+
+test("why a round is not folded is told until it is", (t) => {
+  const statuses = (...more: SiteEvent[]) => {
+    const events: SiteEvent[] = [
+      reply(siteRound(["ann"])),
+      judged(1, "ann"),
+      { type: "failed", work: 2, reason: "DiskLow", message: "free space there", retry: "later" },
+      { type: "timer", timer: "retry", key: ROUND },
+    ];
+    return siteStatuses(play([...events, ...more]).state);
+  };
+  t.like(statuses(), [{ round: ROUND, phase: "Failed", reasons: ["DiskLow: free space there"] }]);
+  t.deepEqual(statuses({ type: "folded", work: 3 }), []);
+});
 
 test("a restart goes on with what is spooled, and folds nobody anew whose update is on its way", (t) => {
   const rest = { round: ROUND, failures: 0, waiting: false };

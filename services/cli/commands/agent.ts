@@ -55,7 +55,10 @@ async function agent(shell: Shell, flags: AgentFlags): Promise<void> {
   shell.exit(code as ExitCode);
 }
 
-interface GatewayFlags extends Pick<AgentFlags, "join" | "name" | "state" | "jsonLog" | "via"> {
+interface GatewayFlags extends Pick<
+  AgentFlags,
+  "join" | "name" | "state" | "outboxMaxBytes" | "leastFreeBytes" | "jsonLog" | "via"
+> {
   readonly listen: { host: string; port: number };
   readonly cacheBytes?: number;
   readonly logBytes?: number;
@@ -73,6 +76,8 @@ async function gateway(shell: Shell, flags: GatewayFlags): Promise<void> {
       natsServer,
       cacheBytes: flags.cacheBytes,
       logBytes: flags.logBytes,
+      outboxMaxBytes: flags.outboxMaxBytes,
+      leastFreeBytes: flags.leastFreeBytes,
       jsonLog: flags.jsonLog,
       via: flags.via,
     },
@@ -119,6 +124,16 @@ export const agentCommands: CommandGroup = (program, shell) => {
     .option("--state-dir, --state <dir>", "identity, cache, the site's log and unsent updates", ".shoal-gateway")
     .option("--cache-bytes <n>", "most bytes of cached models", wholeNumber(1, Number.MAX_SAFE_INTEGER))
     .option("--log-bytes <n>", "most bytes of the site's log", wholeNumber(1, Number.MAX_SAFE_INTEGER))
+    .option(
+      "--outbox-max-bytes <n>",
+      "most bytes of unsent updates and of what jobs keep between rounds (default: 8 GiB)",
+      wholeNumber(1, Number.MAX_SAFE_INTEGER),
+    )
+    .option(
+      "--least-free-bytes <n>",
+      "bytes of the disk that stay free (default: 5 % of it, at most 256 MiB)",
+      wholeNumber(0, Number.MAX_SAFE_INTEGER),
+    )
     .option("--via <host:port>", "connect here instead of where the fleet says")
     .option("--json-log", "one JSON object a log line")
     .action((flags: GatewayFlags) => gateway(shell, flags));

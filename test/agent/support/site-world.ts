@@ -151,7 +151,7 @@ export class SiteWorld {
     const work = this.#work;
     if (work === undefined) return;
     this.#work = undefined;
-    this.dispatch({ type: "failed", work: work.effect.work, reason: "TIMEOUT", retry: "soon" });
+    this.dispatch({ type: "failed", work: work.effect.work, reason: "TIMEOUT", message: "no answer", retry: "soon" });
   }
 
   /** Does the next piece of the work under way. */

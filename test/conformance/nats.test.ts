@@ -8,7 +8,8 @@ import { NatsResourceStore } from "#common/adapters/nats/kv-store.js";
 import { ensureStreams } from "#common/adapters/nats/streams.js";
 import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
 import { MemoryLog } from "#common/adapters/memory/log.js";
-import { subjects } from "#common/domain/subjects.js";
+import { MAX_PIECE_BYTES, subjects } from "#common/domain/subjects.js";
+import type { Chunk } from "#common/ports/update-log.js";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { startNats, type NatsTestServer } from "#test/support/servers.js";
 import { blobCollectionConformance } from "./blob-collection.js";
@@ -66,6 +67,93 @@ test("NATS update log: a reader may take its time over a chunk, and the run goes
   t.is(singles, 0);
 });
 
+/** The first byte of the next chunk, -1 behind the last. */
+async function nextByte(run: AsyncIterator<Chunk | undefined, void>): Promise<number | undefined> {
+  const step = await run.next();
+  return step.done === true ? -1 : step.value?.bytes[0];
+}
+
+/** Receives nothing for so long, as a process that folds. */
+function beBusy(ms: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+}
+
+test.serial(
+  "NATS update log: however many read large chunks at once, a busy process keeps its connection",
+  async (t) => {
+    const own = await server.connect();
+    t.teardown(() => own.close());
+    const log = new NatsUpdateLog(own);
+    const seqs: number[] = [];
+    for (let index = 0; index < 24; index += 1) {
+      const bytes = new Uint8Array(MAX_PIECE_BYTES).fill(index);
+      seqs.push((await own.jetstream().publish(subjects.updateChunk("dev-wide", "wide-1"), bytes)).seq);
+    }
+    const blob = await new NatsBlobStore(own).put(randomBytes(8 * MAX_PIECE_BYTES));
+    let broken = 0;
+    own.onReconnect(() => (broken += 1));
+    let singles = 0;
+    const request = own.nc.request.bind(own.nc);
+    own.nc.request = (subject, ...rest) => {
+      if (subject.includes(".DIRECT.GET.UPDATES")) singles += 1;
+      return request(subject, ...rest);
+    };
+    const runs = Array.from({ length: 16 }, () =>
+      log.readChunks({ device: "dev-wide", round: "wide-1" }, seqs)[Symbol.asyncIterator](),
+    );
+    // All are under way: each asks for 8 MiB, and a server lets 64 MiB wait for a client.
+    const firsts = runs.map(nextByte);
+    const blobs = Array.from({ length: 16 }, () => new NatsBlobStore(own).get(blob.digest));
+    await own.clock.sleep(30);
+    beBusy(1000);
+    // As a fold reads them: the next chunk of each, then the one after it.
+    t.deepEqual(new Set(await Promise.all(firsts)), new Set([0]));
+    for (let index = 1; index < seqs.length; index += 1) {
+      for (const run of runs) t.is(await nextByte(run), index);
+      if (index === 3) beBusy(500);
+    }
+    for (const run of runs) await run.return();
+    t.is(singles, 0, "no run was given up");
+    for (const bytes of await Promise.all(blobs)) t.is(bytes?.length ?? 0, 8 * MAX_PIECE_BYTES);
+    const chunks = await Promise.all(
+      [...seqs, ...seqs, ...seqs, ...seqs, ...seqs, ...seqs].map((seq) => log.readChunk(seq)),
+    );
+    t.true(chunks.every((chunk) => chunk?.bytes.length === MAX_PIECE_BYTES));
+    t.is(broken, 0, "the connection broke");
+  },
+);
+
+test.serial(
+  "NATS update log: a run that has asked for more chunks than there are keeps no other waiting",
+  async (t) => {
+    const own = await server.connect();
+    t.teardown(() => own.close());
+    const log = new NatsUpdateLog(own);
+    const seqs: number[] = [];
+    for (let index = 0; index < 12; index += 1) {
+      const stored = await own.jetstream().publish(subjects.updateChunk("dev-few", "few-1"), Uint8Array.of(index));
+      seqs.push(stored.seq);
+    }
+    const owner = { device: "dev-few", round: "few-1", chunkBytes: MAX_PIECE_BYTES };
+    const open = (count: number) => log.readChunks(owner, seqs.slice(-count))[Symbol.asyncIterator]();
+    const startedMs = own.clock.monotonicMs();
+    // Each asks for sixteen chunks of half a MiB at once, and eight of them for all that may be under way.
+    const short = Array.from({ length: 9 }, () => open(4));
+    for (const run of short) t.is(await nextByte(run), 8);
+    for (const run of short) await run.return();
+    // Two thirds of the way a run asks once more, which here is for nothing.
+    const long = Array.from({ length: 8 }, () => open(12));
+    for (let index = 0; index < 10; index += 1) {
+      for (const run of long) t.is(await nextByte(run), index);
+    }
+    const last = open(12);
+    t.is(await nextByte(last), 0);
+    for (const run of [...long, last]) await run.return();
+    // A request for what is not there is over after five seconds.
+    t.true(own.clock.monotonicMs() - startedMs < 4_000);
+  },
+);
+
 test("NATS blobs: pieces of a put that was cut off are told, and go up to a version", async (t) => {
   const blobs = new NatsBlobStore(link);
   const js = link.jetstream();
@@ -85,7 +173,7 @@ test("NATS blobs: pieces of a put that was cut off are told, and go up to a vers
 });
 const openLog = (): OpenLog => ({
   log: new NatsUpdateLog(link),
-  uplink: (device) => new NatsUpdateUplink(link.nc, device),
+  uplink: (device) => new NatsUpdateUplink(link.nc, device, 30_000),
   publishRaw: async (device, round, data) => {
     await link.jetstream().publish(subjects.updateCommit(device, round), data);
   },

@@ -173,7 +173,7 @@ export class NatsBlobStore implements CollectableBlobs {
     const read = { whole: true };
     await forEachInFlight(pieces.length, async (index) => {
       const { subject, start, size } = pieces[index] as Piece;
-      const stored = read.whole ? await readStored(this.link, STREAMS.blobs, { lastOf: subject }) : undefined;
+      const stored = read.whole ? await readStored(this.link, STREAMS.blobs, { lastOf: subject }, size) : undefined;
       if (stored?.data.length !== size) {
         read.whole = false;
         return;

@@ -10,6 +10,7 @@ import {
 import type { Clock } from "../../ports/clock.js";
 import type { Log } from "../../ports/log.js";
 import { CodedError, codeOf, messageOf } from "../coded-error.js";
+import { ReadWindow } from "./read-window.js";
 
 export interface NatsOptions {
   servers: string[];
@@ -33,8 +34,13 @@ const READY_MS = 5000;
 /** A server on a slow or busy disk may take seconds to answer; the library gives up after five. */
 const JETSTREAM_MS = 15_000;
 
+/** Half of what nats-server lets wait for a client ("max_pending"), before it drops the connection as a slow consumer. */
+const READ_WINDOW_BYTES = 32 * 1024 ** 2;
+
 /** A NATS connection that tells its users when it was re-established. */
 export class NatsLink {
+  /** For readers of large messages. */
+  readonly readWindow = new ReadWindow(READ_WINDOW_BYTES);
   private readonly listeners = new Set<() => void>();
   private up = true;
 

@@ -19,8 +19,23 @@ interface Stored {
  * A stored message, or undefined if there is none. Uses JetStream's direct get (the stream has allow_direct), which
  * sends the bytes as they are; the client library has it in a private class only. In a cluster any copy of the stream
  * answers, and one that lags does not have yet what was acknowledged: absence is the leader's to say.
+ * @param mostBytes of a message that may be large; small ones need no share of the connection's window
  */
-export async function readStored(link: NatsLink, stream: string, query: StoredQuery): Promise<Stored | undefined> {
+export async function readStored(
+  link: NatsLink,
+  stream: string,
+  query: StoredQuery,
+  mostBytes = 0,
+): Promise<Stored | undefined> {
+  const share = mostBytes > 0 ? await link.readWindow.take(mostBytes) : undefined;
+  try {
+    return await readDirect(link, stream, query);
+  } finally {
+    share?.free();
+  }
+}
+
+async function readDirect(link: NatsLink, stream: string, query: StoredQuery): Promise<Stored | undefined> {
   const api = `$JS.API.DIRECT.GET.${stream}`;
   const [subject, payload] = "seq" in query ? [api, JSON.stringify(query)] : [`${api}.${query.lastOf}`, ""];
   const request = () => link.nc.request(subject, payload, { timeout: TIMEOUT_MS });

@@ -1,9 +1,10 @@
 import { AckPolicy, createInbox, DeliverPolicy, nanos, ReplayPolicy, type Msg } from "nats";
+import { MAX_PIECE_BYTES } from "../../domain/subjects.js";
 import { CodedError } from "../coded-error.js";
 import { Mailbox } from "../mailbox.js";
 import type { NatsLink } from "./connection.js";
-import { MAX_PIECE_BYTES } from "../../domain/subjects.js";
 import { parseAckSubject } from "./follow.js";
+import type { WindowShare } from "./read-window.js";
 
 /** Bytes under way at most, unless more or less is asked for. */
 const AHEAD_BYTES = 8 * 1024 ** 2;
@@ -56,7 +57,13 @@ export async function* readRun(
   );
   // While one batch is used up the next one is under way.
   const inBatch = Math.max(1, Math.min(MOST_IN_BATCH, Math.floor(aheadBytes / 2 / messageBytes)));
-  const batches = new Batches(link, `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer.name}`, inBatch, seqs.length);
+  const batches = new Batches(link, {
+    subject: `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer.name}`,
+    inBatch,
+    messageBytes,
+    most: seqs.length,
+    lastSeq: seqs.at(-1) ?? 0,
+  });
   let next = 0;
   let passedOver = 0;
   try {
@@ -75,11 +82,30 @@ export async function* readRun(
   }
 }
 
+/** What is asked of a pull consumer. */
+interface Asking {
+  readonly subject: string;
+  readonly inBatch: number;
+  /** About the size of a message. */
+  readonly messageBytes: number;
+  /** Messages that can be of use. */
+  readonly most: number;
+  /** The last of them. */
+  readonly lastSeq: number;
+}
+
 /** What a pull consumer sends, asked for as it is used up. */
 class Batches {
   private readonly inbox = createInbox();
   private readonly over = new AbortController();
   private readonly mailbox = new Mailbox<Delivered>(this.over.signal);
+  /** Of the link's window, for what is still to come. */
+  private readonly shares: WindowShare[] = [];
+  /** Requests that wait for a share. */
+  private inLine = 0;
+  private received = 0;
+  /** What is asked for from now on is not there. */
+  private isComplete = false;
   private asked = 0;
   private used = 0;
   private heardAtMs: number;
@@ -88,12 +114,9 @@ class Batches {
   private isBroken = false;
   private readonly close: () => void;
 
-  /** @param most messages that can be of use. */
   constructor(
     private readonly link: NatsLink,
-    private readonly subject: string,
-    private readonly inBatch: number,
-    private readonly most: number,
+    private readonly asking: Asking,
   ) {
     this.heardAtMs = link.clock.monotonicMs();
     const forget = link.onReconnect(() => {
@@ -102,7 +125,9 @@ class Batches {
     });
     const subscription = link.nc.subscribe(this.inbox, { callback: (error, message) => this.take(error, message) });
     const timer = setInterval(() => {
-      if (this.isAwaited && link.clock.monotonicMs() - this.heardAtMs > SILENCE_MS) this.over.abort();
+      // Before anything was asked for, nothing is missed.
+      const isDue = this.shares.length > 0 || this.inLine === 0;
+      if (this.isAwaited && isDue && link.clock.monotonicMs() - this.heardAtMs > SILENCE_MS) this.over.abort();
     }, 1000);
     this.close = () => {
       clearInterval(timer);
@@ -114,6 +139,7 @@ class Batches {
   stop(): void {
     this.over.abort();
     this.close();
+    this.complete();
   }
 
   async *messages(): AsyncGenerator<Delivered, void, undefined> {
@@ -121,7 +147,7 @@ class Batches {
     this.ask();
     for await (const message of this.mailbox) {
       this.used += 1;
-      if (this.asked - this.used <= this.inBatch) this.ask();
+      if (this.asked - this.used <= this.asking.inBatch) this.ask();
       this.isAwaited = false;
       yield message;
       this.isAwaited = true;
@@ -131,12 +157,29 @@ class Batches {
   }
 
   private ask(): void {
-    const batch = Math.min(this.inBatch, this.most + MOST_PASSED_OVER - this.asked);
-    if (batch <= 0) return;
+    const { subject, inBatch, messageBytes, most } = this.asking;
+    const batch = Math.min(inBatch, most + MOST_PASSED_OVER - this.asked);
+    if (batch <= 0 || this.isComplete) return;
     this.asked += batch;
-    // Messages larger than they were said to be end the request before they fill the memory.
-    const request = JSON.stringify({ batch, expires: nanos(SILENCE_MS), max_bytes: AHEAD_BYTES });
-    this.link.nc.publish(this.subject, request, { reply: this.inbox });
+    this.inLine += 1;
+    void this.link.readWindow.take(batch * messageBytes).then((share) => {
+      this.inLine -= 1;
+      this.heardAtMs = this.link.clock.monotonicMs();
+      if (this.isComplete || this.over.signal.aborted) {
+        share.free();
+        return;
+      }
+      this.shares.push(share);
+      // Messages larger than they were said to be end the request before they fill the memory.
+      const request = JSON.stringify({ batch, expires: nanos(SILENCE_MS), max_bytes: AHEAD_BYTES });
+      this.link.nc.publish(subject, request, { reply: this.inbox });
+    });
+  }
+
+  /** What is still under way asks for more messages than there are. */
+  private complete(): void {
+    this.isComplete = true;
+    for (const share of this.shares.splice(0)) share.free();
   }
 
   private take(error: Error | null, message: Msg): void {
@@ -144,7 +187,16 @@ class Batches {
     this.heardAtMs = this.link.clock.monotonicMs();
     const place = parseAckSubject(message.reply ?? "");
     // Anything but a message ends a request: it expired, or the consumer is gone.
-    if (error !== null || place === undefined || message.headers?.hasError === true) this.mailbox.end();
-    else this.mailbox.push({ seq: place.seq, pending: place.pending, message });
+    if (error !== null || place === undefined || message.headers?.hasError === true) {
+      this.complete();
+      this.mailbox.end();
+      return;
+    }
+    const { inBatch, messageBytes, lastSeq } = this.asking;
+    this.shares[0]?.free(messageBytes);
+    // All requests but the last one are of whole batches.
+    if (++this.received % inBatch === 0) this.shares.shift()?.free();
+    if (place.pending === 0 || place.seq >= lastSeq) this.complete();
+    this.mailbox.push({ seq: place.seq, pending: place.pending, message });
   }
 }

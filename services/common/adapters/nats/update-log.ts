@@ -1,6 +1,6 @@
 import { headers, NatsError, type NatsConnection } from "nats";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
-import { subjects } from "../../domain/subjects.js";
+import { MAX_PIECE_BYTES, subjects } from "../../domain/subjects.js";
 import type {
   Chunk,
   ChunkOwner,
@@ -82,7 +82,7 @@ export class NatsUpdateLog implements CollectableLog {
 
   private async readOf(part: "chunk" | "commit", seq: number): Promise<Chunk | undefined> {
     if (!Number.isSafeInteger(seq) || seq < 1) return undefined;
-    const stored = await readStored(this.link, STREAMS.updates, { seq });
+    const stored = await readStored(this.link, STREAMS.updates, { seq }, MAX_PIECE_BYTES);
     const parsed = stored && parseUpdateSubject(stored.subject);
     if (stored === undefined || parsed?.part !== part) return undefined;
     return { device: parsed.device, round: parsed.round, bytes: stored.data };

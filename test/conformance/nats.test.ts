@@ -113,6 +113,9 @@ test.serial(
       if (index === 3) beBusy(500);
     }
     for (const run of runs) await run.return();
+    let index = 0;
+    const owner = { device: "dev-wide", round: "wide-1", aheadBytes: 64 * 1024 ** 2 };
+    for await (const chunk of log.readChunks(owner, seqs)) t.is(chunk?.bytes[0], index++);
     t.is(singles, 0, "no run was given up");
     for (const bytes of await Promise.all(blobs)) t.is(bytes?.length ?? 0, 8 * MAX_PIECE_BYTES);
     const chunks = await Promise.all(
@@ -153,6 +156,31 @@ test.serial(
     t.true(own.clock.monotonicMs() - startedMs < 4_000);
   },
 );
+
+test("NATS update log: readers that stand still give back what a server has lost, and others go on", async (t) => {
+  const own = await server.connect();
+  t.teardown(() => own.close());
+  const log = new NatsUpdateLog(own);
+  const seqs: number[] = [];
+  for (let index = 0; index < 24; index += 1) {
+    const stored = await own.jetstream().publish(subjects.updateChunk("dev-lost", "lost-1"), Uint8Array.of(index));
+    seqs.push(stored.seq);
+  }
+  // Of the two requests of every run the second one never gets there.
+  const publish = own.nc.publish.bind(own.nc);
+  const asked = new Set<string>();
+  own.nc.publish = (subject, ...rest) => {
+    const isLost = subject.includes(".MSG.NEXT.") && asked.has(subject);
+    asked.add(subject);
+    if (!isLost) publish(subject, ...rest);
+  };
+  const owner = { device: "dev-lost", round: "lost-1", chunkBytes: MAX_PIECE_BYTES };
+  const runs = Array.from({ length: 8 }, () => log.readChunks(owner, seqs)[Symbol.asyncIterator]());
+  for (const run of runs) t.is(await nextByte(run), 0);
+  // Nobody asks the runs for more: what they hold is all there is.
+  t.is((await log.readChunk(seqs[3] ?? 0))?.bytes[0], 3);
+  for (const run of runs) await run.return();
+});
 
 test("NATS blobs: pieces of a put that was cut off are told, and go up to a version", async (t) => {
   const blobs = new NatsBlobStore(link);

@@ -6,7 +6,7 @@ import type { NatsLink } from "./connection.js";
 import { parseAckSubject } from "./follow.js";
 import type { WindowShare } from "./read-window.js";
 
-/** Bytes under way at most, unless more or less is asked for. */
+/** Bytes under way at most, and unless less is asked for. */
 const AHEAD_BYTES = 8 * 1024 ** 2;
 const MOST_IN_BATCH = 128;
 /** After this long without a message the consumer is given up. */
@@ -56,7 +56,10 @@ export async function* readRun(
     }),
   );
   // While one batch is used up the next one is under way.
-  const inBatch = Math.max(1, Math.min(MOST_IN_BATCH, Math.floor(aheadBytes / 2 / messageBytes)));
+  const inBatch = Math.max(
+    1,
+    Math.min(MOST_IN_BATCH, Math.floor(Math.min(aheadBytes, AHEAD_BYTES) / 2 / messageBytes)),
+  );
   const batches = new Batches(link, {
     subject: `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer.name}`,
     inBatch,
@@ -119,15 +122,15 @@ class Batches {
     private readonly asking: Asking,
   ) {
     this.heardAtMs = link.clock.monotonicMs();
-    const forget = link.onReconnect(() => {
-      this.isBroken = true;
-      this.over.abort();
-    });
+    const forget = link.onReconnect(() => this.breakOff());
     const subscription = link.nc.subscribe(this.inbox, { callback: (error, message) => this.take(error, message) });
     const timer = setInterval(() => {
+      const silentMs = link.clock.monotonicMs() - this.heardAtMs;
+      // The server is done with the requests by now, while the reader, busy elsewhere, may itself wait for a share.
+      if (silentMs > 2 * SILENCE_MS) this.giveBack();
       // Before anything was asked for, nothing is missed.
       const isDue = this.shares.length > 0 || this.inLine === 0;
-      if (this.isAwaited && isDue && link.clock.monotonicMs() - this.heardAtMs > SILENCE_MS) this.over.abort();
+      if (this.isAwaited && isDue && silentMs > SILENCE_MS) this.over.abort();
     }, 1000);
     this.close = () => {
       clearInterval(timer);
@@ -172,13 +175,28 @@ class Batches {
       this.shares.push(share);
       // Messages larger than they were said to be end the request before they fill the memory.
       const request = JSON.stringify({ batch, expires: nanos(SILENCE_MS), max_bytes: AHEAD_BYTES });
-      this.link.nc.publish(subject, request, { reply: this.inbox });
+      try {
+        this.link.nc.publish(subject, request, { reply: this.inbox });
+      } catch {
+        // The connection is closed: the reader is told.
+        this.breakOff();
+      }
     });
   }
 
   /** What is still under way asks for more messages than there are. */
   private complete(): void {
     this.isComplete = true;
+    this.giveBack();
+  }
+
+  private breakOff(): void {
+    this.isBroken = true;
+    this.complete();
+    this.over.abort();
+  }
+
+  private giveBack(): void {
     for (const share of this.shares.splice(0)) share.free();
   }
 

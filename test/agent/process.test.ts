@@ -169,13 +169,13 @@ test.serial(
 
 test.serial("a credential is renewed in time and outlives its first validity", async (t) => {
   const mini = await registry(t);
-  mini.validMs = 10_000;
+  mini.validMs = 20_000;
   const { state } = await workspace(t);
   const running = agent(t, ["--state-dir", state, "--join", await mini.token("tok6"), "--name", "gate-5"]);
   await until("a request to renew", () => mini.beats.some((beat) => beat.renewCredential));
   mini.validMs = 3_600_000;
   await until("calm", () => mini.beats.at(-1)?.renewCredential === false);
-  await new Promise((resolve) => setTimeout(resolve, 11_000));
+  await new Promise((resolve) => setTimeout(resolve, 21_000));
   const beats = mini.beats.length;
   await until("heartbeats beyond the first validity", () => mini.beats.length > beats + 3);
   t.is(await running.kill("SIGTERM"), 0);

@@ -40,21 +40,33 @@ resourceStoreConformance(test, "NATS store", () => store);
 blobStoreConformance(test, "NATS blobs", () => new NatsBlobStore(link));
 blobCollectionConformance(test, "NATS blobs", () => new NatsBlobStore(link));
 
+/** Appends chunks, each of so many bytes that tell its index; their sequences. */
+async function appendChunks(own: NatsLink, device: string, round: string, count: number, size = 1): Promise<number[]> {
+  const seqs: number[] = [];
+  for (let index = 0; index < count; index += 1) {
+    const bytes = new Uint8Array(size).fill(index);
+    seqs.push((await own.jetstream().publish(subjects.updateChunk(device, round), bytes)).seq);
+  }
+  return seqs;
+}
+
+/** Counts from now on the messages that are read one by one, of a stream if its name is part of `api`. */
+function countSingles(own: NatsLink, api: string): () => number {
+  let singles = 0;
+  const request = own.nc.request.bind(own.nc);
+  own.nc.request = (subject, ...rest) => {
+    if (subject.includes(api)) singles += 1;
+    return request(subject, ...rest);
+  };
+  return () => singles;
+}
+
 test("NATS update log: a reader may take its time over a chunk, and the run goes on", async (t) => {
   const own = await server.connect();
   t.teardown(() => own.close());
   const log = new NatsUpdateLog(own);
-  const seqs: number[] = [];
-  for (let index = 0; index < 40; index += 1) {
-    const stored = await own.jetstream().publish(subjects.updateChunk("dev-slow", "slow-1"), Uint8Array.of(index));
-    seqs.push(stored.seq);
-  }
-  let singles = 0;
-  const request = own.nc.request.bind(own.nc);
-  own.nc.request = (subject, ...rest) => {
-    if (subject.includes(".DIRECT.GET.")) singles += 1;
-    return request(subject, ...rest);
-  };
+  const seqs = await appendChunks(own, "dev-slow", "slow-1", 40);
+  const singles = countSingles(own, ".DIRECT.GET.");
   const read: (number | undefined)[] = [];
   for await (const chunk of log.readChunks({ device: "dev-slow", round: "slow-1" }, seqs)) {
     read.push(chunk?.bytes[0]);
@@ -64,7 +76,7 @@ test("NATS update log: a reader may take its time over a chunk, and the run goes
     read,
     seqs.map((_, index) => index),
   );
-  t.is(singles, 0);
+  t.is(singles(), 0);
 });
 
 /** The first byte of the next chunk, -1 behind the last. */
@@ -84,20 +96,11 @@ test.serial(
     const own = await server.connect();
     t.teardown(() => own.close());
     const log = new NatsUpdateLog(own);
-    const seqs: number[] = [];
-    for (let index = 0; index < 24; index += 1) {
-      const bytes = new Uint8Array(MAX_PIECE_BYTES).fill(index);
-      seqs.push((await own.jetstream().publish(subjects.updateChunk("dev-wide", "wide-1"), bytes)).seq);
-    }
+    const seqs = await appendChunks(own, "dev-wide", "wide-1", 24, MAX_PIECE_BYTES);
     const blob = await new NatsBlobStore(own).put(randomBytes(8 * MAX_PIECE_BYTES));
     let broken = 0;
     own.onReconnect(() => (broken += 1));
-    let singles = 0;
-    const request = own.nc.request.bind(own.nc);
-    own.nc.request = (subject, ...rest) => {
-      if (subject.includes(".DIRECT.GET.UPDATES")) singles += 1;
-      return request(subject, ...rest);
-    };
+    const singles = countSingles(own, ".DIRECT.GET.UPDATES");
     const runs = Array.from({ length: 16 }, () =>
       log.readChunks({ device: "dev-wide", round: "wide-1" }, seqs)[Symbol.asyncIterator](),
     );
@@ -116,7 +119,7 @@ test.serial(
     let index = 0;
     const owner = { device: "dev-wide", round: "wide-1", aheadBytes: 64 * 1024 ** 2 };
     for await (const chunk of log.readChunks(owner, seqs)) t.is(chunk?.bytes[0], index++);
-    t.is(singles, 0, "no run was given up");
+    t.is(singles(), 0, "no run was given up");
     for (const bytes of await Promise.all(blobs)) t.is(bytes?.length ?? 0, 8 * MAX_PIECE_BYTES);
     const chunks = await Promise.all(
       [...seqs, ...seqs, ...seqs, ...seqs, ...seqs, ...seqs].map((seq) => log.readChunk(seq)),
@@ -132,11 +135,7 @@ test.serial(
     const own = await server.connect();
     t.teardown(() => own.close());
     const log = new NatsUpdateLog(own);
-    const seqs: number[] = [];
-    for (let index = 0; index < 12; index += 1) {
-      const stored = await own.jetstream().publish(subjects.updateChunk("dev-few", "few-1"), Uint8Array.of(index));
-      seqs.push(stored.seq);
-    }
+    const seqs = await appendChunks(own, "dev-few", "few-1", 12);
     const owner = { device: "dev-few", round: "few-1", chunkBytes: MAX_PIECE_BYTES };
     const open = (count: number) => log.readChunks(owner, seqs.slice(-count))[Symbol.asyncIterator]();
     const startedMs = own.clock.monotonicMs();
@@ -161,11 +160,7 @@ test("NATS update log: readers that stand still give back what a server has lost
   const own = await server.connect();
   t.teardown(() => own.close());
   const log = new NatsUpdateLog(own);
-  const seqs: number[] = [];
-  for (let index = 0; index < 24; index += 1) {
-    const stored = await own.jetstream().publish(subjects.updateChunk("dev-lost", "lost-1"), Uint8Array.of(index));
-    seqs.push(stored.seq);
-  }
+  const seqs = await appendChunks(own, "dev-lost", "lost-1", 24);
   // Of the two requests of every run the second one never gets there.
   const publish = own.nc.publish.bind(own.nc);
   const asked = new Set<string>();

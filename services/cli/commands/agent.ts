@@ -1,3 +1,4 @@
+import { Option } from "commander";
 import { hostAndPort, keyValue, realNumber, wholeNumber } from "../arguments.js";
 import { CliError, EXIT, type ExitCode } from "../exit.js";
 import type { CommandGroup, Shell } from "../shell.js";
@@ -86,6 +87,18 @@ async function gateway(shell: Shell, flags: GatewayFlags): Promise<void> {
   shell.exit(code as ExitCode);
 }
 
+const outboxMaxBytes = (updates: string): Option =>
+  new Option(
+    "--outbox-max-bytes <n>",
+    `most bytes of ${updates} and of what jobs keep between rounds (default: 8 GiB)`,
+  ).argParser(wholeNumber(1, Number.MAX_SAFE_INTEGER));
+
+const leastFreeBytes = (): Option =>
+  new Option(
+    "--least-free-bytes <n>",
+    "bytes of the disk that stay free (default: 5 % of it, at most 256 MiB)",
+  ).argParser(wholeNumber(0, Number.MAX_SAFE_INTEGER));
+
 export const agentCommands: CommandGroup = (program, shell) => {
   program
     .command("agent")
@@ -98,16 +111,8 @@ export const agentCommands: CommandGroup = (program, shell) => {
     .option("--provider <name>", "what computes: cpu, cuda, coreml, dml, webgpu or wasm (default: cpu)")
     .option("--throttle <share>", "share of the full speed, up to 1", realNumber(0, 1))
     .option("--policy <file>", "YAML with what the data may be used for")
-    .option(
-      "--outbox-max-bytes <n>",
-      "most bytes of updates and of what jobs keep between rounds (default: 8 GiB)",
-      wholeNumber(1, Number.MAX_SAFE_INTEGER),
-    )
-    .option(
-      "--least-free-bytes <n>",
-      "bytes of the disk that stay free (default: 5 % of it, at most 256 MiB)",
-      wholeNumber(0, Number.MAX_SAFE_INTEGER),
-    )
+    .addOption(outboxMaxBytes("updates"))
+    .addOption(leastFreeBytes())
     .option("--label <k=v>", "label of the device (repeatable)", keyValue)
     .option("--via <host:port>", "connect to the gateway of this device's site instead of the control plane")
     .option("--json-log", "one JSON object a log line")
@@ -124,16 +129,8 @@ export const agentCommands: CommandGroup = (program, shell) => {
     .option("--state-dir, --state <dir>", "identity, cache, the site's log and unsent updates", ".shoal-gateway")
     .option("--cache-bytes <n>", "most bytes of cached models", wholeNumber(1, Number.MAX_SAFE_INTEGER))
     .option("--log-bytes <n>", "most bytes of the site's log", wholeNumber(1, Number.MAX_SAFE_INTEGER))
-    .option(
-      "--outbox-max-bytes <n>",
-      "most bytes of unsent updates and of what jobs keep between rounds (default: 8 GiB)",
-      wholeNumber(1, Number.MAX_SAFE_INTEGER),
-    )
-    .option(
-      "--least-free-bytes <n>",
-      "bytes of the disk that stay free (default: 5 % of it, at most 256 MiB)",
-      wholeNumber(0, Number.MAX_SAFE_INTEGER),
-    )
+    .addOption(outboxMaxBytes("unsent updates"))
+    .addOption(leastFreeBytes())
     .option("--via <host:port>", "connect here instead of where the fleet says")
     .option("--json-log", "one JSON object a log line")
     .action((flags: GatewayFlags) => gateway(shell, flags));

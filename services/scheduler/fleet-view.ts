@@ -18,6 +18,7 @@ import { memberUpdates } from "#common/domain/site.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { readEarlier } from "#common/runtime/earlier-rounds.js";
+import type { ResourceLister } from "#common/runtime/resource-cache.js";
 import type { BufferView, Candidate, Snapshot } from "./eligibility.js";
 import { configOf } from "./model-reading.js";
 
@@ -25,6 +26,13 @@ import { configOf } from "./model-reading.js";
 const HISTORY_ROUNDS = 5;
 /** A device is given up during a round when its lease has been over this long while others were renewed. */
 const VANISHED_AFTER_MS = 30_000;
+
+/** Where facts come from; the devices and their leases may be a memory of the store. */
+export interface FactSources {
+  store: ResourceStore;
+  fleet: ResourceLister;
+  updates: UpdateLog;
+}
 
 const STOPPED = new Set(["Cancelled", "Failed"]);
 
@@ -80,7 +88,7 @@ async function stepTimes(store: ResourceStore, job: string, number: number): Pro
 
 /** Freezes all that planning depends on; undefined while the job's Model is missing. */
 export async function takeSnapshot(
-  store: ResourceStore,
+  { store, fleet }: Pick<FactSources, "store" | "fleet">,
   job: TrainingJob,
   round: Round,
   tally: UpdateTally | undefined,
@@ -90,8 +98,8 @@ export async function takeSnapshot(
   const model = await store.get("Model", job.status?.model ?? "");
   if (model === undefined) return undefined;
   const [devices, leases, dataset, busy, times, earlier] = await Promise.all([
-    store.list("Device"),
-    store.list("Lease"),
+    fleet.list("Device"),
+    fleet.list("Lease"),
     store.get("Dataset", job.spec?.data?.dataset ?? ""),
     busyDevices(store, name),
     stepTimes(store, name, round.spec?.number ?? 0),
@@ -165,8 +173,7 @@ async function countUnjudged(updates: UpdateLog, round: string, tally: UpdateTal
 
 /** Gathers what `advance` decides on. */
 export async function gatherFacts(
-  store: ResourceStore,
-  updates: UpdateLog,
+  { store, fleet, updates }: FactSources,
   job: TrainingJob | undefined,
   round: Round,
   nowMs: number,
@@ -175,8 +182,8 @@ export async function gatherFacts(
   const [storedTally, storedResult, devices, leases] = await Promise.all([
     store.get("UpdateTally", name),
     store.get("RoundResult", name),
-    store.list("Device"),
-    store.list("Lease"),
+    fleet.list("Device"),
+    fleet.list("Lease"),
   ]);
   const tally = ownRecord(round, storedTally);
   const result = ownRecord(round, storedResult);
@@ -188,7 +195,7 @@ export async function gatherFacts(
   const deviceOf = named(devices.items);
   const leaseOf = named(leases.items);
   // Silence is measured against the last sign of life of any device: when the registry is down, nobody vanishes.
-  const aliveMs = Math.max(0, ...leases.items.map((lease) => lease.renewedAtMs));
+  const aliveMs = leases.items.reduce((latest, lease) => Math.max(latest, lease.renewedAtMs), 0);
   const lost = new Map<string, string[]>();
   const silent = new Set<string>();
   for (const { device } of round.status?.assignments ?? []) {

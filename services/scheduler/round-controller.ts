@@ -11,6 +11,7 @@ import type { Metrics } from "#common/ports/metrics.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import type { Outcome } from "#common/runtime/controller.js";
+import type { ResourceLister } from "#common/runtime/resource-cache.js";
 import { mustRecompute, nameOf, type Snapshot } from "./eligibility.js";
 import { gatherFacts, isFinal, takeSnapshot } from "./fleet-view.js";
 import type { GraphLibrary } from "./graph-library.js";
@@ -19,6 +20,8 @@ import { type NoPlan, planRound, type RoundPlan, type TrainGraphs, verifyPlan } 
 
 export interface RoundControllerParts {
   store: ResourceStore;
+  /** Devices and leases: the store, or a memory of it. */
+  fleet: ResourceLister;
   updates: UpdateLog;
   graphs: GraphLibrary;
   clock: Clock;
@@ -60,6 +63,7 @@ export class RoundController {
         return DONE;
       }
       this.noteCollecting(name, round);
+      if ((round.status ?? newRoundStatus()).phase !== "Planning") this.waiting.delete(name);
       const step = await this.step(round);
       if (step !== "again") return step;
     }
@@ -72,11 +76,11 @@ export class RoundController {
   }
 
   private async step(round: Round): Promise<Step> {
-    const { store, updates, clock } = this.parts;
+    const { store, clock } = this.parts;
     // To a round that an earlier job of the name left its job is gone.
     const job = ownJob(round, await store.get("TrainingJob", round.spec?.job ?? ""));
     const nowMs = clock.nowMs();
-    const facts = await gatherFacts(store, updates, job, round, nowMs);
+    const facts = await gatherFacts(this.parts, job, round, nowMs);
     if (job !== undefined && isCollecting(round, facts, nowMs) && (await this.inviteIdle(job, round, facts)))
       return "again";
     const next = advance(round, facts, nowMs);
@@ -100,6 +104,8 @@ export class RoundController {
     const before = stored.status ?? newRoundStatus();
     const pauseMs = pauseBeforePlanMs(before, this.parts.clock.nowMs());
     if (pauseMs > 0) return requeue(pauseMs);
+    // Before the fleet is looked at: a device that comes behind that look ends the wait.
+    this.waiting.add(stored.metadata?.name ?? "");
     const round = { ...stored, status: { ...before, withdrawn: standingOf(before, facts).withdrawn } };
     const plan = await this.verifiedPlan(job, round, facts);
     if (plan === undefined) return requeue(STALE_VIEW_MS);
@@ -119,8 +125,7 @@ export class RoundController {
     const seed = round.spec?.seed ?? 0;
     const gone = new Set(without.map(({ device }) => device));
     const look = async (): Promise<Snapshot | undefined> => {
-      const { store, clock } = this.parts;
-      const seen = await takeSnapshot(store, job, round, facts.tally, clock.nowMs());
+      const seen = await takeSnapshot(this.parts, job, round, facts.tally, this.parts.clock.nowMs());
       return seen && { ...seen, candidates: seen.candidates.filter((candidate) => !gone.has(nameOf(candidate))) };
     };
     let snapshot = await look();
@@ -179,8 +184,6 @@ export class RoundController {
 
   /** Notes why the round cannot be planned; writes only if that is new. */
   private async wait(round: Round, exclusions: Exclusion[], waitFor: string): Promise<Step> {
-    const name = round.metadata?.name ?? "";
-    this.waiting.add(name);
     const before = round.status ?? newRoundStatus();
     const generation = round.metadata?.generation ?? 1;
     const seen = { type: "Planned", status: false, reason: "WaitingForDevices", message: waitFor, generation };
@@ -222,7 +225,6 @@ export class RoundController {
     if (spec?.task === undefined) return DONE;
     const task = { ...spec.task, cohortSize: plan.cohortSize };
     const step = await this.write({ ...round, spec: { ...spec, task }, status }, round);
-    this.waiting.delete(round.metadata?.name ?? "");
     this.plans.add(1, { outcome: "committed" });
     return step;
   }

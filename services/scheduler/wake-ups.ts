@@ -1,5 +1,6 @@
 import { roundName } from "#common/domain/resources.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
+import type { ResourceCache } from "#common/runtime/resource-cache.js";
 import { type Source, storeSource, triggerSource } from "#common/runtime/source.js";
 import { isFinal } from "./fleet-view.js";
 
@@ -24,7 +25,11 @@ export interface RoundHints {
  * What makes a round worth a look: itself, its job, its tally and result, the devices in it, and, while it waits for
  * devices, any device that changes or comes back. The open round of an asynchronous job also follows its earlier ones.
  */
-export function roundSources(store: ResourceStore, { waiting, collecting }: RoundHints): Source[] {
+export function roundSources(
+  store: ResourceStore,
+  fleet: Pick<ResourceCache, "watch">,
+  { waiting, collecting }: RoundHints,
+): Source[] {
   /** A round, and the one that may take its updates. */
   const withTaker = (name: string, job: string | undefined): string[] => {
     const taker = collecting.get(job ?? "");
@@ -40,8 +45,8 @@ export function roundSources(store: ResourceStore, { waiting, collecting }: Roun
       storeSource(store, "UpdateTally", (name, tally) => withTaker(name, tally?.metadata?.labels["job"])).keys(signal),
     ),
     triggerSource("RoundResult", (signal) => storeSource(store, "RoundResult").keys(signal)),
-    triggerSource("Device", (signal) => roundsOfDevices(store, waiting, signal)),
-    triggerSource("Lease", (signal) => roundsAwaitingDevices(store, { waiting, collecting }, signal)),
+    triggerSource("Device", (signal) => roundsOfDevices(fleet, waiting, signal)),
+    triggerSource("Lease", (signal) => roundsAwaitingDevices(fleet, { waiting, collecting }, signal)),
   ];
 }
 
@@ -58,11 +63,11 @@ async function* roundsOfJobs(store: ResourceStore, signal: AbortSignal): AsyncGe
 }
 
 async function* roundsOfDevices(
-  store: ResourceStore,
+  fleet: Pick<ResourceCache, "watch">,
   waiting: ReadonlySet<string>,
   signal: AbortSignal,
 ): AsyncGenerator<string> {
-  for await (const event of store.watch("Device", { signal })) {
+  for await (const event of fleet.watch("Device", { signal })) {
     if (event.type === "synced") continue;
     yield* waiting;
     if (event.type === "delete") continue;
@@ -78,12 +83,12 @@ async function* roundsOfDevices(
 
 /** Leases are renewed all the time; only one that begins, or begins anew, may end a wait. */
 async function* roundsAwaitingDevices(
-  store: ResourceStore,
+  fleet: Pick<ResourceCache, "watch">,
   { waiting, collecting }: RoundHints,
   signal: AbortSignal,
 ): AsyncGenerator<string> {
   const expiries = new Map<string, number>();
-  for await (const event of store.watch("Lease", { signal })) {
+  for await (const event of fleet.watch("Lease", { signal })) {
     if (event.type === "delete") expiries.delete(event.name);
     if (event.type !== "put") continue;
     const name = event.resource.metadata?.name ?? "";

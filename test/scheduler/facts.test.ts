@@ -37,7 +37,7 @@ test("facts: refused, drained, removed and vanished devices are lost, commits wi
   await store.create("Lease", leaseOf("dan", NOW - 46_000));
   await store.create("Lease", leaseOf("eve", NOW - 20_000));
   await updates.uplink("eve").appendCommit("one-1", "m", UpdateManifest.fromPartial({ device: "eve" }));
-  const facts = await gatherFacts(store, updates, { ...jobOf("one"), status: undefined }, round, NOW);
+  const facts = await gatherFacts({ store, fleet: store, updates }, { ...jobOf("one"), status: undefined }, round, NOW);
   t.deepEqual(
     [...facts.lost],
     [
@@ -60,7 +60,8 @@ test("facts: commits of a device that is cut off hold nothing up, those of other
   for (let i = 0; i < 3; i++)
     await updates.uplink("eve").appendCommit("one-1", `m${i}`, UpdateManifest.fromPartial({}));
   await updates.uplink("dan").appendCommit("one-1", "m", UpdateManifest.fromPartial({}));
-  const gather = () => gatherFacts(store, updates, { ...jobOf("one"), status: undefined }, round, NOW);
+  const gather = () =>
+    gatherFacts({ store, fleet: store, updates }, { ...jobOf("one"), status: undefined }, round, NOW);
   const written = await store.create("UpdateTally", tally(15));
   t.is((await gather()).unjudged, 4);
   if (!written.ok) throw new Error("no tally");
@@ -82,7 +83,7 @@ test("facts: what an earlier round of the name left is nothing of this one", asy
     await store.create("UpdateTally", UpdateTally.fromPartial({ metadata, verdicts, lastSeq: 9, roundUid }));
     await store.create("RoundResult", RoundResult.fromPartial({ metadata, roundUid }));
     const own = { ...round, metadata: { ...metadata, uid: "own" } };
-    const facts = await gatherFacts(store, updates, { ...jobOf("one"), status: undefined }, own, NOW);
+    const facts = await gatherFacts({ store, fleet: store, updates }, { ...jobOf("one"), status: undefined }, own, NOW);
     t.deepEqual([facts.tally?.roundUid, facts.unjudged, facts.hasResult], [...expected], roundUid);
     await store.delete("UpdateTally", "one-1");
     await store.delete("RoundResult", "one-1");
@@ -104,7 +105,7 @@ test("a device of another job's round is busy until a tally of that very round s
     ["own", undefined],
   ] as const) {
     await store.create("UpdateTally", UpdateTally.fromPartial({ metadata: newMeta("one-1"), verdicts, roundUid }));
-    const snapshot = await takeSnapshot(store, job, two, undefined, NOW);
+    const snapshot = await takeSnapshot({ store, fleet: store }, job, two, undefined, NOW);
     t.is(snapshot?.candidates[0]?.busyWith, busyWith);
     await store.delete("UpdateTally", "one-1");
   }
@@ -116,7 +117,7 @@ test("facts: when no device is heard of, the registry is away and nobody vanishe
     await store.create("Device", deviceOf(name));
     await store.create("Lease", leaseOf(name, NOW - 3_600_000));
   }
-  const facts = await gatherFacts(store, new MemoryUpdateLog(), undefined, round, NOW);
+  const facts = await gatherFacts({ store, fleet: store, updates: new MemoryUpdateLog() }, undefined, round, NOW);
   t.deepEqual([facts.lost.size, facts.silent.size, facts.jobStopped], [0, 5, true]);
 });
 

@@ -2,8 +2,8 @@ import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Round, RoundResult, RoundSpec, UpdateTally, Verdict } from "#proto/shoal/v1/round.js";
 import { API_VERSION, newMeta } from "#common/domain/resources.js";
 import { carriedTo, type EarlierRound, lastTakerOf } from "#common/domain/staleness.js";
-import { allFinite, sumOfSquares } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
+import { areFinite, openSquares } from "#common/tensor/kernels/steps.js";
 import type { Folded } from "./combine.js";
 import { stateLength, type Stepped, type Strategy, type StrategyOptions } from "./strategies/strategy.js";
 
@@ -17,7 +17,7 @@ export interface Finalized {
 /** `strategy.step`; throws an InvariantError if the weights or the state would not be finite: such are never published. */
 export function takeStep(strategy: Strategy, ...of: Parameters<Strategy["step"]>): Stepped {
   const stepped = strategy.step(...of);
-  if (!allFinite(stepped.weights) || (stepped.state !== undefined && !allFinite(stepped.state))) {
+  if (!areFinite(stepped.weights) || (stepped.state !== undefined && !areFinite(stepped.state))) {
     throw new InvariantError("the outer step leads to weights or state that are not finite");
   }
   return stepped;
@@ -42,7 +42,9 @@ export function finalize(
   }
   if (folded.updates === 0) return { weights: weights.slice(), state: state?.slice(), squares: 0 };
   const stepped = takeStep(strategy, weights, direction, state, options, folded.updates);
-  return { ...stepped, squares: sumOfSquares(direction.subarray(0, size)) };
+  const squares = openSquares();
+  squares.add(direction.subarray(0, size));
+  return { ...stepped, squares: squares.finish() };
 }
 
 /** L2 norm of the whole direction: the shards' sums of squares are added in order, so that every path gives the same bits. */

@@ -1,4 +1,4 @@
-import { openSquares } from "#common/tensor/flat.js";
+import { openSquares } from "#common/tensor/kernels/steps.js";
 import { gather, scatter } from "#common/tensor/stretches.js";
 import { takeStep, type Finalized } from "./finalize.js";
 import { stateRanges } from "./shards.js";
@@ -8,12 +8,12 @@ import { stateLength, type Strategy, type StrategyOptions } from "./strategies/s
 export interface KnownMean {
   /** Updates behind it, at least 1. */
   readonly updates: number;
-  /** Writes the values from `start` on to `out`, in float64. */
-  read(start: number, out: Float64Array): void;
+  /** `count` of the values from `start` on, STRIP at most, in float64: a view that the next call changes. */
+  read(start: number, count: number): Float64Array;
 }
 
 /** Values of a strip: all that a step makes of them stays in the cache. A multiple of the eight lanes of sums of squares. */
-const STRIP = 32_768;
+const STRIP = 16_384;
 
 /**
  * As `finalize` of this mean, bit for bit, but strip by strip: the mean is never there as a whole.
@@ -31,11 +31,9 @@ export function finalizeMean(
   const weights = new Float32Array(size);
   const state = stateLength(shape, size) === 0 ? undefined : new Float32Array(stateLength(shape, size));
   const squares = openSquares();
-  const buffer = new Float64Array(Math.min(STRIP, size));
   for (let start = 0; start < size; start += STRIP) {
     const end = Math.min(start + STRIP, size);
-    const direction = buffer.subarray(0, end - start);
-    mean.read(start, direction);
+    const direction = mean.read(start, end - start);
     squares.add(direction);
     const places = stateRanges(shape, size, { start, end }).map((range) => ({
       start: range.start,

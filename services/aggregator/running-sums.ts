@@ -94,17 +94,11 @@ class Sums implements RoundSums, SummedFold {
 
   /** sum n_k x_k / sum n_k of a range: the bits of a mean from the log of the same updates in the same order. */
   mean({ start }: Shard): KnownMean {
-    const sums = this.#fold.sums();
     let total = 0;
     for (const weight of this.#weights) total += weight;
-    return {
-      updates: this.#weights.length,
-      read(from, out) {
-        // Nothing was added for weights of zero.
-        const by = total > 0 ? total : 1;
-        for (let i = 0; i < out.length; i++) out[i] = (sums[start + from + i] as number) / by;
-      },
-    };
+    // Nothing was added for weights of zero.
+    const by = total > 0 ? total : 1;
+    return { updates: this.#weights.length, read: (from, count) => this.#fold.mean(start + from, count, by) };
   }
 }
 

@@ -242,9 +242,21 @@ test("sums over whole updates are those of plain loops, across the ends of chunk
       });
       addPlainly(expected, decodeUpdate(encodeUpdate(update, of), values, of), factor);
     }
-    t.true(same(fold.sums(), expected), `${of.name} ${of.chunkValues}`);
+    for (const [start, count, total] of [
+      [0, values, 1],
+      [5119, 33, 3],
+      [values - 1, 1, 1 / 3],
+      [0, values, 643 + 1 / 3],
+    ] as const) {
+      const mean = expected.slice(start, start + count).map((sum) => sum / total);
+      t.true(same(fold.mean(start, count, total), mean), `${of.name} ${of.chunkValues}: ${start}+${count}`);
+    }
+    t.throws(() => fold.mean(1, values, 1), { instanceOf: InvariantError });
     t.false(fold.add(0, new Uint8Array(3), 1));
+    fold.clear();
+    t.true(same(fold.mean(0, values, 1), new Float64Array(values)));
   }
+  t.throws(() => openVectorFold(codec("fp32"), 70_000).mean(0, 65_537, 1), { instanceOf: InvariantError });
   t.throws(() => openVectorFold({ ...codec("fp32"), vectors: 2 }, 10), { instanceOf: InvariantError });
 });
 

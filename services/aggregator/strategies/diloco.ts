@@ -1,3 +1,4 @@
+import { nesterovStep } from "#common/tensor/kernels/steps.js";
 import type { Strategy } from "./strategy.js";
 
 /**
@@ -10,16 +11,8 @@ export const diloco: Strategy = {
   name: "diloco",
   rule: { kind: "mean" },
   stateShape: () => ({ vectors: 1, scalars: 0 }),
-  step(weights, mean, state, options) {
-    const { outerLearningRate: rate, outerMomentum: momentum } = options;
-    const next = new Float32Array(weights.length);
-    const buffer = state === undefined ? new Float32Array(weights.length) : state.slice();
-    for (let i = 0; i < weights.length; i++) {
-      const gradient = -(mean[i] as number);
-      const velocity = momentum * (buffer[i] as number) + gradient;
-      buffer[i] = velocity;
-      next[i] = (weights[i] as number) - rate * (gradient + momentum * velocity);
-    }
-    return { weights: next, state: buffer };
+  step(weights, mean, state, { outerLearningRate: rate, outerMomentum: momentum }) {
+    const next = nesterovStep(weights, mean, state, { rate, momentum });
+    return { weights: next.weights, state: next.buffer };
   },
 };

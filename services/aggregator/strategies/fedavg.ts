@@ -1,3 +1,4 @@
+import { scaledStep } from "#common/tensor/kernels/steps.js";
 import { NO_STATE, type Strategy } from "./strategy.js";
 
 /** Federated averaging (McMahan 2017): w += sum p_k Delta_k, in float64, rounded to fp32 once. */
@@ -5,9 +6,5 @@ export const fedavg: Strategy = {
   name: "fedavg",
   rule: { kind: "mean" },
   stateShape: () => NO_STATE,
-  step(weights, mean) {
-    const next = new Float32Array(weights.length);
-    for (let i = 0; i < weights.length; i++) next[i] = (weights[i] as number) + (mean[i] as number);
-    return { weights: next, state: undefined };
-  },
+  step: (weights, mean) => ({ weights: scaledStep(weights, mean, 1), state: undefined }),
 };

@@ -1,14 +1,14 @@
+import { scaledStep as scaledByKernel } from "#common/tensor/kernels/steps.js";
 import { diloco } from "./diloco.js";
 import { NO_STATE, type Strategy } from "./strategy.js";
 
 /** The outer step w += rate x direction, without momentum. */
 export const scaledStep: Pick<Strategy, "stateShape" | "step"> = {
   stateShape: () => NO_STATE,
-  step(weights, direction, _state, { outerLearningRate: rate }) {
-    const next = new Float32Array(weights.length);
-    for (let i = 0; i < weights.length; i++) next[i] = (weights[i] as number) + rate * (direction[i] as number);
-    return { weights: next, state: undefined };
-  },
+  step: (weights, direction, _state, { outerLearningRate: rate }) => ({
+    weights: scaledByKernel(weights, direction, rate),
+    state: undefined,
+  }),
 };
 
 /** The same, but with DiLoCo's Nesterov momentum if the job has any: what robust directions are taken with. */

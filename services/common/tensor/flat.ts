@@ -36,9 +36,9 @@ export function viewFloats(bytes: Uint8Array): Float32Array {
 }
 
 /** A sum of squares, taken part by part. */
-export interface Squares {
+export interface Squares<V = Float32Array | Float64Array> {
   /** Adds the next values: a multiple of eight of them, but for the last part. */
-  add(values: Float32Array | Float64Array): void;
+  add(values: V): void;
   finish(): number;
 }
 
@@ -52,14 +52,17 @@ export function openSquares(): Squares {
         lanes[i & 7] = (lanes[i & 7] as number) + value * value;
       }
     },
-    finish() {
-      for (let width = 4; width >= 1; width /= 2) {
-        for (let lane = 0; lane < width; lane++)
-          lanes[lane] = (lanes[lane] as number) + (lanes[lane + width] as number);
-      }
-      return lanes[0] as number;
-    },
+    finish: () => sumLanes(lanes),
   };
+}
+
+/** Adds eight lanes up in pairs: 0 + 4 and so on, then 0 + 2 and 1 + 3, then both. */
+export function sumLanes(lanes: Float64Array): number {
+  const sums = lanes.slice();
+  for (let width = 4; width >= 1; width /= 2) {
+    for (let lane = 0; lane < width; lane++) sums[lane] = (sums[lane] as number) + (sums[lane + width] as number);
+  }
+  return sums[0] as number;
 }
 
 /**

@@ -180,11 +180,14 @@ export function openChunkFold(codec: Codec): ChunkFold {
     },
     add: (chunks) => addChunks(exports, codec, kernels, chunks, count, VALUES_AT),
     mean(total) {
-      exports.divide(VALUES_AT, count, total);
+      exports.divide(VALUES_AT, count, total, VALUES_AT);
       return new Float64Array(exports.memory.buffer, VALUES_AT, count);
     },
   };
 }
+
+/** Values of a mean that fit where chunks lie. */
+export const MAX_MEAN_VALUES = 65_536;
 
 /** Weighted sums over whole updates of one vector, which come one after the other. */
 export interface VectorFold {
@@ -193,8 +196,10 @@ export interface VectorFold {
    * same order of updates. @returns false if it is no chunk of this codec; the sums are then spoilt.
    */
   add(start: number, bytes: Uint8Array, factor: number): boolean;
-  /** A view of them. */
-  sums(): Float64Array;
+  /** Divides `count` of the sums, MAX_MEAN_VALUES at most, by `total`, which leaves them as they are. @returns a view that the next call changes. */
+  mean(start: number, count: number, total: number): Float64Array;
+  /** Makes all sums zero again. */
+  clear(): void;
 }
 
 /**
@@ -210,6 +215,13 @@ export function openVectorFold(codec: Codec, values: number): VectorFold {
       const count = Math.min(codec.chunkValues, values - start);
       return addChunks(exports, codec, kernels, [{ bytes, factor }], count, VALUES_AT + 8 * start) === undefined;
     },
-    sums: () => new Float64Array(exports.memory.buffer, VALUES_AT, values),
+    mean(start, count, total) {
+      if (count > MAX_MEAN_VALUES || start + count > values) throw new InvariantError(`the mean of ${start}+${count}`);
+      exports.divide(VALUES_AT + 8 * start, count, total, CHUNK_AT);
+      return new Float64Array(exports.memory.buffer, CHUNK_AT, count);
+    },
+    clear() {
+      new Uint8Array(exports.memory.buffer).fill(0, VALUES_AT, VALUES_AT + 8 * values);
+    },
   };
 }

@@ -8,7 +8,13 @@ type Encode = (src: number, count: number, out: number) => number;
 export interface KernelExports {
   readonly memory: WebAssembly.Memory;
   squares(src: number, count: number): number;
-  divide(sums: number, count: number, by: number): void;
+  divide(sums: number, count: number, by: number, out: number): void;
+  addSquares(src: number, count: number, lanes: number): void;
+  finite(src: number, count: number): number;
+  stepScaled(weights: number, direction: number, count: number, rate: number): void;
+  stepNesterov(
+    ...args: [weights: number, direction: number, buffer: number, count: number, rate: number, momentum: number]
+  ): void;
   readonly addFp32: Add;
   readonly addBf16: Add;
   readonly addInt8: Add;

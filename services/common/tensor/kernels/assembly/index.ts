@@ -1,4 +1,5 @@
 export { divide, squares } from "./lanes";
+export { addSquares, finite, stepNesterov, stepScaled } from "./steps";
 export { addFp32, decodeFp32 } from "./fp32";
 export { addBf16, decodeBf16 } from "./bf16";
 export { addInt8, decodeInt8, encodeInt8 } from "./int8";

@@ -65,14 +65,15 @@ export function squares(src: usize, count: i32): f64 {
   return f64x2.extract_lane(sums, 0) + f64x2.extract_lane(sums, 1);
 }
 
-/** sums[i] /= by. */
-export function divide(sums: usize, count: i32, by: f64): void {
+/** out[i] = sums[i] / by; `out` may be `sums`. */
+export function divide(sums: usize, count: i32, by: f64, out: usize): void {
   const divisor = f64x2.splat(by);
   const end = sums + (<usize>wholeSteps(count) << 3);
   for (; sums < end; sums += 64) {
-    v128.store(sums, f64x2.div(v128.load(sums), divisor));
-    v128.store(sums, f64x2.div(v128.load(sums, 16), divisor), 16);
-    v128.store(sums, f64x2.div(v128.load(sums, 32), divisor), 32);
-    v128.store(sums, f64x2.div(v128.load(sums, 48), divisor), 48);
+    v128.store(out, f64x2.div(v128.load(sums), divisor));
+    v128.store(out, f64x2.div(v128.load(sums, 16), divisor), 16);
+    v128.store(out, f64x2.div(v128.load(sums, 32), divisor), 32);
+    v128.store(out, f64x2.div(v128.load(sums, 48), divisor), 48);
+    out += 64;
   }
 }

@@ -95,7 +95,7 @@ async function computeOutcome(
   }
   const { plan, summed } = planned;
   const isShared = plan.shards.length > 1 && summed === undefined;
-  return isShared ? advanceFold(ports, round, plan) : foldAtOnce(ports, plan, summed);
+  return isShared ? advanceFold(ports, round, plan) : foldAtOnce(ports, round, plan, summed);
 }
 
 /**

@@ -19,11 +19,16 @@ export const stagesOf = (
   state: string;
   delta: string;
   gram: string;
+  summedWeights: string;
+  summedState: string;
 } => ({
   weights: `weights-${uid}`,
   state: `state-${uid}`,
   delta: `delta-${uid}`,
   gram: `gram-${uid}`,
+  // In other parts than those above.
+  summedWeights: `summed-weights-${uid}`,
+  summedState: `summed-state-${uid}`,
 });
 
 /** Every record of shards of this round's name, those of another round of that name included. */

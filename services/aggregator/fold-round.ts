@@ -123,7 +123,7 @@ export function bytesOf({ updates }: FoldPlan): number {
  * These ranges of a blob of `values` fp32 values, one after the other; undefined for no blob. One that is read whole is held
  * against its digest.
  */
-async function readRanges(
+export async function readRanges(
   blobs: BlobStore,
   ref: BlobRef | undefined,
   values: number,

@@ -18,6 +18,7 @@ import { clearEarlier } from "./earlier-record.js";
 import { baseBytes, codecOf, readBases, shardsOf, taskOf } from "./fold-round.js";
 import type { RoundSums, RunningSums } from "./running-sums.js";
 import { openShardSums, type Shard } from "./shards.js";
+import { isStreamed } from "./summed-fold.js";
 import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
 
 /** What judging reads and writes. */
@@ -204,6 +205,7 @@ function takeSums(
     ...{ uid: metadata?.uid ?? "", values, codec, options },
     baseBytes: baseBytes(spec, options),
     readBases: () => readBases(ports, spec, options),
+    isStreamed: isStreamed(spec, options),
   };
   return ports.sums.take(round, summedSeqs(tally));
 }

@@ -1,3 +1,4 @@
+import { totalmem } from "node:os";
 import { setFlagsFromString } from "node:v8";
 import { CodedError } from "#common/adapters/coded-error.js";
 import { hostService, type ServiceHost } from "#common/adapters/service-host.js";
@@ -27,6 +28,12 @@ interface Setting {
 /** Within the grace a writer must get from a blob to the resource that refers to it. */
 const LEAST_BLOB_GRACE_MS = 1_000;
 
+/** What the machine has, or what the process's container may take of it. */
+function usableMemoryBytes(): number {
+  const limit = process.constrainedMemory();
+  return limit > 0 ? Math.min(limit, totalmem()) : totalmem();
+}
+
 const SETTINGS = {
   /** Rounds of a job whose updates stay in the log; 0 keeps all. */
   SHOAL_LOG_RETAIN_ROUNDS: { fallback: 3, least: 0, mostDigits: 6, remedy: "must be a whole number from 0" },
@@ -38,11 +45,11 @@ const SETTINGS = {
     remedy: `must be whole milliseconds from ${LEAST_BLOB_GRACE_MS}`,
   },
   /**
-   * Memory for sums of updates that are taken while these are judged, and for what their rounds start from: room for 22 M values
-   * of a strategy without state, for 16 M of one with momentum; 0 reads all from the log.
+   * Memory for sums of updates that are taken while these are judged, 8 bytes a value, and where there is room for what their rounds
+   * start from: 1 GiB holds 134 M values. 0 reads all from the log.
    */
   SHOAL_FOLD_SUMS_MAX_BYTES: {
-    fallback: 256 * 1024 ** 2,
+    fallback: Math.min(1024 ** 3, Math.floor(usableMemoryBytes() / 4)),
     least: 0,
     mostDigits: 15,
     remedy: "must be a whole number of bytes",

@@ -18,6 +18,7 @@ const STRIP = 16_384;
 /**
  * As `finalize` of this mean, bit for bit, but strip by strip: the mean is never there as a whole.
  * @param base the range of the weights and the state.
+ * @param squares of the parts before, if the range is a part of one whose sum of squares is wanted.
  * Throws an InvariantError if the weights would not be finite.
  */
 export function finalizeMean(
@@ -25,12 +26,12 @@ export function finalizeMean(
   mean: KnownMean,
   strategy: Strategy,
   options: StrategyOptions,
+  squares = openSquares(),
 ): Finalized {
   const size = base.weights.length;
   const shape = strategy.stateShape(options);
   const weights = new Float32Array(size);
   const state = stateLength(shape, size) === 0 ? undefined : new Float32Array(stateLength(shape, size));
-  const squares = openSquares();
   for (let start = 0; start < size; start += STRIP) {
     const end = Math.min(start + STRIP, size);
     const direction = mean.read(start, end - start);

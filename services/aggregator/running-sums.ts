@@ -20,12 +20,14 @@ export interface SummedRound {
   readonly baseBytes: number;
   /** Reads what the round starts from, shard by shard: begun with the first update, so that the fold need not wait for it. */
   readonly readBases: () => Promise<readonly FragmentView[]>;
+  /** Whether the fold can do without reading it beforehand. */
+  readonly isStreamed: boolean;
 }
 
 /** All that the fold of a round needs. */
 export interface SummedFold {
   mean(shard: Shard): KnownMean;
-  /** What the round starts from, by shards. */
+  /** What the round starts from, by shards; none if it is to be read in parts. */
   bases(): Promise<readonly FragmentView[]>;
 }
 
@@ -102,6 +104,16 @@ class Sums implements RoundSums, SummedFold {
   }
 }
 
+/** Undefined if the system has no memory for them. */
+function openSums(round: SummedRound): Sums | undefined {
+  try {
+    return new Sums(round);
+  } catch (error) {
+    if (error instanceof RangeError) return undefined;
+    throw error;
+  }
+}
+
 /** Idle sums at most, however small: each has a memory of the kernels, of which a process can have some ten thousand. */
 const MOST_IDLE = 32;
 
@@ -156,14 +168,17 @@ export class RunningSums {
     this.#idle.delete(uid);
   }
 
-  #start(round: SummedRound, accepted: readonly number[]): Sums | undefined {
+  #start(whole: SummedRound, accepted: readonly number[]): Sums | undefined {
+    const isTooLarge = neededBytes(whole) > this.maxBytes;
+    const alone = { baseBytes: 0, readBases: () => Promise.resolve([]) };
+    const round = isTooLarge && whole.isStreamed ? { ...whole, ...alone } : whole;
     const needed = neededBytes(round);
     if (accepted.length > 0 || needed > this.maxBytes) return undefined;
     for (const uid of this.#idle.keys()) {
       if (this.#idle.size < MOST_IDLE && this.#heldBytes() + needed <= this.maxBytes) break;
       this.#idle.delete(uid);
     }
-    return this.#heldBytes() + needed <= this.maxBytes ? new Sums(round) : undefined;
+    return this.#heldBytes() + needed <= this.maxBytes ? openSums(round) : undefined;
   }
 
   #heldBytes(): number {

@@ -22,6 +22,7 @@ import { gramBytes, gramFromBytes, sumGrams } from "./gram.js";
 import type { AggregatorMeters } from "./meters.js";
 import type { SummedFold } from "./running-sums.js";
 import { stateParts, type Shard } from "./shards.js";
+import { foldSums, isStreamed } from "./summed-fold.js";
 import type { Gram } from "./strategies/strategy.js";
 
 /** What folding in shards reads and writes. */
@@ -69,8 +70,17 @@ const nameOf = (round: Round): string => round.metadata?.name ?? "";
  * are summed already.
  * @param summed of the round's updates; undefined to read them from the log.
  */
-export async function foldAtOnce(ports: SharedFoldPorts, plan: FoldPlan, summed?: SummedFold): Promise<FoldOutcome> {
+export async function foldAtOnce(
+  ports: SharedFoldPorts,
+  round: Round,
+  plan: FoldPlan,
+  summed?: SummedFold,
+): Promise<FoldOutcome> {
   const startedMs = ports.clock.monotonicMs();
+  if (summed !== undefined && isStreamed(plan.spec, plan.options)) {
+    const { outerState = NO_BLOB, ...folded } = await foldSums(ports.blobs, round, plan, summed);
+    return { ...folded, outerState, delta: undefined, elapsedMs: ports.clock.monotonicMs() - startedMs };
+  }
   const [first] = plan.shards;
   if (first === undefined) throw new InvariantError(`round ${plan.spec.number} of ${plan.spec.job} has no parameters`);
   const gram = plan.needsGram ? await gramOfShard(ports, plan, first) : undefined;

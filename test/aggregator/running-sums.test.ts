@@ -14,6 +14,7 @@ import {
   draw,
   drain,
   freeze,
+  openRound,
   JOB,
   reconcile,
   resultOf,
@@ -78,6 +79,89 @@ test("a round comes to the same bits from its sums as from the log, whatever its
   const bounded = { strategy: "fedavg", normBound: 1 };
   t.deepEqual((await roundOf({ ...bounded, sumsMaxBytes: ROOM })).digests, (await roundOf(bounded)).digests);
   t.notDeepEqual((await roundOf(bounded)).digests, (await roundOf({ strategy: "fedavg" })).digests);
+});
+
+/** Two shards of two parts each, the last of them odd. */
+const WIDE = 917_511;
+
+/** Two rounds of a job, one from the other. */
+async function twoRounds(
+  options: WorldOptions,
+): Promise<{ world: World; digests: unknown[]; bases: number; staged: number }> {
+  const whole = { parameters: WIDE, foldShardValues: 524_288, ...options };
+  const world = await createWorld(whole);
+  const [get, stage] = [world.blobs.getRange.bind(world.blobs), world.blobs.stage.bind(world.blobs)];
+  let [bases, staged] = [0, 0];
+  world.blobs.getRange = (...of) => ((bases += 1), get(...of));
+  world.blobs.stage = (...of) => ((staged += 1), stage(...of));
+  const digests: unknown[] = [];
+  for (const number of [1, 2]) {
+    for (const [i, device] of DEVICES.entries()) {
+      const manifest = await upload(world, device, draw(WIDE, 10 * number + i), 10 - i, number);
+      await commit(
+        world,
+        { ...manifest, baseDigest: (await resultOf(world))?.weights?.digest ?? manifest.baseDigest },
+        device,
+        number,
+      );
+    }
+    await reconcile(world, number);
+    await freeze(world, undefined, number);
+    await reconcile(world, number);
+    const result = await resultOf(world, number);
+    digests.push(result?.folded.length, result?.weights?.digest, result?.outerState?.digest, result?.updateNorm);
+    if (number === 1 && result !== undefined) await openRound(world, 2, { ...whole, start: result });
+  }
+  return { world, digests, bases, staged };
+}
+
+test("a round of several shards is folded part by part to the same bits, whether what it starts from was read beforehand or not", async (t) => {
+  for (const strategy of ["fedavg", "diloco"]) {
+    const vectors = strategy === "diloco" ? 2 : 1;
+    const log = await twoRounds({ strategy });
+    t.is(log.digests[0], 3);
+    t.truthy(log.digests[5]);
+    const held = await twoRounds({ strategy, sumsMaxBytes: 20 * WIDE });
+    const alone = await twoRounds({ strategy, sumsMaxBytes: 8 * WIDE });
+    t.deepEqual(held.digests, log.digests, strategy);
+    t.deepEqual(alone.digests, log.digests, strategy);
+    // Four parts of weights and, if there is any, of state, in each of two rounds; by shards there are two.
+    t.deepEqual([log.staged, held.staged, alone.staged], [2 * 2 * vectors, 2 * 4 * vectors, 2 * 4 * vectors]);
+    // Shard by shard, of weights twice and of state once, or part by part.
+    const reads = vectors === 2 ? 3 : 2;
+    t.deepEqual([held.bases, alone.bases], [2 * reads, 4 * reads]);
+    for (const { world, digests } of [held, alone]) {
+      const weights = await world.blobs.get(digests[5] as string);
+      t.is(weights?.length, 4 * WIDE);
+    }
+  }
+});
+
+test("a round that encodes its way down is folded whole from its sums, to the same bits", async (t) => {
+  const options = { strategy: "fedavg", codec: "int8", down: "int8" };
+  const log = await twoRounds(options);
+  t.truthy(log.digests[6]);
+  t.deepEqual((await twoRounds({ ...options, sumsMaxBytes: 20 * WIDE })).digests, log.digests);
+});
+
+test("a part that cannot be written fails the fold, which the next look does again", async (t) => {
+  const options = { strategy: "fedavg", parameters: WIDE, foldShardValues: 524_288, sumsMaxBytes: 8 * WIDE };
+  const world = await createWorld(options);
+  for (const [i, device] of DEVICES.entries()) await commit(world, await upload(world, device, draw(WIDE, i)));
+  await reconcile(world);
+  await freeze(world);
+  const stage = world.blobs.stage.bind(world.blobs);
+  let parts = 0;
+  world.blobs.stage = async (name, part, bytes) => {
+    parts += 1;
+    if (parts === 2) throw new Error("full");
+    return stage(name, part, bytes);
+  };
+  await t.throwsAsync(reconcile(world), { message: "full" });
+  t.is(await resultOf(world), undefined);
+  await reconcile(world);
+  t.is((await resultOf(world))?.folded.length, 3);
+  t.is(parts, 8);
 });
 
 test("an update that is refused after it was read does not count in the sums", async (t) => {
@@ -177,6 +261,7 @@ test("sums take no more memory than they may: the longest idle give way, and a r
     baseBytes: 0,
     codec: FP32,
     options: StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" }),
+    isStreamed: false,
     readBases: () => Promise.resolve([]),
   });
   const first = sums.take(round("a", 600), []);
@@ -190,6 +275,23 @@ test("sums take no more memory than they may: the longest idle give way, and a r
   t.is(sums.take(round("d", 1001), []), undefined);
   // What was accepted before it is not in it.
   t.is(new RunningSums(8000).take(round("e", 10), [7]), undefined);
+});
+
+test("sums without what a round starts from are taken where that leaves room, of a round that can do without", (t) => {
+  const take = (isStreamed: boolean, maxBytes: number): boolean => {
+    const options = StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" });
+    const base = { baseBytes: 400, isStreamed, readBases: () => Promise.reject(new Error("not now")) };
+    return new RunningSums(maxBytes).take({ uid: "a", values: 100, codec: FP32, options, ...base }, []) !== undefined;
+  };
+  t.deepEqual(
+    [1200, 1199, 800, 799].map((maxBytes) => [take(true, maxBytes), take(false, maxBytes)]),
+    [
+      [true, true],
+      [true, false],
+      [true, false],
+      [false, false],
+    ],
+  );
 });
 
 /** A round that has begun of a job with these. */
@@ -212,7 +314,11 @@ test("256 MiB hold the sums of 12 M values, with momentum too, and what they sta
   // All in thousandths, so that nothing large is allocated.
   const fits = (name: string, values: number): boolean => {
     const options = StrategySpec.fromPartial({ name, weighting: "equal" });
-    const base = { baseBytes: baseBytes(specOf(values), options), readBases: () => Promise.resolve([]) };
+    const base = {
+      baseBytes: baseBytes(specOf(values), options),
+      isStreamed: false,
+      readBases: () => Promise.resolve([]),
+    };
     return (
       new RunningSums((256 * 1024 ** 2) / 1000).take({ uid: "a", values, codec: FP32, options, ...base }, []) !==
       undefined
@@ -236,7 +342,7 @@ test("sums of many small rounds that others folded do not pile up", (t) => {
   const uids = Array.from({ length: 100 }, (_, i) => `round-${i}`);
   for (const uid of uids) {
     const taken = sums.take(
-      { uid, values: 1, baseBytes: 4, codec: FP32, options, readBases: () => Promise.resolve([]) },
+      { uid, values: 1, baseBytes: 4, codec: FP32, options, isStreamed: false, readBases: () => Promise.resolve([]) },
       [],
     );
     t.truthy(taken);

@@ -54,6 +54,8 @@ function explainRound(round: Round, tally: UpdateTally | undefined): string[] {
     lines.push(`${device} is not waited for: ${reasons.join("; ")}.`);
   for (const { device, reasons } of status?.exclusions ?? [])
     lines.push(`${device} is left out: ${reasons.join("; ")}.`);
+  const unnamed = (status?.leftOut ?? 0) - (status?.exclusions.length ?? 0);
+  if (unnamed > 0) lines.push(`So are ${unnamed} more devices.`);
   return lines;
 }
 

@@ -15,6 +15,7 @@ import type { ResourceLister } from "#common/runtime/resource-cache.js";
 import { mustRecompute, nameOf, type Snapshot } from "./eligibility.js";
 import { gatherFacts, isFinal, takeSnapshot } from "./fleet-view.js";
 import type { GraphLibrary } from "./graph-library.js";
+import { nameLeftOut } from "./left-out.js";
 import { DONE, requeue, type Step } from "./outcome.js";
 import { type NoPlan, planRound, type RoundPlan, type TrainGraphs, verifyPlan } from "./plan.js";
 
@@ -157,7 +158,7 @@ export class RoundController {
     const status: RoundStatus = {
       ...before,
       assignments: [...before.assignments, ...assignments].sort(byDevice),
-      exclusions: before.exclusions.filter(({ device }) => !drawn.has(device)),
+      ...nameLeftOut(plan.exclusions),
       target: plan.target,
       quorum: plan.quorum,
     };
@@ -188,9 +189,9 @@ export class RoundController {
     const generation = round.metadata?.generation ?? 1;
     const seen = { type: "Planned", status: false, reason: "WaitingForDevices", message: waitFor, generation };
     const conditions = setCondition(before.conditions, seen, this.parts.clock.nowMs());
-    const status: RoundStatus = { ...before, conditions, exclusions };
-    const isNews =
-      JSON.stringify([before.exclusions, before.conditions]) !== JSON.stringify([status.exclusions, status.conditions]);
+    const status: RoundStatus = { ...before, conditions, ...nameLeftOut(exclusions) };
+    const newsOf = (of: RoundStatus): string => JSON.stringify([of.exclusions, of.leftOut, of.conditions]);
+    const isNews = newsOf(before) !== newsOf(status);
     if (!isNews) return requeue(WAITING_MS);
     this.plans.add(1, { outcome: "waiting" });
     const written = await this.parts.store.update("Round", { ...round, status });
@@ -214,7 +215,7 @@ export class RoundController {
       phase: "Training",
       conditions: setCondition(before.conditions, seen, nowMs),
       assignments: [...plan.assignments, ...kept].sort(byDevice),
-      exclusions: plan.exclusions.filter(({ device }) => !withdrawn.some((one) => one.device === device)),
+      ...nameLeftOut(plan.exclusions.filter(({ device }) => !withdrawn.some((one) => one.device === device))),
       plannedAtMs: nowMs,
       deadlineAtMs: nowMs + plan.deadlineMs,
       target: plan.target,

@@ -60,7 +60,8 @@ function ofRound({ metadata, status }: Round): Draft[] {
   if (status === undefined) return [];
   const drafts: Draft[] = [];
   if (status.plannedAtMs > 0) {
-    const left = status.exclusions.length === 0 ? "" : `, ${plural(status.exclusions.length, "device")} left out`;
+    const leftOut = Math.max(status.leftOut, status.exclusions.length);
+    const left = leftOut === 0 ? "" : `, ${plural(leftOut, "device")} left out`;
     const message = `${name} invites ${plural(status.assignments.length, "device")}${left}`;
     const reason = status.attempt === 0 ? "RoundPlanned" : "RoundReplanned";
     drafts.push({ id: `planned.${status.attempt}`, reason, message, atMs: status.plannedAtMs });

@@ -20,27 +20,33 @@ type Bench = (options: BenchOptions) => Promise<void>;
 
 const benches: Record<string, Bench> = { aggregate, backend, calibrate, communication, overlap, round, shakespeare };
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    data: { type: "string" },
-    json: { type: "string" },
-    torch: { type: "string" },
-    quick: { type: "boolean", default: false },
-    strict: { type: "boolean", default: false },
-  },
-});
+const USAGE = `npm run bench -- [${Object.keys(benches).join("|")}] [--data DIR] [--json FILE] [--torch PYTHON] [--quick] [--strict]`;
 
-const name = positionals[0] ?? "";
-const bench = benches[name];
-if (name === "") {
-  for (const each of Object.values(benches)) await each(values);
-} else if (bench === undefined) {
-  const names = Object.keys(benches).join("|");
-  console.error(
-    `unknown benchmark "${name}": npm run bench -- ${names} [--data DIR] [--json FILE] [--torch PYTHON] [--quick] [--strict]`,
-  );
+/** What was asked for, or why it cannot be understood. */
+function readOptions(): { names: string[]; options: BenchOptions } | { problem: string } {
+  try {
+    const { values, positionals } = parseArgs({
+      allowPositionals: true,
+      options: {
+        data: { type: "string" },
+        json: { type: "string" },
+        torch: { type: "string" },
+        quick: { type: "boolean", default: false },
+        strict: { type: "boolean", default: false },
+      },
+    });
+    const unknown = positionals.find((name) => benches[name] === undefined);
+    if (unknown !== undefined) return { problem: `unknown benchmark "${unknown}"` };
+    return { names: positionals.length > 0 ? positionals : Object.keys(benches), options: values };
+  } catch (error) {
+    return { problem: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+const asked = readOptions();
+if ("problem" in asked) {
+  console.error(`${asked.problem}: ${USAGE}`);
   process.exitCode = 64;
 } else {
-  await bench(values);
+  for (const name of asked.names) await benches[name]?.(asked.options);
 }

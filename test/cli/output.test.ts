@@ -127,3 +127,11 @@ test("a described job tells its way down, and staleness where an update has some
   const fresh = JobServiceExplainResponse.fromPartial({ tally: { verdicts: verdicts.slice(0, 1) } });
   t.notRegex(describeJob(fresh, 0), /STALE|updates,/);
 });
+
+test("of many devices that are left out some are shown, and how many more there are", (t) => {
+  const exclusions = [{ device: "ann", reasons: ["is cordoned", "is slow"] }];
+  const described = (leftOut: number): string =>
+    describeJob(JobServiceExplainResponse.fromPartial({ round: { status: { exclusions, leftOut } } }), 0);
+  t.regex(described(0), /Left out:?\n {2}ann: is cordoned; is slow\n(?! {2}and)/);
+  t.regex(described(5001), /ann: is cordoned; is slow\n {2}and 5000 more\n/);
+});

@@ -140,6 +140,9 @@ test("explanations of rounds that are folded, done, planned again, and of jobs t
     "Round 1 is failed.",
     "bob is not waited for: hours; disk.",
   ]);
+  const exclusions = [{ device: "cyd", reasons: ["is slow"] }];
+  t.is(at({ phase: "Planning", exclusions, leftOut: 0 }).at(-1), "cyd is left out: is slow.");
+  t.is(at({ phase: "Planning", exclusions, leftOut: 4001 }).at(-1), "So are 4000 more devices.");
   const done = TrainingJobStatus.fromPartial({
     phase: "Completed",
     completedRounds: 3,

@@ -171,3 +171,11 @@ test("removal and loss of a device", (t) => {
   t.is(loss(resource, lease, 900)?.id, found?.id);
   t.not(loss(resource, { ...lease, renewedAtMs: 150, expiresAtMs: 250 }, 900)?.id, found?.id);
 });
+
+test("a plan's event counts all that are left out, named or not", (t) => {
+  const planned = (leftOut: number): string =>
+    eventsOf(round({ plannedAtMs: 9, exclusions: [{ device: "a" }, { device: "b" }], leftOut }), SEEN)[0]?.event
+      .message ?? "";
+  t.is(planned(0), "tale-2 invites 0 devices, 2 devices left out");
+  t.is(planned(700), "tale-2 invites 0 devices, 700 devices left out");
+});

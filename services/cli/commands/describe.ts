@@ -3,7 +3,7 @@ import { JobServiceExplainResponse, RoundWithResult } from "#proto/shoal/v1/job_
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Condition } from "#proto/shoal/v1/meta.js";
 import { Model } from "#proto/shoal/v1/model.js";
-import type { Assignment, Exclusion, MemberUpdate, Verdict } from "#proto/shoal/v1/round.js";
+import type { Assignment, Exclusion, RoundStatus, MemberUpdate, Verdict } from "#proto/shoal/v1/round.js";
 import { call } from "../calls.js";
 import { CliError, EXIT } from "../exit.js";
 import { writeJson } from "../io.js";
@@ -95,6 +95,12 @@ function verdictTable(verdicts: readonly Verdict[]): string {
 const exclusionLines = (exclusions: readonly Exclusion[]): string =>
   exclusions.map(({ device, reasons }) => `  ${device}: ${printable(reasons.join("; "))}\n`).join("");
 
+/** Those left out, as far as they are named, and how many more there are. */
+function leftOutLines({ exclusions, leftOut }: Pick<RoundStatus, "exclusions" | "leftOut">): string {
+  const unnamed = leftOut - exclusions.length;
+  return exclusionLines(exclusions) + (unnamed > 0 ? `  and ${unnamed} more\n` : "");
+}
+
 /** How a round's change of the weights comes down to devices, if it is encoded. */
 function downText(job: TrainingJob | undefined): string {
   const down = job?.spec?.codec?.down ?? "";
@@ -125,7 +131,7 @@ export function describeJob({ job, round, tally, explanation }: JobServiceExplai
       `Round ${round?.spec?.number ?? 0} (${round?.status?.phase ?? ""})`,
       assignmentTable(round?.status?.assignments ?? []),
     ) +
-    section("Left out", exclusionLines(round?.status?.exclusions ?? [])) +
+    section("Left out", round?.status === undefined ? "" : leftOutLines(round.status)) +
     section("Updates", verdictTable(tally?.verdicts ?? []))
   );
 }
@@ -182,7 +188,7 @@ export function describeRound({ round, result }: RoundWithResult, nowMs: number)
     fields +
     section("Conditions", conditionTable(status?.conditions ?? [], nowMs)) +
     section("Assignments", assignmentTable(status?.assignments ?? [])) +
-    section("Left out", exclusionLines([...(status?.exclusions ?? []), ...(status?.withdrawn ?? [])])) +
+    section("Left out", status === undefined ? "" : leftOutLines(status) + exclusionLines(status.withdrawn)) +
     section("Updates", verdictTable([...(result?.folded ?? []), ...(result?.refused ?? [])]))
   );
 }

@@ -203,7 +203,7 @@ export interface RoundStatus {
   conditions: Condition[];
   /** Who does what; set once a plan is committed. */
   assignments: Assignment[];
-  /** Who was left out, and why. */
+  /** Who was left out, and why; of many some that have every reason there is, as far as there is room. */
   exclusions: Exclusion[];
   /** Unix milliseconds at which the plan was committed. */
   plannedAtMs: number;
@@ -219,6 +219,8 @@ export interface RoundStatus {
   foldSet: FoldEntry[];
   /** Devices that refused, failed or vanished, and why. */
   withdrawn: Exclusion[];
+  /** How many were left out; 0 if that is the number of exclusions. */
+  leftOut: number;
   /** Asynchronous jobs: the round is folded, and devices of it still train whose updates later rounds take. */
   awaitsStragglers: boolean;
 }
@@ -1926,6 +1928,7 @@ function createBaseRoundStatus(): RoundStatus {
     attempt: 0,
     foldSet: [],
     withdrawn: [],
+    leftOut: 0,
     awaitsStragglers: false,
   };
 }
@@ -1964,6 +1967,9 @@ export const RoundStatus: MessageFns<RoundStatus> = {
     }
     for (const v of message.withdrawn) {
       Exclusion.encode(v!, writer.uint32(90).fork()).join();
+    }
+    if (message.leftOut !== 0) {
+      writer.uint32(96).int32(message.leftOut);
     }
     if (message.awaitsStragglers !== false) {
       writer.uint32(400).bool(message.awaitsStragglers);
@@ -2072,6 +2078,14 @@ export const RoundStatus: MessageFns<RoundStatus> = {
             message.withdrawn.push(Exclusion.decode(reader, reader.uint32()));
             continue;
           }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.leftOut = reader.int32();
+            continue;
+          }
           case 50: {
             if (tag !== 400) {
               break;
@@ -2125,6 +2139,11 @@ export const RoundStatus: MessageFns<RoundStatus> = {
       withdrawn: globalThis.Array.isArray(object?.withdrawn)
         ? object.withdrawn.map((e: any) => Exclusion.fromJSON(e))
         : [],
+      leftOut: isSet(object.leftOut)
+        ? globalThis.Number(object.leftOut)
+        : isSet(object.left_out)
+        ? globalThis.Number(object.left_out)
+        : 0,
       awaitsStragglers: isSet(object.awaitsStragglers)
         ? globalThis.Boolean(object.awaitsStragglers)
         : isSet(object.awaits_stragglers)
@@ -2168,6 +2187,9 @@ export const RoundStatus: MessageFns<RoundStatus> = {
     if (message.withdrawn?.length) {
       obj.withdrawn = message.withdrawn.map((e) => Exclusion.toJSON(e));
     }
+    if (message.leftOut !== 0) {
+      obj.leftOut = Math.round(message.leftOut);
+    }
     if (message.awaitsStragglers !== false) {
       obj.awaitsStragglers = message.awaitsStragglers;
     }
@@ -2190,6 +2212,7 @@ export const RoundStatus: MessageFns<RoundStatus> = {
     message.attempt = object.attempt ?? 0;
     message.foldSet = object.foldSet?.map((e) => FoldEntry.fromPartial(e)) || [];
     message.withdrawn = object.withdrawn?.map((e) => Exclusion.fromPartial(e)) || [];
+    message.leftOut = object.leftOut ?? 0;
     message.awaitsStragglers = object.awaitsStragglers ?? false;
     return message;
   },

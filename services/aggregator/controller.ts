@@ -60,17 +60,20 @@ async function readVerdicts(
   return partVerdicts(round, tally, await readEarlier(store, spec), job.spec?.rounds ?? 0);
 }
 
+/** Of folded updates those with values: a device that only evaluated brings none. */
+const trainedOf = (folded: readonly Verdict[]): Verdict[] =>
+  folded.filter(({ manifest }) => (manifest?.values ?? 0) > 0);
+
 /** The plan of a round's fold; undefined for a round that only evaluates. Throws code "LOG_CORRUPT" without its commits. */
 async function planOf(
-  { log, sums }: AggregatorPorts,
+  { log }: AggregatorPorts,
   { metadata }: Round,
   spec: RoundSpec,
   job: TrainingJob,
-  folded: readonly Verdict[],
+  trained: readonly Verdict[],
+  summed?: SummedFold,
 ): Promise<PlannedFold | undefined> {
   if (spec.evaluationOnly) return undefined;
-  const trained = folded.filter(({ manifest }) => (manifest?.values ?? 0) > 0);
-  const summed = sums.foldOf(metadata?.uid ?? "", trained);
   const manifests =
     summed === undefined
       ? await readManifests(log, { name: metadata?.name ?? "", spec, entries: trained })
@@ -110,10 +113,30 @@ async function aggregate(
   job: TrainingJob,
   tally: UpdateTally | undefined,
 ): Promise<boolean> {
-  const { spec } = round;
-  const verdicts = await readVerdicts(ports, round, spec, job, tally);
-  const planned = await planOf(ports, round, spec, job, verdicts.folded);
-  const outcome = await computeOutcome(ports, round, spec, planned);
+  const { uid = "" } = round.metadata ?? {};
+  const verdicts = await readVerdicts(ports, round, round.spec, job, tally);
+  const summed = ports.sums.borrow(uid, trainedOf(verdicts.folded));
+  let isFolded = false;
+  try {
+    isFolded = await foldAndWrite(ports, name, round, job, verdicts, summed);
+    return isFolded;
+  } finally {
+    if (summed !== undefined) ports.sums.giveBack(uid, summed, isFolded);
+    if (isFolded) ports.sums.drop(uid);
+  }
+}
+
+/** As `aggregate`. @param summed of the updates, if they are summed already. */
+async function foldAndWrite(
+  ports: AggregatorPorts,
+  name: string,
+  round: Round & { spec: RoundSpec },
+  job: TrainingJob,
+  verdicts: { folded: Verdict[]; refused: Verdict[] },
+  summed: SummedFold | undefined,
+): Promise<boolean> {
+  const planned = await planOf(ports, round, round.spec, job, trainedOf(verdicts.folded), summed);
+  const outcome = await computeOutcome(ports, round, round.spec, planned);
   if (outcome === undefined) return false;
   const { elapsedMs, ...published } = outcome;
   const { updateNorm } = published;
@@ -123,7 +146,6 @@ async function aggregate(
   while (!written.ok && (await clearEarlier(ports.store, "RoundResult", name, round))) {
     written = await ports.store.create("RoundResult", result);
   }
-  ports.sums.drop(round.metadata?.uid ?? "");
   // The other replica was first; it folded the same set and wrote the same bits.
   if (!written.ok) return true;
   ports.meters.folded(foldMs / 1000, planned === undefined ? 0 : bytesOf(planned.plan));
@@ -212,7 +234,7 @@ async function reconcileShard(
   ]);
   if (job === undefined || ownRecord(round, result) !== undefined) return;
   const { folded } = await readVerdicts(ports, round, round.spec, job, ownRecord(round, tally));
-  const planned = await planOf(ports, round, round.spec, job, folded);
+  const planned = await planOf(ports, round, round.spec, job, trainedOf(folded));
   if (planned !== undefined) await workOnShard(ports, round, planned.plan, index);
 }
 

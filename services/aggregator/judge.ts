@@ -15,10 +15,10 @@ import { openUpdates } from "#common/runtime/chunk-reader.js";
 import { takePayload } from "#common/runtime/payload.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { clearEarlier } from "./earlier-record.js";
-import { baseBytes, codecOf, readBases, shardsOf, taskOf } from "./fold-round.js";
+import { codecOf, readBases, shardsOf, taskOf } from "./fold-round.js";
 import type { RoundSums, RunningSums } from "./running-sums.js";
 import { openShardSums, type Shard } from "./shards.js";
-import { isStreamed } from "./summed-fold.js";
+import { foldBytes, isStreamed } from "./summed-fold.js";
 import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
 
 /** What judging reads and writes. */
@@ -203,7 +203,7 @@ function takeSums(
 ): RoundSums | undefined {
   const round = {
     ...{ uid: metadata?.uid ?? "", values, codec, options },
-    baseBytes: baseBytes(spec, options),
+    foldBytes: foldBytes(spec, options),
     readBases: () => readBases(ports, spec, options),
     isStreamed: isStreamed(spec, options),
   };

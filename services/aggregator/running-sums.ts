@@ -16,8 +16,8 @@ export interface SummedRound {
   readonly values: number;
   readonly codec: Codec;
   readonly options: StrategySpec;
-  /** Memory for what the round starts from. */
-  readonly baseBytes: number;
+  /** Memory of its fold beside the sums. */
+  readonly foldBytes: number;
   /** Reads what the round starts from, shard by shard: begun with the first update, so that the fold need not wait for it. */
   readonly readBases: () => Promise<readonly FragmentView[]>;
   /** Whether the fold can do without reading it beforehand. */
@@ -117,8 +117,8 @@ function openSums(round: SummedRound): Sums | undefined {
 /** Idle sums at most, however small: each has a memory of the kernels, of which a process can have some ten thousand. */
 const MOST_IDLE = 32;
 
-/** Memory for a float64 of every value, and for what is read ahead. */
-const neededBytes = ({ values, baseBytes }: SummedRound): number => 8 * values + baseBytes;
+/** Memory for a float64 of every value, and for the fold. */
+const neededBytes = ({ values, foldBytes }: SummedRound): number => 8 * values + foldBytes;
 
 /** Whether the strategy's result depends on the weighted sums of the updates alone, with weights that their manifests tell. */
 function isSummable({ options, codec }: SummedRound): boolean {
@@ -156,11 +156,23 @@ export class RunningSums {
     if (durable && !sums.isSpoilt) this.#idle.set(uid, sums);
   }
 
-  /** The fold of these updates; undefined if they, in this order, are not what was summed. */
-  foldOf(uid: string, updates: readonly Verdict[]): SummedFold | undefined {
+  /**
+   * Takes the sums of a round out for its fold, in which nobody adds to them and no other round has their memory.
+   * @returns undefined if these updates, in this order, are not what was summed, or somebody else has them.
+   */
+  borrow(uid: string, updates: readonly Verdict[]): SummedFold | undefined {
     const sums = this.#idle.get(uid);
     const isTheirs = updates.length > 0 && sums?.isOf(updates.map(({ commitSeq }) => commitSeq)) === true;
-    return isTheirs ? sums : undefined;
+    if (!isTheirs) return undefined;
+    this.#idle.delete(uid);
+    this.#out.add(sums);
+    return sums;
+  }
+
+  /** Ends what `borrow` began; of a round that is folded nothing is kept. */
+  giveBack(uid: string, fold: SummedFold, isFolded: boolean): void {
+    if (!(fold instanceof Sums) || !this.#out.delete(fold)) throw new InvariantError("these sums were not borrowed");
+    if (!isFolded) this.#idle.set(uid, fold);
   }
 
   /** Lets go of a round. */
@@ -170,7 +182,7 @@ export class RunningSums {
 
   #start(whole: SummedRound, accepted: readonly number[]): Sums | undefined {
     const isTooLarge = neededBytes(whole) > this.maxBytes;
-    const alone = { baseBytes: 0, readBases: () => Promise.resolve([]) };
+    const alone = { foldBytes: 0, readBases: () => Promise.resolve([]) };
     const round = isTooLarge && whole.isStreamed ? { ...whole, ...alone } : whole;
     const needed = neededBytes(round);
     if (accepted.length > 0 || needed > this.maxBytes) return undefined;

@@ -78,7 +78,7 @@ export async function foldAtOnce(
 ): Promise<FoldOutcome> {
   const startedMs = ports.clock.monotonicMs();
   if (summed !== undefined && isStreamed(plan.spec, plan.options)) {
-    const { outerState = NO_BLOB, ...folded } = await foldSums(ports.blobs, round, plan, summed);
+    const { outerState = NO_BLOB, ...folded } = await foldSums(ports, round, plan, summed);
     return { ...folded, outerState, delta: undefined, elapsedMs: ports.clock.monotonicMs() - startedMs };
   }
   const [first] = plan.shards;

@@ -1,14 +1,27 @@
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
+import type { Clock } from "#common/ports/clock.js";
 import { openDigest } from "#common/tensor/digest.js";
 
 /** Bytes of a part at most. */
 export const PART_BYTES = 1024 ** 2;
 /** Parts on their way at once. */
-const DEPTH = 8;
+const DEPTH = 4;
+/** Below every collector's grace for what no open round needs. */
+const SLOW_MS = 60_000;
+
+/** A part of a blob that took long to write is not there any more: the round it belongs to is gone, or it is written again. */
+class PartLost extends Error {
+  readonly code = "PART_LOST";
+
+  constructor(name: string, part: number) {
+    super(`part ${part} of the staged ${name} is gone`);
+    this.name = this.code;
+  }
+}
 
 /**
- * Writes a blob part by part while its bytes come about: what is done is on its way while more is made, and no more than eight
+ * Writes a blob part by part while its bytes come about: what is done is on its way while more is made, and no more than four
  * parts are in memory. Whoever writes under the same name must make the same parts of the same bytes.
  */
 export class StagedBlob {
@@ -17,15 +30,19 @@ export class StagedBlob {
   readonly #underWay: Promise<void>[] = [];
   readonly #digest = openDigest();
   readonly #partBytes: number[] = [];
+  readonly #startedMs: number;
 
   /** @param name of the staged content, never used for another. */
   constructor(
-    private readonly blobs: Pick<BlobStore, "stage" | "seal">,
+    private readonly blobs: Pick<BlobStore, "stage" | "seal" | "readStaged">,
     private readonly name: string,
-  ) {}
+    private readonly clock: Pick<Clock, "monotonicMs">,
+  ) {
+    this.#startedMs = clock.monotonicMs();
+  }
 
   /**
-   * Sends the next part on its way, PART_BYTES at most, of which it takes a copy; waits while eight are. Throws what an earlier part
+   * Sends the next part on its way, PART_BYTES at most, of which it takes a copy; waits while four are. Throws what an earlier part
    * has failed with.
    */
   async push(bytes: Uint8Array): Promise<void> {
@@ -42,9 +59,19 @@ export class StagedBlob {
     this.#underWay[slot] = staged;
   }
 
-  /** Makes the parts a blob, when all are there. */
+  /**
+   * Makes the parts a blob, when all are there. Throws code "PART_LOST" if writing took so long that some may have been collected,
+   * and some were.
+   */
   async finish(): Promise<BlobRef> {
     await Promise.all(this.#underWay);
+    if (this.clock.monotonicMs() - this.#startedMs > SLOW_MS) await this.#findAll();
     return this.blobs.seal(this.name, this.#partBytes, this.#digest.finish());
+  }
+
+  async #findAll(): Promise<void> {
+    for (const [part, sizeBytes] of this.#partBytes.entries()) {
+      if ((await this.blobs.readStaged(this.name, part, sizeBytes)) === undefined) throw new PartLost(this.name, part);
+    }
   }
 }

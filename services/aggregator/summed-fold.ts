@@ -3,13 +3,14 @@ import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Round, RoundSpec } from "#proto/shoal/v1/round.js";
 import { encodesDown } from "#common/domain/down-link.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
+import type { Clock } from "#common/ports/clock.js";
 import type { ValueRange } from "#common/tensor/chunk.js";
 import { viewBytes } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import { openSquares } from "#common/tensor/kernels/steps.js";
 import { updateNorm } from "./finalize.js";
 import { stagesOf } from "./fold-records.js";
-import { readRanges, shardsOf, taskOf, type FoldPlan } from "./fold-round.js";
+import { baseBytes, readRanges, shardsOf, taskOf, type FoldPlan } from "./fold-round.js";
 import type { FragmentView } from "./fragment-view.js";
 import { finalizeMean, type KnownMean } from "./mean-step.js";
 import type { SummedFold } from "./running-sums.js";
@@ -35,6 +36,15 @@ interface Part extends ValueRange {
 export function isStreamed(spec: RoundSpec, options: StrategySpec): boolean {
   const { vectors, scalars } = strategyByName(options.name)?.stateShape(options) ?? NO_STATE;
   return shardsOf(spec).length > 1 && vectors <= 1 && scalars === 0 && !encodesDown(taskOf(spec).codec);
+}
+
+/**
+ * Memory of a fold beside its sums: what the round starts from, and unless it goes part by part what it comes to, which of several
+ * shards is put together once more.
+ */
+export function foldBytes(spec: RoundSpec, options: StrategySpec): number {
+  if (isStreamed(spec, options)) return baseBytes(spec, options);
+  return baseBytes(spec, options) * (shardsOf(spec).length > 1 ? 3 : 2);
 }
 
 function partsOf(shards: readonly Shard[]): Part[] {
@@ -89,15 +99,15 @@ async function* readParts(
  * @returns its weights and state, the latter undefined if it has none, and the norm of the direction.
  */
 export async function foldSums(
-  blobs: BlobStore,
+  { blobs, clock }: { blobs: BlobStore; clock: Clock },
   round: Round,
   plan: FoldPlan,
   summed: SummedFold,
 ): Promise<{ weights: BlobRef; outerState: BlobRef | undefined; updateNorm: number }> {
   const { strategy, options, shards, shape } = plan;
   const stages = stagesOf(round.metadata?.uid ?? "");
-  const weights = new StagedBlob(blobs, stages.summedWeights);
-  const state = shape.vectors > 0 ? new StagedBlob(blobs, stages.summedState) : undefined;
+  const weights = new StagedBlob(blobs, stages.summedWeights, clock);
+  const state = shape.vectors > 0 ? new StagedBlob(blobs, stages.summedState, clock) : undefined;
   const squares = shards.map(() => openSquares());
   const bases = await summed.bases();
   const parts = partsOf(shards);

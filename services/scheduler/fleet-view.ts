@@ -15,24 +15,17 @@ import {
 } from "#common/domain/staleness.js";
 import { cutOffDevices } from "#common/domain/cut-off.js";
 import { memberUpdates } from "#common/domain/site.js";
-import type { ResourceStore } from "#common/ports/resource-store.js";
+import type { ResourceOf, ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { readEarlier } from "#common/runtime/earlier-rounds.js";
-import type { ResourceLister } from "#common/runtime/resource-cache.js";
 import type { BufferView, Candidate, Snapshot } from "./eligibility.js";
+import type { FleetHints } from "./fleet-hints.js";
 import { configOf } from "./model-reading.js";
 
 /** Earlier rounds whose timings predict the next. */
 const HISTORY_ROUNDS = 5;
 /** A device is given up during a round when its lease has been over this long while others were renewed. */
 const VANISHED_AFTER_MS = 30_000;
-
-/** Where facts come from; the devices and their leases may be a memory of the store. */
-export interface FactSources {
-  store: ResourceStore;
-  fleet: ResourceLister;
-  updates: UpdateLog;
-}
 
 const STOPPED = new Set(["Cancelled", "Failed"]);
 
@@ -88,7 +81,7 @@ async function stepTimes(store: ResourceStore, job: string, number: number): Pro
 
 /** Freezes all that planning depends on; undefined while the job's Model is missing. */
 export async function takeSnapshot(
-  { store, fleet }: Pick<FactSources, "store" | "fleet">,
+  store: ResourceStore,
   job: TrainingJob,
   round: Round,
   tally: UpdateTally | undefined,
@@ -98,8 +91,8 @@ export async function takeSnapshot(
   const model = await store.get("Model", job.status?.model ?? "");
   if (model === undefined) return undefined;
   const [devices, leases, dataset, busy, times, earlier] = await Promise.all([
-    fleet.list("Device"),
-    fleet.list("Lease"),
+    store.list("Device"),
+    store.list("Lease"),
     store.get("Dataset", job.spec?.data?.dataset ?? ""),
     busyDevices(store, name),
     stepTimes(store, name, round.spec?.number ?? 0),
@@ -171,19 +164,46 @@ async function countUnjudged(updates: UpdateLog, round: string, tally: UpdateTal
   }
 }
 
+/** What is known of a round's devices. */
+interface CohortView {
+  deviceOf: ReadonlyMap<string, Device>;
+  leaseOf: ReadonlyMap<string, Lease>;
+  /** The last sign of life of any device: silence is measured against it, so that nobody vanishes while the registry is down. */
+  aliveMs: number;
+}
+
+/** Reads the devices of a round: each by itself where they are few of a large fleet, else all. */
+async function viewCohort(store: ResourceStore, round: Round, hints: FleetHints): Promise<CohortView> {
+  const names = [...new Set((round.status?.assignments ?? []).map(({ device }) => device))];
+  const readAll = async <K extends "Device" | "Lease">(kind: K): Promise<ResourceOf[K][]> => {
+    if (!hints.areFew(names.length)) return (await store.list(kind)).items;
+    const found = await Promise.all(names.map((name) => store.get(kind, name)));
+    return found.flatMap((one) => one ?? []);
+  };
+  const [devices, leases] = await Promise.all([readAll("Device"), readAll("Lease")]);
+  const aliveMs = leases.reduce((latest, { renewedAtMs }) => Math.max(latest, renewedAtMs), hints.lastRenewalMs());
+  return { deviceOf: named(devices), leaseOf: named(leases), aliveMs };
+}
+
+/** Where the facts of a round come from. */
+export interface FactSources {
+  store: ResourceStore;
+  updates: UpdateLog;
+  hints: FleetHints;
+}
+
 /** Gathers what `advance` decides on. */
 export async function gatherFacts(
-  { store, fleet, updates }: FactSources,
+  { store, updates, hints }: FactSources,
   job: TrainingJob | undefined,
   round: Round,
   nowMs: number,
 ): Promise<RoundFacts> {
   const name = round.metadata?.name ?? "";
-  const [storedTally, storedResult, devices, leases] = await Promise.all([
+  const [storedTally, storedResult, { deviceOf, leaseOf, aliveMs }] = await Promise.all([
     store.get("UpdateTally", name),
     store.get("RoundResult", name),
-    fleet.list("Device"),
-    fleet.list("Lease"),
+    viewCohort(store, round, hints),
   ]);
   const tally = ownRecord(round, storedTally);
   const result = ownRecord(round, storedResult);
@@ -192,10 +212,6 @@ export async function gatherFacts(
   let unjudged = await countUnjudged(updates, name, tally);
   for (const one of earlier) unjudged += await countUnjudged(updates, one.round.metadata?.name ?? "", one.tally);
   const rounds = job?.spec?.rounds ?? 0;
-  const deviceOf = named(devices.items);
-  const leaseOf = named(leases.items);
-  // Silence is measured against the last sign of life of any device: when the registry is down, nobody vanishes.
-  const aliveMs = leases.items.reduce((latest, lease) => Math.max(latest, lease.renewedAtMs), 0);
   const lost = new Map<string, string[]>();
   const silent = new Set<string>();
   for (const { device } of round.status?.assignments ?? []) {

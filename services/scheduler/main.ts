@@ -1,6 +1,5 @@
 import { hostService } from "#common/adapters/service-host.js";
 import { Controller } from "#common/runtime/controller.js";
-import { ResourceCache } from "#common/runtime/resource-cache.js";
 import { JobServiceService } from "#proto/shoal/v1/job_service.js";
 import { GraphLibrary } from "./graph-library.js";
 import { serveJobs } from "./grpc.js";
@@ -13,8 +12,7 @@ await hostService("scheduler", (host) => {
   const { store, blobs, clock, log, metrics, updateLog: updates } = host;
   const graphs = new GraphLibrary(blobs);
   const jobs = new JobController({ store, blobs, graphs, clock, log });
-  const fleet = new ResourceCache(store, clock);
-  const rounds = new RoundController({ store, fleet, updates, graphs, clock, log, metrics });
+  const rounds = new RoundController({ store, updates, graphs, clock, log, metrics });
   const shared = { clock, log, metrics, random: Math.random, resyncMs: host.config.resyncMs };
   const jobController = new Controller({
     ...shared,
@@ -26,7 +24,7 @@ await hostService("scheduler", (host) => {
   const roundController = new Controller({
     ...shared,
     name: "round-controller",
-    sources: roundSources(store, fleet, rounds),
+    sources: roundSources(store, rounds),
     queue: host.queue("scheduler-rounds"),
     reconcile: (key) => rounds.reconcile(key),
   });

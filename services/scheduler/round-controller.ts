@@ -11,8 +11,8 @@ import type { Metrics } from "#common/ports/metrics.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import type { Outcome } from "#common/runtime/controller.js";
-import type { ResourceLister } from "#common/runtime/resource-cache.js";
 import { mustRecompute, nameOf, type Snapshot } from "./eligibility.js";
+import { FleetHints } from "./fleet-hints.js";
 import { gatherFacts, isFinal, takeSnapshot } from "./fleet-view.js";
 import type { GraphLibrary } from "./graph-library.js";
 import { nameLeftOut } from "./left-out.js";
@@ -21,8 +21,6 @@ import { type NoPlan, planRound, type RoundPlan, type TrainGraphs, verifyPlan } 
 
 export interface RoundControllerParts {
   store: ResourceStore;
-  /** Devices and leases: the store, or a memory of it. */
-  fleet: ResourceLister;
   updates: UpdateLog;
   graphs: GraphLibrary;
   clock: Clock;
@@ -42,6 +40,8 @@ export class RoundController {
   readonly waiting = new Set<string>();
   /** The open round of each asynchronous job, as far as this replica knows: a hint for wake-ups by its earlier rounds. */
   readonly collecting = new Map<string, string>();
+  /** The fleet, as far as this replica's wake-ups have told. */
+  readonly fleet = new FleetHints();
   private readonly plans;
   private readonly lostRaces;
 
@@ -77,11 +77,11 @@ export class RoundController {
   }
 
   private async step(round: Round): Promise<Step> {
-    const { store, clock } = this.parts;
+    const { store, updates, clock } = this.parts;
     // To a round that an earlier job of the name left its job is gone.
     const job = ownJob(round, await store.get("TrainingJob", round.spec?.job ?? ""));
     const nowMs = clock.nowMs();
-    const facts = await gatherFacts(this.parts, job, round, nowMs);
+    const facts = await gatherFacts({ store, updates, hints: this.fleet }, job, round, nowMs);
     if (job !== undefined && isCollecting(round, facts, nowMs) && (await this.inviteIdle(job, round, facts)))
       return "again";
     const next = advance(round, facts, nowMs);
@@ -126,7 +126,8 @@ export class RoundController {
     const seed = round.spec?.seed ?? 0;
     const gone = new Set(without.map(({ device }) => device));
     const look = async (): Promise<Snapshot | undefined> => {
-      const seen = await takeSnapshot(this.parts, job, round, facts.tally, this.parts.clock.nowMs());
+      const { store, clock } = this.parts;
+      const seen = await takeSnapshot(store, job, round, facts.tally, clock.nowMs());
       return seen && { ...seen, candidates: seen.candidates.filter((candidate) => !gone.has(nameOf(candidate))) };
     };
     let snapshot = await look();

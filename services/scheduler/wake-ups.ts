@@ -1,7 +1,7 @@
 import { roundName } from "#common/domain/resources.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
-import type { ResourceCache } from "#common/runtime/resource-cache.js";
 import { type Source, storeSource, triggerSource } from "#common/runtime/source.js";
+import type { FleetHints } from "./fleet-hints.js";
 import { isFinal } from "./fleet-view.js";
 
 /** What makes a job worth a look: itself, and its rounds. */
@@ -19,17 +19,15 @@ async function* jobsOfRounds(store: ResourceStore, signal: AbortSignal): AsyncGe
 export interface RoundHints {
   readonly waiting: ReadonlySet<string>;
   readonly collecting: ReadonlyMap<string, string>;
+  /** Told of every lease. */
+  readonly fleet: FleetHints;
 }
 
 /**
  * What makes a round worth a look: itself, its job, its tally and result, the devices in it, and, while it waits for
  * devices, any device that changes or comes back. The open round of an asynchronous job also follows its earlier ones.
  */
-export function roundSources(
-  store: ResourceStore,
-  fleet: Pick<ResourceCache, "watch">,
-  { waiting, collecting }: RoundHints,
-): Source[] {
+export function roundSources(store: ResourceStore, { waiting, collecting, fleet }: RoundHints): Source[] {
   /** A round, and the one that may take its updates. */
   const withTaker = (name: string, job: string | undefined): string[] => {
     const taker = collecting.get(job ?? "");
@@ -45,8 +43,8 @@ export function roundSources(
       storeSource(store, "UpdateTally", (name, tally) => withTaker(name, tally?.metadata?.labels["job"])).keys(signal),
     ),
     triggerSource("RoundResult", (signal) => storeSource(store, "RoundResult").keys(signal)),
-    triggerSource("Device", (signal) => roundsOfDevices(fleet, waiting, signal)),
-    triggerSource("Lease", (signal) => roundsAwaitingDevices(fleet, { waiting, collecting }, signal)),
+    triggerSource("Device", (signal) => roundsOfDevices(store, waiting, signal)),
+    triggerSource("Lease", (signal) => roundsAwaitingDevices(store, { waiting, collecting, fleet }, signal)),
   ];
 }
 
@@ -63,11 +61,11 @@ async function* roundsOfJobs(store: ResourceStore, signal: AbortSignal): AsyncGe
 }
 
 async function* roundsOfDevices(
-  fleet: Pick<ResourceCache, "watch">,
+  store: ResourceStore,
   waiting: ReadonlySet<string>,
   signal: AbortSignal,
 ): AsyncGenerator<string> {
-  for await (const event of fleet.watch("Device", { signal })) {
+  for await (const event of store.watch("Device", { signal })) {
     if (event.type === "synced") continue;
     yield* waiting;
     if (event.type === "delete") continue;
@@ -83,17 +81,14 @@ async function* roundsOfDevices(
 
 /** Leases are renewed all the time; only one that begins, or begins anew, may end a wait. */
 async function* roundsAwaitingDevices(
-  fleet: Pick<ResourceCache, "watch">,
-  { waiting, collecting }: RoundHints,
+  store: ResourceStore,
+  { waiting, collecting, fleet }: RoundHints,
   signal: AbortSignal,
 ): AsyncGenerator<string> {
-  const expiries = new Map<string, number>();
-  for await (const event of fleet.watch("Lease", { signal })) {
-    if (event.type === "delete") expiries.delete(event.name);
+  for await (const event of store.watch("Lease", { signal })) {
+    if (event.type === "delete") fleet.forget(event.name);
     if (event.type !== "put") continue;
-    const name = event.resource.metadata?.name ?? "";
-    const before = expiries.get(name);
-    expiries.set(name, event.resource.expiresAtMs);
-    if (before === undefined || event.resource.renewedAtMs > before) yield* [...waiting, ...collecting.values()];
+    const isNews = fleet.note(event.resource.metadata?.name ?? "", event.resource);
+    if (isNews) yield* [...waiting, ...collecting.values()];
   }
 }

@@ -3,6 +3,7 @@ import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { createRng, type Rng } from "#common/domain/rng.js";
 import { reconcileKey, reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
 import { replayRound } from "#services/aggregator/replay.js";
+import { RunningSums } from "#services/aggregator/running-sums.js";
 import { crashAt, wrapped, type Around } from "./disturbance.js";
 import {
   commit,
@@ -143,8 +144,8 @@ const large = DEVICES.map((_, i) => draw(LARGE.parameters, i));
 const sharedLog = new MemoryUpdateLog();
 
 /** A frozen round of three shards. All worlds share one log, which a fold does not write. */
-async function frozen(strategy: string): Promise<World> {
-  const world = await createWorld({ ...LARGE, strategy, log: sharedLog });
+async function frozen(strategy: string, sumsMaxBytes = 0): Promise<World> {
+  const world = await createWorld({ ...LARGE, strategy, log: sharedLog, sumsMaxBytes });
   if ((await sharedLog.commits("tiny-1")).length === 0) {
     for (const [i, device] of DEVICES.entries())
       await commit(world, await upload(world, device, large[i] as Float32Array, 10 - i));
@@ -194,6 +195,36 @@ for (const [strategy, after, stride] of [
       t.deepEqual(world.blobs.staged(), []);
     }
     t.true(kills >= 50 / stride, `${kills} kills`);
+  });
+}
+
+for (const [whoGoesOn, after] of [
+  ["the same process", false],
+  ["another process", true],
+] as const) {
+  test(`diloco from its sums killed at any call: ${whoGoesOn} comes to the same bits, and nothing is left behind`, async (t) => {
+    const expected = await expectedOf("diloco");
+    let kills = 0;
+    for (let at = 1; ; at++) {
+      const world = await frozen("diloco", 2 ** 22);
+      const crash = crashAt(at, after);
+      const ports = wrapped(world.ports, crash.around);
+      try {
+        await reconcileKey(ports, "tiny-1");
+        await drain(world, ports);
+      } catch {
+        t.true(crash.crashed());
+      }
+      if (!crash.crashed()) break;
+      kills += 1;
+      if (after) world.ports.sums = new RunningSums(0);
+      await reconcile(world);
+      t.deepEqual(await outcomeOf(world), expected, `call ${at}`);
+      t.deepEqual((await world.store.list("FoldShard")).items, []);
+      // What was sealed lies where it was staged.
+      t.deepEqual((await world.blobs.contents()).stages, [], `call ${at}`);
+    }
+    t.true(kills >= 15, `${kills} kills`);
   });
 }
 

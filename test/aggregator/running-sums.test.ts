@@ -1,10 +1,12 @@
 import test from "ava";
 import { strategyFacts } from "#common/domain/strategy-table.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
+import { InvariantError } from "#common/tensor/invariant.js";
 import { CodecSpec, StrategySpec } from "#proto/shoal/v1/job.js";
 import { RoundSpec, type RoundTask, UpdateManifest, Verdict } from "#proto/shoal/v1/round.js";
 import { baseBytes } from "#services/aggregator/fold-round.js";
 import { RunningSums } from "#services/aggregator/running-sums.js";
+import { foldBytes } from "#services/aggregator/summed-fold.js";
 import { strategyNames } from "#services/aggregator/strategies/table.js";
 import { reconcileKey } from "#services/aggregator/controller.js";
 import {
@@ -27,7 +29,7 @@ import {
 
 /** Two fp32 chunks and a bit. */
 const PARAMETERS = 263_000;
-const ROOM = 2 ** 23;
+const ROOM = 2 ** 25;
 const drawn = DEVICES.map((_, i) => draw(PARAMETERS, i));
 
 /** Counts what is read of the log's chunks from now on. */
@@ -258,7 +260,7 @@ test("sums take no more memory than they may: the longest idle give way, and a r
   const round = (uid: string, values: number) => ({
     uid,
     values,
-    baseBytes: 0,
+    foldBytes: 0,
     codec: FP32,
     options: StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" }),
     isStreamed: false,
@@ -271,7 +273,7 @@ test("sums take no more memory than they may: the longest idle give way, and a r
   t.truthy(sums.take(round("c", 400), []));
   if (first !== undefined) sums.put("a", first, true);
   t.truthy(sums.take(round("b", 500), []));
-  t.is(sums.foldOf("a", []), undefined);
+  t.is(sums.borrow("a", []), undefined);
   t.is(sums.take(round("d", 1001), []), undefined);
   // What was accepted before it is not in it.
   t.is(new RunningSums(8000).take(round("e", 10), [7]), undefined);
@@ -280,7 +282,7 @@ test("sums take no more memory than they may: the longest idle give way, and a r
 test("sums without what a round starts from are taken where that leaves room, of a round that can do without", (t) => {
   const take = (isStreamed: boolean, maxBytes: number): boolean => {
     const options = StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" });
-    const base = { baseBytes: 400, isStreamed, readBases: () => Promise.reject(new Error("not now")) };
+    const base = { foldBytes: 400, isStreamed, readBases: () => Promise.reject(new Error("not now")) };
     return new RunningSums(maxBytes).take({ uid: "a", values: 100, codec: FP32, options, ...base }, []) !== undefined;
   };
   t.deepEqual(
@@ -310,12 +312,21 @@ test("what a round starts from counts with its sums: its weights, its state, and
   t.is(bytes("unheard of"), 400);
 });
 
+test("a fold that does not go part by part counts what it comes to as well", (t) => {
+  const bytes = (name: string, foldShardValues: number): number =>
+    foldBytes({ ...specOf(524_288), foldShardValues }, StrategySpec.fromPartial({ name }));
+  const base = 4 * 524_288;
+  t.deepEqual([bytes("fedavg", 131_072), bytes("diloco", 131_072)], [base, 2 * base]);
+  t.deepEqual([bytes("fedavg", 0), bytes("fedadam", 0)], [2 * base, 2 * 3 * base]);
+  t.is(bytes("fedadam", 131_072), 3 * 3 * base);
+});
+
 test("256 MiB hold the sums of 12 M values, with momentum too, and what they start from", (t) => {
   // All in thousandths, so that nothing large is allocated.
   const fits = (name: string, values: number): boolean => {
     const options = StrategySpec.fromPartial({ name, weighting: "equal" });
     const base = {
-      baseBytes: baseBytes(specOf(values), options),
+      foldBytes: baseBytes(specOf(values), options),
       isStreamed: false,
       readBases: () => Promise.resolve([]),
     };
@@ -342,7 +353,7 @@ test("sums of many small rounds that others folded do not pile up", (t) => {
   const uids = Array.from({ length: 100 }, (_, i) => `round-${i}`);
   for (const uid of uids) {
     const taken = sums.take(
-      { uid, values: 1, baseBytes: 4, codec: FP32, options, isStreamed: false, readBases: () => Promise.resolve([]) },
+      { uid, values: 1, foldBytes: 4, codec: FP32, options, isStreamed: false, readBases: () => Promise.resolve([]) },
       [],
     );
     t.truthy(taken);
@@ -350,7 +361,7 @@ test("sums of many small rounds that others folded do not pile up", (t) => {
     taken?.end(true);
     if (taken !== undefined) sums.put(uid, taken, true);
   }
-  const held = uids.filter((uid) => sums.foldOf(uid, [verdict]) !== undefined);
+  const held = uids.filter((uid) => sums.borrow(uid, [verdict]) !== undefined);
   t.deepEqual(held, uids.slice(-32));
 });
 
@@ -360,8 +371,36 @@ test("a round that is over keeps no sums, whoever ended it", async (t) => {
   await reconcile(world);
   const uid = (await world.store.get("Round", `${JOB}-1`))?.metadata?.uid ?? "";
   const { verdicts } = await tallyOf(world);
-  t.truthy(world.ports.sums.foldOf(uid, verdicts));
+  const fold = world.ports.sums.borrow(uid, verdicts);
+  t.truthy(fold);
+  if (fold !== undefined) world.ports.sums.giveBack(uid, fold, false);
   await setPhase(world, "Failed");
   await reconcile(world);
-  t.is(world.ports.sums.foldOf(uid, verdicts), undefined);
+  t.is(world.ports.sums.borrow(uid, verdicts), undefined);
+});
+
+test("sums that a fold has are its own: nobody adds to them, no other round has their room, and they come back", (t) => {
+  const sums = new RunningSums(8 * 1000);
+  const options = StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" });
+  const round = (uid: string, values: number) => ({
+    ...{ uid, values, foldBytes: 0, codec: FP32, options, isStreamed: false },
+    readBases: () => Promise.resolve([]),
+  });
+  const manifest = UpdateManifest.fromPartial({ device: "ann" });
+  const verdict = Verdict.fromPartial({ commitSeq: 1, accepted: true, manifest });
+  const taken = sums.take(round("a", 600), []);
+  taken?.begin(1, manifest);
+  taken?.end(true);
+  if (taken !== undefined) sums.put("a", taken, true);
+  const fold = sums.borrow("a", [verdict]);
+  if (fold === undefined) throw new Error("no fold");
+  t.is(sums.borrow("a", [verdict]), undefined);
+  t.is(sums.take(round("a", 600), [1]), undefined);
+  t.is(sums.take(round("b", 600), []), undefined);
+  sums.giveBack("a", fold, false);
+  t.is(sums.borrow("a", [verdict]), fold);
+  sums.giveBack("a", fold, true);
+  t.is(sums.borrow("a", [verdict]), undefined);
+  t.truthy(sums.take(round("b", 600), []));
+  t.throws(() => sums.giveBack("a", fold, true), { instanceOf: InvariantError });
 });

@@ -29,15 +29,7 @@ for (const phase of ["Training", "Aggregating"]) {
     const graphs = new GraphLibrary(blobs);
     const jobs = new JobController({ store, blobs, graphs, clock, log });
     const metrics = new MemoryMetrics();
-    const rounds = new RoundController({
-      store,
-      fleet: store,
-      updates: new MemoryUpdateLog(),
-      graphs,
-      clock,
-      log,
-      metrics,
-    });
+    const rounds = new RoundController({ store, updates: new MemoryUpdateLog(), graphs, clock, log, metrics });
     const look = async (): Promise<{ round: Round; lines: string[]; job: string[] }> => {
       await rounds.reconcile("one-1");
       await jobs.reconcile("one");
@@ -113,7 +105,7 @@ test("a result that was created after all counts more than the damage that was t
   const clock = new ManualClock(NOW);
   const [store, blobs, log] = [new MemoryResourceStore(clock), new MemoryBlobStore(), new MemoryLog()];
   const [graphs, metrics, updates] = [new GraphLibrary(blobs), new MemoryMetrics(), new MemoryUpdateLog()];
-  const rounds = new RoundController({ store, fleet: store, updates, graphs, clock, log, metrics });
+  const rounds = new RoundController({ store, updates, graphs, clock, log, metrics });
   const metadata = newMeta("one-1");
   const round = Round.fromPartial({ metadata, spec: { job: "one", number: 1 }, status: { phase: "Aggregating" } });
   await store.create("Round", round);

@@ -29,7 +29,7 @@ async function applied(): Promise<World> {
   return {
     store,
     jobs: new JobController({ store, blobs, graphs, clock, log }),
-    rounds: new RoundController({ store, fleet: store, updates, graphs, clock, log, metrics }),
+    rounds: new RoundController({ store, updates, graphs, clock, log, metrics }),
   };
 }
 

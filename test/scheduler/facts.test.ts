@@ -7,6 +7,7 @@ import { MemoryResourceStore } from "#common/adapters/memory/resource-store.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { newMeta } from "#common/domain/resources.js";
 import { explain } from "#services/scheduler/explanation.js";
+import { FleetHints } from "#services/scheduler/fleet-hints.js";
 import { gatherFacts, takeSnapshot } from "#services/scheduler/fleet-view.js";
 import { deviceOf, jobOf, leaseOf, NOW, TINY } from "./world.js";
 
@@ -37,7 +38,12 @@ test("facts: refused, drained, removed and vanished devices are lost, commits wi
   await store.create("Lease", leaseOf("dan", NOW - 46_000));
   await store.create("Lease", leaseOf("eve", NOW - 20_000));
   await updates.uplink("eve").appendCommit("one-1", "m", UpdateManifest.fromPartial({ device: "eve" }));
-  const facts = await gatherFacts({ store, fleet: store, updates }, { ...jobOf("one"), status: undefined }, round, NOW);
+  const facts = await gatherFacts(
+    { store, updates, hints: new FleetHints() },
+    { ...jobOf("one"), status: undefined },
+    round,
+    NOW,
+  );
   t.deepEqual(
     [...facts.lost],
     [
@@ -61,7 +67,7 @@ test("facts: commits of a device that is cut off hold nothing up, those of other
     await updates.uplink("eve").appendCommit("one-1", `m${i}`, UpdateManifest.fromPartial({}));
   await updates.uplink("dan").appendCommit("one-1", "m", UpdateManifest.fromPartial({}));
   const gather = () =>
-    gatherFacts({ store, fleet: store, updates }, { ...jobOf("one"), status: undefined }, round, NOW);
+    gatherFacts({ store, updates, hints: new FleetHints() }, { ...jobOf("one"), status: undefined }, round, NOW);
   const written = await store.create("UpdateTally", tally(15));
   t.is((await gather()).unjudged, 4);
   if (!written.ok) throw new Error("no tally");
@@ -83,7 +89,12 @@ test("facts: what an earlier round of the name left is nothing of this one", asy
     await store.create("UpdateTally", UpdateTally.fromPartial({ metadata, verdicts, lastSeq: 9, roundUid }));
     await store.create("RoundResult", RoundResult.fromPartial({ metadata, roundUid }));
     const own = { ...round, metadata: { ...metadata, uid: "own" } };
-    const facts = await gatherFacts({ store, fleet: store, updates }, { ...jobOf("one"), status: undefined }, own, NOW);
+    const facts = await gatherFacts(
+      { store, updates, hints: new FleetHints() },
+      { ...jobOf("one"), status: undefined },
+      own,
+      NOW,
+    );
     t.deepEqual([facts.tally?.roundUid, facts.unjudged, facts.hasResult], [...expected], roundUid);
     await store.delete("UpdateTally", "one-1");
     await store.delete("RoundResult", "one-1");
@@ -105,7 +116,7 @@ test("a device of another job's round is busy until a tally of that very round s
     ["own", undefined],
   ] as const) {
     await store.create("UpdateTally", UpdateTally.fromPartial({ metadata: newMeta("one-1"), verdicts, roundUid }));
-    const snapshot = await takeSnapshot({ store, fleet: store }, job, two, undefined, NOW);
+    const snapshot = await takeSnapshot(store, job, two, undefined, NOW);
     t.is(snapshot?.candidates[0]?.busyWith, busyWith);
     await store.delete("UpdateTally", "one-1");
   }
@@ -117,7 +128,12 @@ test("facts: when no device is heard of, the registry is away and nobody vanishe
     await store.create("Device", deviceOf(name));
     await store.create("Lease", leaseOf(name, NOW - 3_600_000));
   }
-  const facts = await gatherFacts({ store, fleet: store, updates: new MemoryUpdateLog() }, undefined, round, NOW);
+  const facts = await gatherFacts(
+    { store, updates: new MemoryUpdateLog(), hints: new FleetHints() },
+    undefined,
+    round,
+    NOW,
+  );
   t.deepEqual([facts.lost.size, facts.silent.size, facts.jobStopped], [0, 5, true]);
 });
 
@@ -151,4 +167,70 @@ test("explanations of rounds that are folded, done, planned again, and of jobs t
   t.deepEqual(explain({ ...running, status: done }, undefined, undefined), [
     "The job is completed; 3 of 3 rounds are done: 3 rounds.",
   ]);
+});
+
+const lease = (renewedAtMs: number, expiresAtMs = renewedAtMs + 15_000) => ({ renewedAtMs, expiresAtMs });
+
+test("hints: a lease is news when it begins, or begins anew after it was over", (t) => {
+  const hints = new FleetHints();
+  t.true(hints.note("ann", lease(100, 200)));
+  t.false(hints.note("ann", lease(150, 250)));
+  t.false(hints.note("ann", lease(250, 350)));
+  t.true(hints.note("ann", lease(351, 450)));
+  hints.forget("ann");
+  t.true(hints.note("ann", lease(352, 450)));
+});
+
+test("hints: the last renewal is that of the leases there are, not of those there were", (t) => {
+  const hints = new FleetHints();
+  t.is(hints.lastRenewalMs(), 0);
+  hints.note("ann", lease(9_000));
+  hints.note("bob", lease(5_000));
+  t.is(hints.lastRenewalMs(), 9_000);
+  // Written by a registry whose clock ran ahead, and then by another.
+  hints.note("ann", lease(6_000));
+  t.is(hints.lastRenewalMs(), 6_000);
+  hints.forget("ann");
+  t.is(hints.lastRenewalMs(), 5_000);
+});
+
+test("facts: of a large fleet the devices of the round are read alone, to the same facts", async (t) => {
+  const store = new MemoryResourceStore();
+  const hints = new FleetHints();
+  for (const [name, renewedAtMs] of [
+    ["ann", NOW],
+    ["bob", NOW - 46_000],
+    ["cyd", NOW - 20_000],
+  ] as const) {
+    await store.create("Device", deviceOf(name));
+    await store.create("Lease", leaseOf(name, renewedAtMs));
+  }
+  const updates = new MemoryUpdateLog();
+  const gather = () => gatherFacts({ store, updates, hints }, { ...jobOf("one"), status: undefined }, round, NOW);
+  const all = await gather();
+  t.deepEqual([...all.lost.keys()], ["bob", "dan", "eve"]);
+  t.deepEqual([...all.silent], ["bob", "cyd", "dan", "eve"]);
+  let lists = 0;
+  const list = store.list.bind(store);
+  store.list = (...of) => ((lists += 1), list(...of));
+  for (let n = 0; n < 20; n++) hints.note(`device-${n}`, lease(NOW - 60_000));
+  t.deepEqual(await gather(), all);
+  t.is(lists, 2, "five of twenty are not few");
+  hints.note("device-20", lease(NOW - 60_000));
+  t.deepEqual(await gather(), all);
+  t.is(lists, 2);
+});
+
+test("facts: a device of a large fleet has vanished when any other is heard of, though none of its round", async (t) => {
+  const store = new MemoryResourceStore();
+  const hints = new FleetHints();
+  for (const name of DEVICES) {
+    await store.create("Device", deviceOf(name));
+    await store.create("Lease", leaseOf(name, NOW - 3_600_000));
+  }
+  for (let n = 0; n < 30; n++) hints.note(`device-${n}`, lease(NOW - 3_600_000));
+  const gather = () => gatherFacts({ store, updates: new MemoryUpdateLog(), hints }, undefined, round, NOW);
+  t.is((await gather()).lost.size, 0);
+  hints.note("device-7", lease(NOW));
+  t.is((await gather()).lost.size, DEVICES.length);
 });

@@ -39,7 +39,7 @@ function worldOf(): {
     clock,
     api: new JobApi({ store, updates, clock }),
     jobs: new JobController({ store, blobs, graphs, clock, log }),
-    rounds: new RoundController({ store, fleet: store, updates, graphs, clock, log, metrics: new MemoryMetrics() }),
+    rounds: new RoundController({ store, updates, graphs, clock, log, metrics: new MemoryMetrics() }),
   };
 }
 

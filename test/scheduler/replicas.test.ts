@@ -186,7 +186,6 @@ async function live(seed: number, crashPercent: number): Promise<{ story: Story;
       const jobs = new JobController({ store: guarded, blobs: guardedBlobs, graphs, clock, log });
       const parts = {
         store: guarded,
-        fleet: guarded,
         updates: new MemoryUpdateLog(),
         graphs,
         clock,

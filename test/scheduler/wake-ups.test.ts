@@ -10,7 +10,6 @@ import { MemoryWorkQueue } from "#common/adapters/memory/work-queue.js";
 import { newMeta } from "#common/domain/resources.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import { Controller } from "#common/runtime/controller.js";
-import { ResourceCache } from "#common/runtime/resource-cache.js";
 import type { Source } from "#common/runtime/source.js";
 import { GraphLibrary } from "#services/scheduler/graph-library.js";
 import { JobController } from "#services/scheduler/job-controller.js";
@@ -55,9 +54,8 @@ test("wake-ups alone carry a job from waiting for a device to its end", async (t
   const clock = new SystemClock();
   const log = new MemoryLog();
   const metrics = new MemoryMetrics();
-  const fleet = new ResourceCache(store, clock);
   const jobs = new JobController({ store, blobs, graphs, clock, log });
-  const rounds = new RoundController({ store, fleet, updates: new MemoryUpdateLog(), graphs, clock, log, metrics });
+  const rounds = new RoundController({ store, updates: new MemoryUpdateLog(), graphs, clock, log, metrics });
   const shared = { clock, log, metrics, random: () => 0, resyncMs: NEVER_MS };
   const stop = new AbortController();
   const controller = (
@@ -68,7 +66,7 @@ test("wake-ups alone carry a job from waiting for a device to its end", async (t
     new Controller({ ...shared, name, sources, queue: new MemoryWorkQueue(clock), reconcile }).run(stop.signal);
   const running = [
     controller("jobs", jobSources(store), (key) => jobs.reconcile(key)),
-    controller("rounds", roundSources(store, fleet, rounds), (key) => rounds.reconcile(key)),
+    controller("rounds", roundSources(store, rounds), (key) => rounds.reconcile(key)),
     fleetAndAggregator(store, stop.signal),
   ];
   const seen: string[] = [];
@@ -92,6 +90,7 @@ test("wake-ups alone carry a job from waiting for a device to its end", async (t
   await Promise.all(running);
   t.is(job?.status?.completedRounds, 3);
   t.true(seen.includes("WaitingForDevices"), seen.join(" "));
+  t.true(rounds.fleet.lastRenewalMs() > 0, "they tell of leases");
 });
 
 /**
@@ -142,9 +141,8 @@ test("wake-ups alone carry an asynchronous job on when an update of an earlier r
   const clock = new SystemClock();
   const log = new MemoryLog();
   const metrics = new MemoryMetrics();
-  const fleet = new ResourceCache(store, clock);
   const jobs = new JobController({ store, blobs: new MemoryBlobStore(), graphs, clock, log });
-  const rounds = new RoundController({ store, fleet, updates: new MemoryUpdateLog(), graphs, clock, log, metrics });
+  const rounds = new RoundController({ store, updates: new MemoryUpdateLog(), graphs, clock, log, metrics });
   const shared = { clock, log, metrics, random: () => 0, resyncMs: NEVER_MS };
   const stop = new AbortController();
   const queues = [new MemoryWorkQueue(clock), new MemoryWorkQueue(clock)] as const;
@@ -156,7 +154,7 @@ test("wake-ups alone carry an asynchronous job on when an update of an earlier r
   ): Promise<void> => new Controller({ ...shared, name, sources, queue, reconcile }).run(stop.signal);
   const running = [
     run("jobs", queues[0], jobSources(store), (key) => jobs.reconcile(key)),
-    run("rounds", queues[1], roundSources(store, fleet, rounds), (key) => rounds.reconcile(key)),
+    run("rounds", queues[1], roundSources(store, rounds), (key) => rounds.reconcile(key)),
     lateFleet(store, stop.signal),
   ];
   for (const name of ["ann", "bob", "cyd"]) {

@@ -159,7 +159,7 @@ export class Simulation {
     const updates = this.fragile(this.log);
     const graphs = new GraphLibrary(this.blobs);
     const jobs = new JobController({ store, blobs, graphs, clock, log });
-    const parts = { store, fleet: store, updates, graphs, clock, log, metrics: new MemoryMetrics() };
+    const parts = { store, updates, graphs, clock, log, metrics: new MemoryMetrics() };
     const schedule = new RoundController(parts);
     looks.push(() => jobs.reconcile(JOB));
     const ports = { ...this.ports(), store, blobs, log: updates };

@@ -198,8 +198,6 @@ export interface VectorFold {
   add(start: number, bytes: Uint8Array, factor: number): boolean;
   /** Divides `count` of the sums, MAX_MEAN_VALUES at most, by `total`, which leaves them as they are. @returns a view that the next call changes. */
   mean(start: number, count: number, total: number): Float64Array;
-  /** Makes all sums zero again. */
-  clear(): void;
 }
 
 /**
@@ -219,9 +217,6 @@ export function openVectorFold(codec: Codec, values: number): VectorFold {
       if (count > MAX_MEAN_VALUES || start + count > values) throw new InvariantError(`the mean of ${start}+${count}`);
       exports.divide(VALUES_AT + 8 * start, count, total, CHUNK_AT);
       return new Float64Array(exports.memory.buffer, CHUNK_AT, count);
-    },
-    clear() {
-      new Uint8Array(exports.memory.buffer).fill(0, VALUES_AT, VALUES_AT + 8 * values);
     },
   };
 }

@@ -23,12 +23,13 @@ interface Case extends RoundShape {
   flower?: readonly [number, number];
 }
 
+/** The largest fleet comes last: devices join when a case needs them, and none idles beside the others. */
 const CASES: readonly Case[] = [
   { name: "10 x 1 kB", agents: 10, parameters: 250, codec: "fp32", most: 0.15, flower: [0.028, 9.4] },
-  { name: "200 x 1 kB", agents: 200, parameters: 250, codec: "fp32", most: 1 },
   { name: "10 x 12 M int8", agents: 10, parameters: 12_000_000, codec: "int8", most: 1 },
   { name: "10 x 12 M fp32", agents: 10, parameters: 12_000_000, codec: "fp32", most: 2, flower: [7.3, 21] },
   { name: "2 x 124 M fp32", agents: 2, parameters: 124_000_000, codec: "fp32", most: 8, flower: [24, 24] },
+  { name: "200 x 1 kB", agents: 200, parameters: 250, codec: "fp32", most: 1 },
 ];
 const ROUNDS = 5;
 
@@ -95,10 +96,11 @@ export async function round({
   try {
     const world = await openWorld(fleet, dir);
     const token = await fleet.token();
-    const most = Math.max(...cases.map(({ agents: count }) => count));
-    for (let i = 0; i < most; i++) agents.push(await joinAgent(token, `bench-${i}`, dir));
     const results: BenchResult[] = [];
-    for (const one of cases) results.push(...(await measure(world, one, agents, quick ? 3 : ROUNDS)));
+    for (const one of cases) {
+      for (let i = agents.length; i < one.agents; i++) agents.push(await joinAgent(token, `bench-${i}`, dir));
+      results.push(...(await measure(world, one, agents, quick ? 3 : ROUNDS)));
+    }
     await world.link.close();
     report("round", results, json, strict);
   } finally {

@@ -2,6 +2,8 @@ import type { Lease } from "#proto/shoal/v1/device.js";
 
 /** Devices of the fleet for each one of a round from which on reading those of the round alone is cheaper than reading all. */
 const WORTH_LISTING = 4;
+/** Devices that are asked for one by one at most: all at once, and a request each. */
+const MOST_SINGLY = 500;
 
 type Term = Pick<Lease, "renewedAtMs" | "expiresAtMs">;
 
@@ -25,7 +27,7 @@ export class FleetHints {
 
   /** Whether so many devices are few of the fleet, as far as is known. */
   areFew(devices: number): boolean {
-    return devices * WORTH_LISTING < this.#leases.size;
+    return devices <= MOST_SINGLY && devices * WORTH_LISTING < this.#leases.size;
   }
 
   /**

@@ -194,6 +194,24 @@ test("hints: the last renewal is that of the leases there are, not of those ther
   t.is(hints.lastRenewalMs(), 5_000);
 });
 
+test("hints: few are less than a quarter of the fleet, and not more than are asked for at once", (t) => {
+  const hints = new FleetHints();
+  t.false(hints.areFew(0), "of an unknown fleet");
+  for (let n = 0; n < 2004; n++) hints.note(`device-${n}`, lease(0));
+  t.deepEqual(
+    [0, 10, 500, 501].map((devices) => hints.areFew(devices)),
+    [true, true, true, false],
+  );
+  hints.forget("device-0");
+  hints.forget("device-1");
+  hints.forget("device-2");
+  hints.forget("device-3");
+  t.deepEqual(
+    [499, 500].map((devices) => hints.areFew(devices)),
+    [true, false],
+  );
+});
+
 test("facts: of a large fleet the devices of the round are read alone, to the same facts", async (t) => {
   const store = new MemoryResourceStore();
   const hints = new FleetHints();

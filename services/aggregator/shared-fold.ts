@@ -5,7 +5,6 @@ import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import { updateBytes } from "#common/tensor/chunk.js";
-import { openDigest } from "#common/tensor/digest.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import {
   clearRecords,
@@ -22,6 +21,7 @@ import { gramBytes, gramFromBytes, sumGrams } from "./gram.js";
 import type { AggregatorMeters } from "./meters.js";
 import type { SummedFold } from "./running-sums.js";
 import { stateParts, type Shard } from "./shards.js";
+import { digestStaged } from "./staged-blob.js";
 import { foldSums, isStreamed } from "./summed-fold.js";
 import type { Gram } from "./strategies/strategy.js";
 
@@ -170,21 +170,6 @@ export async function workOnShard(ports: SharedFoldPorts, round: Round, plan: Fo
   if (done === plan.shards.length) await ports.enqueue(nameOf(round));
 }
 
-/** The digest of staged parts, one after the other; or the first that is not there. Holds one part at a time. */
-async function digestStaged(
-  { blobs }: SharedFoldPorts,
-  name: string,
-  partBytes: readonly number[],
-): Promise<{ digest: string } | { missing: number }> {
-  const digest = openDigest();
-  for (const [part, sizeBytes] of partBytes.entries()) {
-    const bytes = await blobs.readStaged(name, part, sizeBytes);
-    if (bytes === undefined) return { missing: part };
-    digest.add(bytes);
-  }
-  return { digest: digest.finish() };
-}
-
 /** Makes staged parts a blob. @returns undefined, and takes the record of its shard back, if a part is not there. */
 async function sealStaged(
   ports: SharedFoldPorts,
@@ -194,7 +179,7 @@ async function sealStaged(
 ): Promise<BlobRef | undefined> {
   if (parts.length === 0) return NO_BLOB;
   const partBytes = parts.map(({ sizeBytes }) => sizeBytes);
-  const hashed = await digestStaged(ports, name, partBytes);
+  const hashed = await digestStaged(ports.blobs, name, partBytes);
   if ("digest" in hashed) return ports.blobs.seal(name, partBytes, hashed.digest);
   await forgetShard(ports.store, round, "fold", parts[hashed.missing]?.shard ?? 0);
   return undefined;

@@ -10,6 +10,21 @@ const DEPTH = 4;
 /** Below every collector's grace for what no open round needs. */
 const SLOW_MS = 60_000;
 
+/** The digest of staged parts, one after the other; or the first that is not there. Holds one part at a time. */
+export async function digestStaged(
+  blobs: Pick<BlobStore, "readStaged">,
+  name: string,
+  partBytes: readonly number[],
+): Promise<{ digest: string } | { missing: number }> {
+  const digest = openDigest();
+  for (const [part, sizeBytes] of partBytes.entries()) {
+    const bytes = await blobs.readStaged(name, part, sizeBytes);
+    if (bytes === undefined) return { missing: part };
+    digest.add(bytes);
+  }
+  return { digest: digest.finish() };
+}
+
 /** A part of a blob that took long to write is not there any more: the round it belongs to is gone, or it is written again. */
 class PartLost extends Error {
   readonly code = "PART_LOST";
@@ -65,13 +80,9 @@ export class StagedBlob {
    */
   async finish(): Promise<BlobRef> {
     await Promise.all(this.#underWay);
-    if (this.clock.monotonicMs() - this.#startedMs > SLOW_MS) await this.#findAll();
+    const isSlow = this.clock.monotonicMs() - this.#startedMs > SLOW_MS;
+    const found = isSlow ? await digestStaged(this.blobs, this.name, this.#partBytes) : undefined;
+    if (found !== undefined && "missing" in found) throw new PartLost(this.name, found.missing);
     return this.blobs.seal(this.name, this.#partBytes, this.#digest.finish());
-  }
-
-  async #findAll(): Promise<void> {
-    for (const [part, sizeBytes] of this.#partBytes.entries()) {
-      if ((await this.blobs.readStaged(this.name, part, sizeBytes)) === undefined) throw new PartLost(this.name, part);
-    }
   }
 }

@@ -1,5 +1,6 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Round, RoundStatus, UpdateTally } from "#proto/shoal/v1/round.js";
+import { countUnnamed } from "#common/domain/left-out.js";
 import { standingOf } from "#common/domain/round.js";
 import { roundName } from "#common/domain/resources.js";
 
@@ -54,7 +55,7 @@ function explainRound(round: Round, tally: UpdateTally | undefined): string[] {
     lines.push(`${device} is not waited for: ${reasons.join("; ")}.`);
   for (const { device, reasons } of status?.exclusions ?? [])
     lines.push(`${device} is left out: ${reasons.join("; ")}.`);
-  const unnamed = (status?.leftOut ?? 0) - (status?.exclusions.length ?? 0);
+  const unnamed = status === undefined ? 0 : countUnnamed(status);
   if (unnamed > 0) lines.push(`So are ${unnamed} more devices.`);
   return lines;
 }

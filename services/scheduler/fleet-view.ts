@@ -175,13 +175,17 @@ interface CohortView {
 /** Reads the devices of a round: each by itself where they are few of a large fleet, else all. */
 async function viewCohort(store: ResourceStore, round: Round, hints: FleetHints): Promise<CohortView> {
   const names = [...new Set((round.status?.assignments ?? []).map(({ device }) => device))];
+  const areFew = hints.areFew(names.length);
   const readAll = async <K extends "Device" | "Lease">(kind: K): Promise<ResourceOf[K][]> => {
-    if (!hints.areFew(names.length)) return (await store.list(kind)).items;
+    if (!areFew) return (await store.list(kind)).items;
     const found = await Promise.all(names.map((name) => store.get(kind, name)));
     return found.flatMap((one) => one ?? []);
   };
   const [devices, leases] = await Promise.all([readAll("Device"), readAll("Lease")]);
-  const aliveMs = leases.reduce((latest, { renewedAtMs }) => Math.max(latest, renewedAtMs), hints.lastRenewalMs());
+  const aliveMs = leases.reduce(
+    (latest, { renewedAtMs }) => Math.max(latest, renewedAtMs),
+    areFew ? hints.lastRenewalMs() : 0,
+  );
   return { deviceOf: named(devices), leaseOf: named(leases), aliveMs };
 }
 

@@ -1,6 +1,7 @@
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
 import type { Exclusion, Round, RoundStatus } from "#proto/shoal/v1/round.js";
 import { setCondition } from "#common/domain/condition.js";
+import { nameLeftOut } from "#common/domain/left-out.js";
 import { ownJob } from "#common/domain/own-record.js";
 import { advance, byDevice, isCollecting, newRoundStatus, type RoundFacts, standingOf } from "#common/domain/round.js";
 import { pauseBeforePlanMs } from "#common/domain/round-clock.js";
@@ -15,7 +16,6 @@ import { mustRecompute, nameOf, type Snapshot } from "./eligibility.js";
 import { FleetHints } from "./fleet-hints.js";
 import { gatherFacts, isFinal, takeSnapshot } from "./fleet-view.js";
 import type { GraphLibrary } from "./graph-library.js";
-import { nameLeftOut } from "./left-out.js";
 import { DONE, requeue, type Step } from "./outcome.js";
 import { type NoPlan, planRound, type RoundPlan, type TrainGraphs, verifyPlan } from "./plan.js";
 

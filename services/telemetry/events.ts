@@ -1,3 +1,4 @@
+import { countLeftOut } from "#common/domain/left-out.js";
 import { findCondition } from "#common/domain/condition.js";
 import type { Device, Lease } from "#proto/shoal/v1/device.js";
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
@@ -60,7 +61,7 @@ function ofRound({ metadata, status }: Round): Draft[] {
   if (status === undefined) return [];
   const drafts: Draft[] = [];
   if (status.plannedAtMs > 0) {
-    const leftOut = Math.max(status.leftOut, status.exclusions.length);
+    const leftOut = countLeftOut(status);
     const left = leftOut === 0 ? "" : `, ${plural(leftOut, "device")} left out`;
     const message = `${name} invites ${plural(status.assignments.length, "device")}${left}`;
     const reason = status.attempt === 0 ? "RoundPlanned" : "RoundReplanned";

@@ -1,4 +1,4 @@
-import test from "ava";
+import test, { type ExecutionContext } from "ava";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
 import { createRng, type Rng } from "#common/domain/rng.js";
 import { reconcileKey, reconcileRound, type AggregatorPorts } from "#services/aggregator/controller.js";
@@ -165,6 +165,19 @@ const expectedOf = async (strategy: string): Promise<unknown[]> => {
   return outcomeOf(world);
 };
 
+/** Folds a frozen round, killed at a call. @returns whether it came to that. */
+async function foldKilledAt(t: ExecutionContext, world: World, at: number, after: boolean): Promise<boolean> {
+  const crash = crashAt(at, after);
+  const ports = wrapped(world.ports, crash.around);
+  try {
+    await reconcileKey(ports, "tiny-1");
+    await drain(world, ports);
+  } catch {
+    t.true(crash.crashed());
+  }
+  return crash.crashed();
+}
+
 // The last has every kind of call; of the others each third one is enough.
 for (const [strategy, after, stride] of [
   ["fedadam", false, 3],
@@ -177,15 +190,7 @@ for (const [strategy, after, stride] of [
     let kills = 0;
     for (let at = 1; ; at += stride) {
       const world = await frozen(strategy);
-      const crash = crashAt(at, after);
-      const ports = wrapped(world.ports, crash.around);
-      try {
-        await reconcileKey(ports, "tiny-1");
-        await drain(world, ports);
-      } catch {
-        t.true(crash.crashed());
-      }
-      if (!crash.crashed()) break;
+      if (!(await foldKilledAt(t, world, at, after))) break;
       kills += 1;
       // Redis is wiped, too: a resync brings the round's own key.
       if (at % 2 === 0) world.keys.clear();
@@ -207,15 +212,7 @@ for (const [whoGoesOn, after] of [
     let kills = 0;
     for (let at = 1; ; at++) {
       const world = await frozen("diloco", 2 ** 22);
-      const crash = crashAt(at, after);
-      const ports = wrapped(world.ports, crash.around);
-      try {
-        await reconcileKey(ports, "tiny-1");
-        await drain(world, ports);
-      } catch {
-        t.true(crash.crashed());
-      }
-      if (!crash.crashed()) break;
+      if (!(await foldKilledAt(t, world, at, after))) break;
       kills += 1;
       if (after) world.ports.sums = new RunningSums(0);
       await reconcile(world);

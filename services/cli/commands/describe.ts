@@ -1,3 +1,4 @@
+import { countUnnamed } from "#common/domain/left-out.js";
 import { DeviceWithLease } from "#proto/shoal/v1/fleet_service.js";
 import { JobServiceExplainResponse, RoundWithResult } from "#proto/shoal/v1/job_service.js";
 import type { TrainingJob } from "#proto/shoal/v1/job.js";
@@ -96,9 +97,9 @@ const exclusionLines = (exclusions: readonly Exclusion[]): string =>
   exclusions.map(({ device, reasons }) => `  ${device}: ${printable(reasons.join("; "))}\n`).join("");
 
 /** Those left out, as far as they are named, and how many more there are. */
-function leftOutLines({ exclusions, leftOut }: Pick<RoundStatus, "exclusions" | "leftOut">): string {
-  const unnamed = leftOut - exclusions.length;
-  return exclusionLines(exclusions) + (unnamed > 0 ? `  and ${unnamed} more\n` : "");
+function leftOutLines(status: RoundStatus): string {
+  const unnamed = countUnnamed(status);
+  return exclusionLines(status.exclusions) + (unnamed > 0 ? `  and ${unnamed} more\n` : "");
 }
 
 /** How a round's change of the weights comes down to devices, if it is encoded. */

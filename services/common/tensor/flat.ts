@@ -35,27 +35,6 @@ export function viewFloats(bytes: Uint8Array): Float32Array {
   return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
 }
 
-/** A sum of squares, taken part by part. */
-export interface Squares<V = Float32Array | Float64Array> {
-  /** Adds the next values: a multiple of eight of them, but for the last part. */
-  add(values: V): void;
-  finish(): number;
-}
-
-/** Starts the sum of squares of values that are not all in memory at once: the bits of `sumOfSquares`. */
-export function openSquares(): Squares {
-  const lanes = new Float64Array(8);
-  return {
-    add(values) {
-      for (let i = 0; i < values.length; i++) {
-        const value = values[i] as number;
-        lanes[i & 7] = (lanes[i & 7] as number) + value * value;
-      }
-    },
-    finish: () => sumLanes(lanes),
-  };
-}
-
 /** Adds eight lanes up in pairs: 0 + 4 and so on, then 0 + 2 and 1 + 3, then both. */
 export function sumLanes(lanes: Float64Array): number {
   const sums = lanes.slice();
@@ -70,9 +49,12 @@ export function sumLanes(lanes: Float64Array): number {
  * machines and the kernels agree on every bit. Infinite or NaN values make the result so.
  */
 export function sumOfSquares(values: Float32Array | Float64Array): number {
-  const squares = openSquares();
-  squares.add(values);
-  return squares.finish();
+  const lanes = new Float64Array(8);
+  for (let i = 0; i < values.length; i++) {
+    const value = values[i] as number;
+    lanes[i & 7] = (lanes[i & 7] as number) + value * value;
+  }
+  return sumLanes(lanes);
 }
 
 /** Euclidean norm, accumulated in float64. */

@@ -1,4 +1,4 @@
-import { sumLanes, type Squares } from "../flat.js";
+import { sumLanes } from "../flat.js";
 import { InvariantError } from "../invariant.js";
 import { instantiate, VALUES_AT } from "./module.js";
 
@@ -21,8 +21,15 @@ function requireLength(vector: { length: number }, length: number): void {
   if (vector.length !== length) throw new InvariantError(`${vector.length} values where ${length} are due`);
 }
 
-/** `openSquares` of flat.ts, bit for bit, by a kernel; of float64 values. */
-export function openSquares(): Squares<Float64Array> {
+/** A sum of squares, taken part by part. */
+export interface Squares {
+  /** Adds the next values: a multiple of eight of them, but for the last part. */
+  add(values: Float64Array): void;
+  finish(): number;
+}
+
+/** Starts the sum of squares of values that are not all in memory at once: the bits of flat.ts's `sumOfSquares`, by a kernel. */
+export function openSquares(): Squares {
   const lanes = new Float64Array(8);
   return {
     add(values) {

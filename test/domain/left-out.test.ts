@@ -2,8 +2,8 @@ import test from "ava";
 import fc from "fast-check";
 import { Round } from "#proto/shoal/v1/round.js";
 import { createRng } from "#common/domain/rng.js";
+import { MOST_EXCLUSIONS, nameLeftOut } from "#common/domain/left-out.js";
 import { newMeta } from "#common/domain/resources.js";
-import { MOST_EXCLUSIONS, nameLeftOut } from "#services/scheduler/left-out.js";
 
 const exclusion = (n: number, ...reasons: string[]) => ({ device: `device-${String(n).padStart(6, "0")}`, reasons });
 

@@ -1,5 +1,6 @@
-import { connect, jwtAuthenticator, type NatsConnection } from "nats";
+import { jwtAuthenticator, type NatsConnection } from "nats";
 import { CodedError, codeOf, messageOf } from "#common/adapters/coded-error.js";
+import { connect } from "#common/adapters/nats/transport.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 

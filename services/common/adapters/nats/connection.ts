@@ -1,5 +1,4 @@
 import {
-  connect,
   credsAuthenticator,
   Events,
   type ConnectionOptions,
@@ -10,6 +9,7 @@ import {
 import type { Clock } from "../../ports/clock.js";
 import type { Log } from "../../ports/log.js";
 import { CodedError, codeOf, messageOf } from "../coded-error.js";
+import { connect } from "./transport.js";
 import { ReadWindow } from "./read-window.js";
 
 export interface NatsOptions {

@@ -1,0 +1,82 @@
+import { createConnection, type Socket } from "node:net";
+import type { ConnectionOptions, NatsConnection } from "nats";
+import { NatsConnectionImpl } from "nats/lib/nats-base-client/nats.js";
+import { setTransportFactory } from "nats/lib/nats-base-client/transport.js";
+import { NodeTransport, nodeResolveHost } from "nats/lib/src/node_transport.js";
+
+/** What is read at once at first, as much as a socket of Node reads. */
+const LEAST_SLAB_BYTES = 64 * 1024;
+/** And at most, once reads have filled all the room they had. */
+const MOST_SLAB_BYTES = 4 * 1024 ** 2;
+
+/**
+ * The memory that a socket is read into. What comes in large pieces stays where it lies and is handed out without a copy; the
+ * room grows with them, so that a message is seldom cut into many. Small pieces are copied, so that a small message that somebody
+ * keeps does not keep the slab.
+ */
+export class ReadSlab {
+  #bytes = new Uint8Array(LEAST_SLAB_BYTES);
+  #used = 0;
+
+  /** Where the next bytes go. */
+  room(): Uint8Array {
+    return this.#bytes.subarray(this.#used);
+  }
+
+  /** The first `count` bytes of the room, which are the caller's from now on. */
+  take(count: number): Uint8Array {
+    const end = this.#used + count;
+    const size = this.#bytes.length;
+    const isLarge = 2 * count > LEAST_SLAB_BYTES;
+    const taken = isLarge ? this.#bytes.subarray(this.#used, end) : this.#bytes.slice(this.#used, end);
+    if (isLarge) this.#used = end;
+    // With less room than a quarter, reads would be cut short by it.
+    if (4 * (size - this.#used) < size) {
+      const isTooSmall = end === size;
+      const next = isTooSmall ? Math.min(2 * size, MOST_SLAB_BYTES) : size;
+      this.#bytes = new Uint8Array(Buffer.allocUnsafeSlow(next).buffer);
+      this.#used = 0;
+    }
+    return taken;
+  }
+}
+
+/**
+ * The client library's transport over a socket that reads into slabs. Left to itself it gets 64 KiB at a time, and a message of
+ * 512 KiB is put together in a buffer that grows four times.
+ */
+class SlabTransport extends NodeTransport {
+  override dial({ hostname, port }: { hostname: string; port: number }): Promise<Socket> {
+    const slab = new ReadSlab();
+    const onread = {
+      buffer: () => slab.room(),
+      callback: (count: number) => {
+        socket.emit("data", slab.take(count));
+        return true;
+      },
+    };
+    const socket = createConnection({ host: hostname, port, onread });
+    socket.setNoDelay(true);
+    return new Promise((resolve, reject) => {
+      let failure: Error | undefined;
+      // Who waits for the connection is done with the socket when it stands, and the library listens from then on.
+      socket.once("connect", () => {
+        socket.removeAllListeners();
+        resolve(socket);
+      });
+      socket.on("error", (error) => {
+        failure = error;
+      });
+      socket.once("close", () => {
+        socket.removeAllListeners();
+        reject(failure ?? new Error("the connection closed before it stood"));
+      });
+    });
+  }
+}
+
+/** As the library's own `connect`, for connections that carry large messages. */
+export function connect(options: ConnectionOptions): Promise<NatsConnection> {
+  setTransportFactory({ factory: () => new SlabTransport(), dnsResolveFn: nodeResolveHost });
+  return NatsConnectionImpl.connect(options);
+}

@@ -1,0 +1,89 @@
+import test from "ava";
+import fc from "fast-check";
+import { ReadSlab } from "#common/adapters/nats/transport.js";
+import { createRng } from "#common/domain/rng.js";
+import { sha256Digest } from "#common/tensor/digest.js";
+import { startNats } from "#test/support/servers.js";
+
+/** What a socket does: fills some of the room, at most all of it. */
+function fill(slab: ReadSlab, share: number, value: number): Uint8Array {
+  const room = slab.room();
+  const count = Math.max(1, Math.floor(share * room.length));
+  room.fill(value, 0, count);
+  return slab.take(count);
+}
+
+test("whatever comes in stays as it came in, and there is always room", (t) => {
+  fc.assert(
+    fc.property(
+      fc.array(fc.oneof(fc.constant(1), fc.double({ min: 0, max: 1, noNaN: true })), { maxLength: 60 }),
+      (shares) => {
+        const slab = new ReadSlab();
+        const taken = shares.map((share, i) => fill(slab, share, i + 1));
+        t.true(slab.room().length > 0);
+        taken.forEach((bytes, i) => {
+          t.true(bytes.every((byte) => byte === i + 1));
+        });
+      },
+    ),
+    { numRuns: 40 },
+  );
+});
+
+test("the room grows where reads fill it, up to 4 MiB, and not where they do not", (t) => {
+  const idle = new ReadSlab();
+  for (let i = 0; i < 100; i++) fill(idle, 0.9, i);
+  t.true(idle.room().length <= 64 * 1024);
+  const busy = new ReadSlab();
+  for (let i = 0; i < 20; i++) fill(busy, 1, i);
+  t.is(busy.room().length, 4 * 1024 ** 2);
+});
+
+test("who keeps a small piece does not keep the slab, and a large one is not copied", (t) => {
+  const slab = new ReadSlab();
+  const small = fill(slab, 0.1, 1);
+  t.is(small.buffer.byteLength, small.length);
+  const large = fill(slab, 0.6, 2);
+  t.true(large.buffer.byteLength > large.length);
+});
+
+test("messages of all sizes come whole through a real server, also those that somebody keeps", async (t) => {
+  const server = await startNats();
+  try {
+    const [sender, receiver] = [await server.connect(), await server.connect()];
+    const rng = createRng(5);
+    const sent = Array.from({ length: 400 }, () => {
+      const most = [20, 5000, 70_000, 512 * 1024][Math.floor(4 * rng.uniform())] as number;
+      return Uint8Array.from({ length: Math.floor(most * rng.uniform()) }, (_, i) => (i * most) >> 3);
+    });
+    const kept: Uint8Array[] = [];
+    const all = new Promise<void>((done) => {
+      receiver.nc.subscribe("any", {
+        max: sent.length,
+        callback: (_error, { data }) => {
+          if (kept.push(data) === sent.length) done();
+        },
+      });
+    });
+    await receiver.nc.flush();
+    for (const bytes of sent) sender.nc.publish("any", bytes);
+    await all;
+    const digests = (messages: readonly Uint8Array[]): string[] => messages.map((each) => sha256Digest(each));
+    t.deepEqual(digests(kept), digests(sent));
+    await sender.close();
+    await receiver.close();
+  } finally {
+    await server.stop();
+  }
+});
+
+test("a server that is not there is told by its code", async (t) => {
+  const server = await startNats();
+  const link = await server.connect();
+  await link.close();
+  await server.stop();
+  const { connect } = await import("#common/adapters/nats/transport.js");
+  await t.throwsAsync(connect({ servers: [`127.0.0.1:${server.port}`], reconnect: false }), {
+    code: "CONNECTION_REFUSED",
+  });
+});

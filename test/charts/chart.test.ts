@@ -128,6 +128,17 @@ test("each service has two replicas, probes on its metrics port, a Service and a
   }
 });
 
+test("NATS holds its heap down before its memory is at the limit", (t) => {
+  const heapOf = (values: object): string | undefined => {
+    const [container] = podOf(named(render(values), "StatefulSet", "fleet-shoal-nats")).containers;
+    return container?.env?.find(({ name }) => name === "GOMEMLIMIT")?.value;
+  };
+  t.is(heapOf({}), "1600MiB");
+  t.is(heapOf({ nats: { heapLimit: "6GiB", resources: { limits: { memory: "8Gi" } } } }), "6GiB");
+  const refused = renderChart({ nats: { heapLimit: "6Gi" } });
+  t.true(!refused.ok && refused.message.includes("heapLimit"), "Go does not know Kubernetes' units");
+});
+
 test("a single replica has no disruption budget, which could only stop the node's drain", (t) => {
   const manifests = render({ services: { aggregator: { replicas: 1 } } });
   t.throws(() => named(manifests, "PodDisruptionBudget", "fleet-shoal-aggregator"));

@@ -131,8 +131,8 @@ async function judgeOne(
   const summed = sums?.begin(commit.seq, manifest);
   let counts = false;
   try {
-    const facts = await takePayload(reader.chunksOf(commit), manifest, context.codec, (start, bytes) => {
-      checksums.add(start, bytes);
+    const facts = await takePayload(reader.chunksOf(commit), manifest, context.codec, (start, bytes, checksum) => {
+      checksums.add(start, checksum);
       summed?.add(start, bytes);
     });
     const verdict = accept(commit, context, facts);

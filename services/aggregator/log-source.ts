@@ -3,9 +3,14 @@ import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
 import { chunkRange, type ValueRange } from "#common/tensor/chunk.js";
 import type { Codec } from "#common/tensor/codec.js";
-import { checksum } from "#common/tensor/digest.js";
 import { stalenessShare } from "#common/domain/staleness.js";
-import { decodeChunk, openChunkFold, type WeightedChunk } from "#common/tensor/kernels/kernels.js";
+import {
+  chainChecksum,
+  checksumOf,
+  decodeChunk,
+  openChunkFold,
+  type WeightedChunk,
+} from "#common/tensor/kernels/kernels.js";
 import { openChunks, READ_AHEAD } from "#common/runtime/chunk-reader.js";
 import { ownBytes } from "#common/runtime/payload.js";
 import type { UpdateSource } from "./combine.js";
@@ -36,7 +41,7 @@ export function againstSums(shardSums: readonly number[]): AcceptedUpdate["check
     let sum = 0;
     return {
       add(bytes) {
-        sum = checksum(bytes, sum);
+        sum = chainChecksum(sum, checksumOf(bytes));
       },
       holds: () => sum === shardSums[index],
     };

@@ -62,8 +62,8 @@ async function judgeAgain({ log }: FoldPorts, { codec, shards, updates }: FoldPl
   const judged: AcceptedUpdate[] = [];
   for (const { manifest, staleness } of updates) {
     const sums = openShardSums(shards);
-    const facts = await readPayload(log, manifest, codec, (start, bytes) => {
-      sums.add(start, bytes);
+    const facts = await readPayload(log, manifest, codec, (start, _bytes, checksum) => {
+      sums.add(start, checksum);
     });
     if (!facts.ok || facts.digest !== manifest.digest) throw corrupt(manifest);
     judged.push({ manifest, norm: facts.norm, staleness, check: againstSums(sums.finish()) });

@@ -1,7 +1,7 @@
 import { FOLD_SHARD_VALUES } from "#common/domain/round.js";
 import { chunkCount, type ValueRange } from "#common/tensor/chunk.js";
 import type { Codec } from "#common/tensor/codec.js";
-import { checksum } from "#common/tensor/digest.js";
+import { chainChecksum } from "#common/tensor/kernels/kernels.js";
 import type { StateShape } from "./strategies/strategy.js";
 
 /** A contiguous range of the parameters that is folded by itself, and the chunks of an update that hold it. */
@@ -31,8 +31,8 @@ export function cutShards(parameters: number, codec: Codec, shardValues: number)
 
 /** Checksums of the encoded chunks of an update, one for each shard. */
 export interface ShardSums {
-  /** Takes the next chunk, whose values belong at `start` of the flat vector. */
-  add(start: number, bytes: Uint8Array): void;
+  /** Takes the checksum of the next chunk, whose values belong at `start` of the flat vector. */
+  add(start: number, checksum: number): void;
   finish(): number[];
 }
 
@@ -41,9 +41,9 @@ export function openShardSums(shards: readonly Shard[]): ShardSums {
   const sums = shards.map(() => 0);
   let current = 0;
   return {
-    add(start, bytes) {
+    add(start, checksum) {
       while (start >= (shards[current]?.end ?? Infinity)) current += 1;
-      sums[current] = checksum(bytes, sums[current]);
+      sums[current] = chainChecksum(sums[current] ?? 0, checksum);
     },
     finish: () => sums,
   };

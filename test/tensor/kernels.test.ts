@@ -7,6 +7,7 @@ import { sumOfSquares } from "#common/tensor/flat.js";
 import { InvariantError } from "#common/tensor/invariant.js";
 import {
   decodeChunk,
+  checksumOf,
   encodeChunk,
   inspectChunk,
   openChunkFold,
@@ -14,7 +15,7 @@ import {
   type ChunkFold,
   type WeightedChunk,
 } from "#common/tensor/kernels/kernels.js";
-import { compileKernels } from "#common/tensor/kernels/module.js";
+import { CHUNK_AT, compileKernels, instantiate } from "#common/tensor/kernels/module.js";
 
 const codec = (name: string, sizes?: { keep: number; block: number; valueBits: number }): Codec =>
   codecByName(name, sizes) as Codec;
@@ -76,7 +77,11 @@ test("decode, inspect and add give the bits of the definition on whatever a code
           if (!decoded.ok) throw new Error(decoded.reason);
           const byKernel = decodeChunk(of, bytes, n);
           t.true(byKernel.ok && same(byKernel.values, decoded.values));
-          t.deepEqual(inspectChunk(of, bytes, n), { ok: true, squares: sumOfSquares(decoded.values) });
+          t.deepEqual(inspectChunk(of, bytes, n), {
+            ok: true,
+            squares: sumOfSquares(decoded.values),
+            checksum: checksumOf(bytes),
+          });
           addPlainly(sums, decoded.values, factor);
           chunks.push({ bytes, factor });
         }
@@ -128,7 +133,11 @@ test("any bytes: the same refusals as the definition, or the same bits", (t) => 
       );
       const byKernel = decodeChunk(of, bytes, n);
       t.true(byKernel.ok && same(byKernel.values, decoded.values));
-      t.deepEqual(inspectChunk(of, bytes, n), { ok: true, squares: sumOfSquares(decoded.values) });
+      t.deepEqual(inspectChunk(of, bytes, n), {
+        ok: true,
+        squares: sumOfSquares(decoded.values),
+        checksum: checksumOf(bytes),
+      });
     }),
     { numRuns: 800 },
   );
@@ -157,6 +166,26 @@ test("a NaN or infinity is refused wherever it is", (t) => {
         t.deepEqual(fold.add(chunks), { index: 1, reason: "NotFinite" }, `${of.name} ${bad} at ${at}`);
         t.deepEqual(inspectChunk(of, bytes, 99), { ok: false, reason: "NotFinite" });
       }
+    }
+  }
+});
+
+test("sums of squares do not hang on what lies behind a chunk", (t) => {
+  const exports = instantiate();
+  const heap = new Uint8Array(exports.memory.buffer);
+  for (const [name, squares] of [
+    ["fp32", exports.squares],
+    ["bf16", exports.squaresBf16],
+    ["int8", exports.squaresInt8],
+    ["int4", exports.squaresInt4],
+  ] as const) {
+    for (const n of [1, 31, 33, 257, 300]) {
+      const values = draw(n, n).map((value) => Math.sign(value));
+      const of = codec(name);
+      heap.fill(0x3f, CHUNK_AT, CHUNK_AT + 8 * 512);
+      heap.set(of.encode(values), CHUNK_AT);
+      const decoded = of.decode(of.encode(values), n);
+      t.is(squares(CHUNK_AT, n), decoded.ok ? sumOfSquares(decoded.values) : NaN, `${name} ${n}`);
     }
   }
 });

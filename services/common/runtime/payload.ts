@@ -33,7 +33,7 @@ export function ownBytes(
 }
 
 /** What a reader does with a chunk: its values belong at index `start` of the flat vector; `bytes` are as the log has them. */
-export type OnChunk = (start: number, bytes: Uint8Array) => void;
+export type OnChunk = (start: number, bytes: Uint8Array, checksum: number) => void;
 
 /**
  * Takes the chunks of a screened manifest in order from `next` and hands each one to `onChunk`. The caller discards what it
@@ -57,7 +57,7 @@ export async function takePayload(
     if (!inspected.ok) return badBytes(index, inspected.reason);
     digest.add(chunk.bytes);
     squares += inspected.squares;
-    onChunk?.(start, chunk.bytes);
+    onChunk?.(start, chunk.bytes, inspected.checksum);
   }
   return { ok: true, digest: digest.finish(), norm: Math.sqrt(squares) };
 }

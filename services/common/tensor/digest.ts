@@ -1,5 +1,4 @@
 import { createHash } from "node:crypto";
-import { crc32 } from "node:zlib";
 
 /** Digest of the bytes of all parts, one after the other: "sha256:" and 64 lower-case hexadecimal digits. */
 export function sha256Digest(...parts: readonly Uint8Array[]): string {
@@ -24,9 +23,4 @@ export function openDigest(): DigestStream {
     },
     finish: () => `sha256:${hash.digest("hex")}`,
   };
-}
-
-/** CRC-32 (ISO 3309) of bytes, going on from that of the bytes before them: finds damage, proves nothing. */
-export function checksum(part: Uint8Array, before = 0): number {
-  return crc32(part, before);
 }

@@ -291,7 +291,7 @@ export interface Verdict {
     | undefined;
   /** In the result of a round: how stale it was there. */
   staleness: number;
-  /** CRC-32 of the encoded chunks of each shard of the fold, in order: a shard is checked without the rest. */
+  /** Of the encoded chunks of each shard of the fold, in order (kernels.ts): a shard is checked without the rest. */
   shardSums: number[];
 }
 

@@ -15,6 +15,11 @@ interface ChunkKernels {
   /** @param sums where they lie. */
   readonly add: (exports: KernelExports, count: number, sums: number, factor: number) => number;
   readonly decode: (exports: KernelExports, count: number) => number;
+  /** The sum of squares of the values, not finite for `refusal`, which is all that can be wrong. Undefined: they are decoded for it. */
+  readonly squares?: {
+    readonly of: (exports: KernelExports, count: number) => number;
+    readonly refusal: DecodeRefusal;
+  };
 }
 
 /** Values that share a scale. */
@@ -27,18 +32,21 @@ const REFUSALS: readonly (DecodeRefusal | undefined)[] = [undefined, "NotFinite"
 const plain = (
   add: "addFp32" | "addBf16" | "addInt8" | "addInt4",
   decode: "decodeFp32" | "decodeBf16" | "decodeInt8" | "decodeInt4",
+  squares: "squares" | "squaresBf16" | "squaresInt8" | "squaresInt4",
+  refusal: DecodeRefusal,
   layout: PlainLayout,
 ): ChunkKernels => ({
   layout,
+  squares: { of: (exports, count) => exports[squares](CHUNK_AT, count), refusal },
   add: (exports, count, sums, factor) => exports[add](CHUNK_AT, count, sums, factor),
   decode: (exports, count) => exports[decode](CHUNK_AT, count, VALUES_AT),
 });
 
 const KERNELS: Readonly<Record<string, ChunkKernels>> = {
-  fp32: plain("addFp32", "decodeFp32", { scaleBytes: 0, valueBits: 32 }),
-  bf16: plain("addBf16", "decodeBf16", { scaleBytes: 0, valueBits: 16 }),
-  int8: plain("addInt8", "decodeInt8", { scaleBytes: 2, valueBits: 8 }),
-  int4: plain("addInt4", "decodeInt4", { scaleBytes: 2, valueBits: 4 }),
+  fp32: plain("addFp32", "decodeFp32", "squares", "NotFinite", { scaleBytes: 0, valueBits: 32 }),
+  bf16: plain("addBf16", "decodeBf16", "squaresBf16", "NotFinite", { scaleBytes: 0, valueBits: 16 }),
+  int8: plain("addInt8", "decodeInt8", "squaresInt8", "BadScale", { scaleBytes: 2, valueBits: 8 }),
+  int4: plain("addInt4", "decodeInt4", "squaresInt4", "BadScale", { scaleBytes: 2, valueBits: 4 }),
 };
 
 /** Throws an InvariantError if there are no kernels for the codec. */
@@ -84,26 +92,55 @@ const shared = instantiate();
 const sharedHeap = new Uint8Array(shared.memory.buffer);
 const sharedValues = new Float32Array(shared.memory.buffer, VALUES_AT, MAX_CHUNK_VALUES);
 
-function decodeShared(codec: Codec, bytes: Uint8Array, count: number): DecodeRefusal | undefined {
+/** Puts a chunk to where the kernels find it. @returns whether it may be one. */
+function stageShared(codec: Codec, bytes: Uint8Array, count: number): boolean {
   requireRoom(count);
-  if (!isLength(codec, bytes, count)) return "WrongLength";
+  if (!isLength(codec, bytes, count)) return false;
   sharedHeap.set(bytes, CHUNK_AT);
-  return REFUSALS[kernelsOf(codec).decode(shared, count)];
+  return true;
 }
 
 /** `codec.decode`, bit for bit, by kernels. At most MAX_CHUNK_VALUES values. */
 export function decodeChunk(codec: Codec, bytes: Uint8Array, count: number): Decoded {
-  const reason = decodeShared(codec, bytes, count);
+  if (!stageShared(codec, bytes, count)) return { ok: false, reason: "WrongLength" };
+  const reason = REFUSALS[kernelsOf(codec).decode(shared, count)];
   return reason === undefined ? { ok: true, values: sharedValues.slice(0, count) } : { ok: false, reason };
 }
 
-/** What is to be known of a chunk that is not folded yet: its sum of squares as flat.ts defines it. */
-export type Inspected = { ok: true; squares: number } | { ok: false; reason: DecodeRefusal };
+/** What is to be known of a chunk that is not folded yet: its sum of squares as flat.ts defines it, and the checksum of its bytes. */
+export type Inspected = { ok: true; squares: number; checksum: number } | { ok: false; reason: DecodeRefusal };
 
-/** `codec.decode` and the sum of squares of its values, bit for bit, without handing them on. */
+/** Whether `codec.decode` takes it, and the sum of squares of its values, bit for bit. */
 export function inspectChunk(codec: Codec, bytes: Uint8Array, count: number): Inspected {
-  const reason = decodeShared(codec, bytes, count);
-  return reason === undefined ? { ok: true, squares: shared.squares(VALUES_AT, count) } : { ok: false, reason };
+  if (!stageShared(codec, bytes, count)) return { ok: false, reason: "WrongLength" };
+  const { squares, decode } = kernelsOf(codec);
+  // First: the others write into what lies behind the chunk's last value.
+  const checksum = shared.checksum(CHUNK_AT, bytes.length) >>> 0;
+  if (squares !== undefined) {
+    const sum = squares.of(shared, count);
+    return Number.isFinite(sum) ? { ok: true, squares: sum, checksum } : { ok: false, reason: squares.refusal };
+  }
+  const reason = REFUSALS[decode(shared, count)];
+  return reason === undefined
+    ? { ok: true, squares: shared.squares(VALUES_AT, count), checksum }
+    : { ok: false, reason };
+}
+
+const CHECKSUM_PRIME = 0x9e3779b1;
+
+/** Puts a further checksum behind those before it. */
+export const chainChecksum = (before: number, next: number): number =>
+  ((Math.imul(before, CHECKSUM_PRIME) >>> 0) + next) >>> 0;
+
+/** The checksum of bytes, as `inspectChunk` has it of those that can be a chunk: finds damage, proves nothing. */
+export function checksumOf(bytes: Uint8Array): number {
+  let sum = 0;
+  for (let from = 0; from < bytes.length; from += MAX_CHUNK_BYTES) {
+    const part = bytes.subarray(from, from + MAX_CHUNK_BYTES);
+    sharedHeap.set(part, CHUNK_AT);
+    sum = chainChecksum(sum, shared.checksum(CHUNK_AT, part.length) >>> 0);
+  }
+  return sum;
 }
 
 /**

@@ -2,12 +2,17 @@ import { readFileSync } from "node:fs";
 
 type Add = (src: number, count: number, sums: number, factor: number) => number;
 type Decode = (src: number, count: number, out: number) => number;
+type Squares = (src: number, count: number) => number;
 type Encode = (src: number, count: number, out: number) => number;
 
 /** What `assembly/index.ts` exports. Arguments are places in memory, in bytes, and counts of values. */
 export interface KernelExports {
   readonly memory: WebAssembly.Memory;
-  squares(src: number, count: number): number;
+  checksum(src: number, bytes: number): number;
+  readonly squares: Squares;
+  readonly squaresBf16: Squares;
+  readonly squaresInt8: Squares;
+  readonly squaresInt4: Squares;
   divide(sums: number, count: number, by: number, out: number): void;
   addSquares(src: number, count: number, lanes: number): void;
   finite(src: number, count: number): number;

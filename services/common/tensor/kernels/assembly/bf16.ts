@@ -1,4 +1,4 @@
-import { addTwo, NOT_FINITE, OK, upper, wholeSteps } from "./lanes";
+import { addSquare, addTwo, NOT_FINITE, OK, sumLanes, upper, wholeSteps } from "./lanes";
 
 @inline
 function verdict(most: v128): i32 {
@@ -62,4 +62,23 @@ export function decodeBf16(src: usize, count: i32, out: usize): i32 {
     out += 32;
   }
   return verdict(most);
+}
+
+/** Sum of squares of the values, as of their fp32. NaN or infinite exactly if a value is. */
+export function squaresBf16(src: usize, count: i32): f64 {
+  pad(src, count);
+  let a = f64x2.splat(0);
+  let b = f64x2.splat(0);
+  let c = f64x2.splat(0);
+  let d = f64x2.splat(0);
+  const end = src + (<usize>wholeSteps(count) << 1);
+  for (; src < end; src += 16) {
+    const low = widen(src);
+    const high = widen(src + 8);
+    a = addSquare(a, f64x2.promote_low_f32x4(low));
+    b = addSquare(b, f64x2.promote_low_f32x4(upper(low)));
+    c = addSquare(c, f64x2.promote_low_f32x4(high));
+    d = addSquare(d, f64x2.promote_low_f32x4(upper(high)));
+  }
+  return sumLanes(a, b, c, d);
 }

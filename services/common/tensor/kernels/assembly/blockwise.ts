@@ -55,3 +55,9 @@ export function levelsOfSixteen(src: usize, scale: v128, most: f64): v128 {
 function pair(a: v128, b: v128): v128 {
   return v128.shuffle<i32>(a, b, 0, 1, 4, 5);
 }
+
+/** sum + squares * scale of two whole numbers: their products with the square of a half are exact. */
+@inline
+export function addScaledTwo(sum: v128, squares: v128, scale: v128): v128 {
+  return f64x2.add(sum, f64x2.mul(f64x2.convert_low_i32x4_s(squares), scale));
+}

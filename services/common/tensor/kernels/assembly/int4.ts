@@ -1,7 +1,7 @@
-import { blockCount, blockSteps, levelsOfSixteen, writeScale } from "./blockwise";
+import { addScaledTwo, blockCount, blockSteps, levelsOfSixteen, writeScale } from "./blockwise";
 import { loadScale } from "./half";
 import { addEightLevels, storeEightLevels } from "./int8";
-import { BAD_SCALE, BLOCK, NOT_FINITE, OK, wholeSteps } from "./lanes";
+import { BAD_SCALE, BLOCK, NOT_FINITE, OK, sumLanes, upper, wholeSteps } from "./lanes";
 
 const LEVELS: f64 = 7;
 const OFFSET: i8 = 8;
@@ -90,4 +90,39 @@ export function encodeInt4(src: usize, count: i32, out: usize): i32 {
     store<u8>(last, load<u8>(last) & 0x0f);
   }
   return OK;
+}
+
+/** Two levels of zero. */
+const ZEROS: u8 = 0x88;
+
+/** Sum of squares of the values, as of their fp32; NaN for a bad scale. */
+export function squaresInt4(src: usize, count: i32): f64 {
+  let packed = src + (<usize>blockCount(count) << 1);
+  const rest = packed + ((count + 1) >> 1);
+  memory.fill(rest, ZEROS, (wholeSteps(count) - count) >> 1);
+  if (count & 1) store<u8>(rest - 1, (load<u8>(rest - 1) & 0x0f) | (ZEROS & 0xf0));
+  let a = f64x2.splat(0);
+  let b = f64x2.splat(0);
+  let c = f64x2.splat(0);
+  let d = f64x2.splat(0);
+  for (let start: i32 = 0; start < count; start += BLOCK) {
+    const half = <f64>loadScale(src);
+    const scale = f64x2.splat(half * half);
+    const end = packed + (blockSteps(start, count) >> 1);
+    for (; packed < end; packed += 8) {
+      const levels = unpack(packed);
+      const low = i16x8.extmul_low_i8x16_s(levels, levels);
+      const high = i16x8.extmul_high_i8x16_s(levels, levels);
+      a = addScaledTwo(a, i32x4.extend_low_i16x8_s(low), scale);
+      b = addScaledTwo(b, upper(i32x4.extend_low_i16x8_s(low)), scale);
+      c = addScaledTwo(c, i32x4.extend_high_i16x8_s(low), scale);
+      d = addScaledTwo(d, upper(i32x4.extend_high_i16x8_s(low)), scale);
+      a = addScaledTwo(a, i32x4.extend_low_i16x8_s(high), scale);
+      b = addScaledTwo(b, upper(i32x4.extend_low_i16x8_s(high)), scale);
+      c = addScaledTwo(c, i32x4.extend_high_i16x8_s(high), scale);
+      d = addScaledTwo(d, upper(i32x4.extend_high_i16x8_s(high)), scale);
+    }
+    src += 2;
+  }
+  return sumLanes(a, b, c, d);
 }

@@ -1,6 +1,6 @@
-import { blockCount, blockSteps, levelsOfSixteen, writeScale } from "./blockwise";
+import { addScaledTwo, blockCount, blockSteps, levelsOfSixteen, writeScale } from "./blockwise";
 import { loadScale } from "./half";
-import { addTwo, BAD_SCALE, BLOCK, NOT_FINITE, OK, upper, wholeSteps } from "./lanes";
+import { addTwo, BAD_SCALE, BLOCK, NOT_FINITE, OK, sumLanes, upper, wholeSteps } from "./lanes";
 
 const LEVELS: f64 = 127;
 
@@ -83,4 +83,34 @@ export function encodeInt8(src: usize, count: i32, out: usize): i32 {
     out += 2;
   }
   return OK;
+}
+
+/**
+ * Sum of squares of the values, as of their fp32; NaN for a bad scale. The square of a level and that of a scale have 14 and 22
+ * bits, so (level * scale)^2 is exact either way round.
+ */
+export function squaresInt8(src: usize, count: i32): f64 {
+  let levels = src + (<usize>blockCount(count) << 1);
+  memory.fill(levels + count, 0, wholeSteps(count) - count);
+  let a = f64x2.splat(0);
+  let b = f64x2.splat(0);
+  let c = f64x2.splat(0);
+  let d = f64x2.splat(0);
+  for (let start: i32 = 0; start < count; start += BLOCK) {
+    const half = <f64>loadScale(src);
+    const scale = f64x2.splat(half * half);
+    const end = levels + blockSteps(start, count);
+    for (; levels < end; levels += 8) {
+      const eight = v128.load8x8_s(levels);
+      const squares = i16x8.mul(eight, eight);
+      const low = i32x4.extend_low_i16x8_s(squares);
+      const high = i32x4.extend_high_i16x8_s(squares);
+      a = addScaledTwo(a, low, scale);
+      b = addScaledTwo(b, upper(low), scale);
+      c = addScaledTwo(c, high, scale);
+      d = addScaledTwo(d, upper(high), scale);
+    }
+    src += 2;
+  }
+  return sumLanes(a, b, c, d);
 }

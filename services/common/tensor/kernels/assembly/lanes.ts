@@ -38,7 +38,23 @@ export function greatestLane(x: v128): u32 {
   return max(<u32>v128.extract_lane<i32>(two, 0), <u32>v128.extract_lane<i32>(two, 1));
 }
 
-/** Sum of squares of fp32 values in eight float64 lanes, as flat.ts defines it. */
+/** The sum of eight float64 lanes, two in each, as flat.ts adds them up. */
+@inline
+export function sumLanes(a: v128, b: v128, c: v128, d: v128): f64 {
+  // Lanes 0 + 4, 1 + 5 and 2 + 6, 3 + 7; then in pairs.
+  const low = f64x2.add(a, c);
+  const high = f64x2.add(b, d);
+  const sums = f64x2.add(low, high);
+  return f64x2.extract_lane(sums, 0) + f64x2.extract_lane(sums, 1);
+}
+
+/** sum + x * x, both rounded by themselves. */
+@inline
+export function addSquare(sum: v128, x: v128): v128 {
+  return f64x2.add(sum, f64x2.mul(x, x));
+}
+
+/** Sum of squares of fp32 values in eight float64 lanes, as flat.ts defines it. NaN or infinite exactly if a value is. */
 export function squares(src: usize, count: i32): f64 {
   const end = src + (<usize>wholeSteps(count) << 2);
   // Zeros add nothing to a sum that is never -0.
@@ -48,21 +64,13 @@ export function squares(src: usize, count: i32): f64 {
   let c = f64x2.splat(0);
   let d = f64x2.splat(0);
   while (src < end) {
-    const x0 = f64x2.promote_low_f32x4(v128.load64_zero(src));
-    const x1 = f64x2.promote_low_f32x4(v128.load64_zero(src, 8));
-    const x2 = f64x2.promote_low_f32x4(v128.load64_zero(src, 16));
-    const x3 = f64x2.promote_low_f32x4(v128.load64_zero(src, 24));
-    a = f64x2.add(a, f64x2.mul(x0, x0));
-    b = f64x2.add(b, f64x2.mul(x1, x1));
-    c = f64x2.add(c, f64x2.mul(x2, x2));
-    d = f64x2.add(d, f64x2.mul(x3, x3));
+    a = addSquare(a, f64x2.promote_low_f32x4(v128.load64_zero(src)));
+    b = addSquare(b, f64x2.promote_low_f32x4(v128.load64_zero(src, 8)));
+    c = addSquare(c, f64x2.promote_low_f32x4(v128.load64_zero(src, 16)));
+    d = addSquare(d, f64x2.promote_low_f32x4(v128.load64_zero(src, 24)));
     src += 32;
   }
-  // Lanes 0 + 4, 1 + 5 and 2 + 6, 3 + 7; then in pairs.
-  const low = f64x2.add(a, c);
-  const high = f64x2.add(b, d);
-  const sums = f64x2.add(low, high);
-  return f64x2.extract_lane(sums, 0) + f64x2.extract_lane(sums, 1);
+  return sumLanes(a, b, c, d);
 }
 
 /** out[i] = sums[i] / by; `out` may be `sums`. */

@@ -1,4 +1,4 @@
-import { greatestLane, NOT_FINITE, OK, wholeSteps } from "./lanes";
+import { addSquare, greatestLane, NOT_FINITE, OK, wholeSteps } from "./lanes";
 
 const INFINITY_BITS: u32 = 0x7f800000;
 
@@ -46,14 +46,10 @@ export function addSquares(src: usize, count: i32, lanes: usize): void {
   let d = v128.load(lanes, 48);
   const end = src + (<usize>wholeSteps(count) << 3);
   for (; src < end; src += 64) {
-    const x0 = v128.load(src);
-    const x1 = v128.load(src, 16);
-    const x2 = v128.load(src, 32);
-    const x3 = v128.load(src, 48);
-    a = f64x2.add(a, f64x2.mul(x0, x0));
-    b = f64x2.add(b, f64x2.mul(x1, x1));
-    c = f64x2.add(c, f64x2.mul(x2, x2));
-    d = f64x2.add(d, f64x2.mul(x3, x3));
+    a = addSquare(a, v128.load(src));
+    b = addSquare(b, v128.load(src, 16));
+    c = addSquare(c, v128.load(src, 32));
+    d = addSquare(d, v128.load(src, 48));
   }
   v128.store(lanes, a);
   v128.store(lanes, b, 16);

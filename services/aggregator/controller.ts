@@ -9,7 +9,7 @@ import { clearEarlier } from "./earlier-record.js";
 import { noteFailure } from "./failure-note.js";
 import { composeResult, partVerdicts } from "./finalize.js";
 import { bytesOf, planFold, shardsOf, taskOf, type FoldPlan } from "./fold-round.js";
-import { againstSums } from "./log-source.js";
+import { againstCrcs, againstSums } from "./log-source.js";
 import { judgeCommits } from "./judge.js";
 import { readManifests } from "./logged-commits.js";
 import {
@@ -79,8 +79,9 @@ async function planOf(
       ? await readManifests(log, { name: metadata?.name ?? "", spec, entries: trained })
       : trained.flatMap(({ manifest }) => manifest ?? []);
   const updates = manifests.map((manifest, k) => {
-    const { norm = 0, staleness = 0, shardSums = [] } = trained[k] ?? {};
-    return { manifest, norm, staleness, check: againstSums(shardSums) };
+    const { norm = 0, staleness = 0, shardSums = [], shardChecksums = [] } = trained[k] ?? {};
+    const check = shardChecksums.length > 0 ? againstSums(shardChecksums) : againstCrcs(shardSums);
+    return { manifest, norm, staleness, check };
   });
   return { plan: planFold(spec, strategyOf(job), updates), summed };
 }

@@ -125,6 +125,9 @@ export function partVerdicts(
   return { folded, refused };
 }
 
+/** Checksums are for those who fold: nobody does any more. */
+const withoutSums = (verdict: Verdict): Verdict => ({ ...verdict, shardSums: [], shardChecksums: [] });
+
 /** The resource that says what a round came to; the same for every replica but for `foldMs`. */
 export function composeResult(
   { metadata, spec }: Round & { spec: RoundSpec },
@@ -138,9 +141,8 @@ export function composeResult(
     job: spec.job,
     number: spec.number,
     roundUid: metadata?.uid ?? "",
-    // Checksums are for those who fold: nobody does any more.
-    folded: verdicts.folded.map((verdict) => ({ ...verdict, shardSums: [] })),
-    refused: verdicts.refused.map((verdict) => ({ ...verdict, shardSums: [] })),
+    folded: verdicts.folded.map(withoutSums),
+    refused: verdicts.refused.map(withoutSums),
     ...summarise(verdicts.folded),
     ...outcome,
   };

@@ -8,16 +8,14 @@ import { isAsynchronous, isJobOver, lastTaker } from "#common/domain/staleness.j
 import { ownRecord } from "#common/domain/own-record.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
-import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
+import type { UpdateLog } from "#common/ports/update-log.js";
 import { accept, screen, type AcceptContext, type Commit } from "#common/domain/accept.js";
 import { cutOffDevices } from "#common/domain/cut-off.js";
-import { openUpdates } from "#common/runtime/chunk-reader.js";
-import { takePayload } from "#common/runtime/payload.js";
-import { InvariantError } from "#common/tensor/invariant.js";
+import { openCommits, type CommitsReader } from "./commit-reader.js";
 import { clearEarlier } from "./earlier-record.js";
 import { codecOf, readBases, shardsOf, taskOf } from "./fold-round.js";
 import type { RoundSums, RunningSums } from "./running-sums.js";
-import { openShardSums, type Shard } from "./shards.js";
+import type { Shard } from "./shards.js";
 import { foldBytes, isStreamed } from "./summed-fold.js";
 import { acceptedDevices, emptyTally, withVerdict } from "./tally.js";
 
@@ -80,45 +78,11 @@ async function gatewaySiteFor(store: ResourceStore, { device, manifest }: Commit
   return gatewaySiteOf(await store.get("Device", device));
 }
 
-/** Hands out the chunks of a commit, one after the other. */
-type NextChunk = () => Promise<Chunk | undefined>;
-
-/** What reads the commits of a batch. */
-interface CommitsReader {
-  chunksOf(commit: Commit): NextChunk;
-  close(): Promise<void>;
-}
-
-/** Reads several commits as one sequence. Those that no reading can save are left out. */
-function openCommits(log: UpdateLog, commits: readonly Commit[], context: SharedContext): CommitsReader {
-  // Whether a site's gateway may speak for it is asked later.
-  const worthReading = commits.filter(
-    (commit) => screen(commit, { ...context, gatewaySite: commit.manifest?.site }) === undefined,
-  );
-  const places = new Map(worthReading.map(({ seq }, place) => [seq, place]));
-  const updates = openUpdates(
-    log,
-    worthReading.map(({ device, round, manifest }) => {
-      const { chunkSeqs = [], sizeBytes = 0 } = manifest ?? {};
-      return { device, round, seqs: chunkSeqs, sizeBytes };
-    }),
-  );
-  return {
-    chunksOf({ seq }) {
-      const place = places.get(seq);
-      if (place === undefined) throw new InvariantError(`commit ${seq} was not to be read`);
-      return () => updates.next(place);
-    },
-    close: () => updates.close(),
-  };
-}
-
 /** The verdict on a commit, with the checksums that a fold by shards holds its chunks against. */
 async function judgeOne(
   store: ResourceStore,
   commit: Commit,
   shared: SharedContext,
-  shards: readonly Shard[],
   reader: CommitsReader,
   sums: RoundSums | undefined,
 ): Promise<Verdict> {
@@ -127,20 +91,10 @@ async function judgeOne(
   if (manifest === undefined || manifest.values === 0 || screen(commit, context) !== undefined) {
     return accept(commit, context, undefined);
   }
-  const checksums = openShardSums(shards);
-  const summed = sums?.begin(commit.seq, manifest);
-  let counts = false;
-  try {
-    const facts = await takePayload(reader.chunksOf(commit), manifest, context.codec, (start, bytes, checksum) => {
-      checksums.add(start, checksum);
-      summed?.add(start, bytes);
-    });
-    const verdict = accept(commit, context, facts);
-    counts = verdict.accepted;
-    return verdict.accepted ? { ...verdict, shardSums: checksums.finish() } : verdict;
-  } finally {
-    if (summed !== undefined) sums?.end(counts);
-  }
+  const { facts, shardChecksums } = await reader.look(commit, context);
+  const verdict = accept(commit, context, facts);
+  sums?.end(commit.seq, verdict.accepted);
+  return verdict.accepted ? { ...verdict, shardChecksums } : verdict;
 }
 
 /** What a batch of commits comes to. */
@@ -166,7 +120,7 @@ async function judgeBatch(
   const cutOff = cutOffDevices(tally);
   const due = commits.filter(({ device }) => !cutOff.has(device)).slice(0, VERDICTS_PER_WRITE);
   const isDue = new Set(due);
-  const reader = openCommits(log, due, context);
+  const reader = openCommits(log, due, context, shards, sums);
   const batch: Batch = { tally, verdicts: [], unseen: [] };
   let chunksRead = 0;
   try {
@@ -177,12 +131,12 @@ async function judgeBatch(
         continue;
       }
       if (!isDue.has(commit)) break;
+      if (chunksRead >= CHUNKS_PER_WRITE && !reader.isSeen(commit)) break;
       const current = { ...context, acceptedDevices: acceptedDevices(batch.tally) };
-      const verdict = await judgeOne(store, commit, current, shards, reader, sums);
+      const verdict = await judgeOne(store, commit, current, reader, sums);
       batch.tally = withVerdict(batch.tally, verdict);
       batch.verdicts.push(verdict);
       chunksRead += verdict.accepted ? (commit.manifest?.chunkSeqs.length ?? 0) : 0;
-      if (chunksRead >= CHUNKS_PER_WRITE) break;
     }
   } finally {
     await reader.close();

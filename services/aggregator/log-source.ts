@@ -1,3 +1,4 @@
+import { crc32 } from "node:zlib";
 import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
@@ -35,18 +36,29 @@ export interface ChunkCheck {
   holds(): boolean;
 }
 
-/** Holds chunks against the checksums of a verdict. */
-export function againstSums(shardSums: readonly number[]): AcceptedUpdate["check"] {
+/** Holds chunks against the sum of their shard; `next` is that of the chunks so far and one more. */
+function againstEach(
+  sums: readonly number[],
+  next: (sum: number, bytes: Uint8Array) => number,
+): AcceptedUpdate["check"] {
   return ({ index }) => {
     let sum = 0;
     return {
       add(bytes) {
-        sum = chainChecksum(sum, checksumOf(bytes));
+        sum = next(sum, bytes);
       },
-      holds: () => sum === shardSums[index],
+      holds: () => sum === sums[index],
     };
   };
 }
+
+/** Holds chunks against the checksums of a verdict. */
+export const againstSums = (checksums: readonly number[]): AcceptedUpdate["check"] =>
+  againstEach(checksums, (sum, bytes) => chainChecksum(sum, checksumOf(bytes)));
+
+/** The same of a verdict from before there were any, which has CRC-32 instead. */
+export const againstCrcs = (crcs: readonly number[]): AcceptedUpdate["check"] =>
+  againstEach(crcs, (sum, bytes) => crc32(bytes, sum));
 
 /** Updates up to which each is read as a run of its own, and what all runs together read ahead. */
 const MOST_RUNS = 16;

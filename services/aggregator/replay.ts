@@ -62,7 +62,7 @@ async function judgeAgain({ log }: FoldPorts, { codec, shards, updates }: FoldPl
   const judged: AcceptedUpdate[] = [];
   for (const { manifest, staleness } of updates) {
     const sums = openShardSums(shards);
-    const facts = await readPayload(log, manifest, codec, (start, _bytes, checksum) => {
+    const facts = await readPayload(log, manifest, codec, (start, { checksum }) => {
       sums.add(start, checksum);
     });
     if (!facts.ok || facts.digest !== manifest.digest) throw corrupt(manifest);

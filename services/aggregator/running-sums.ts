@@ -2,7 +2,7 @@ import type { StrategySpec } from "#proto/shoal/v1/job.js";
 import type { UpdateManifest, Verdict } from "#proto/shoal/v1/round.js";
 import type { Codec } from "#common/tensor/codec.js";
 import { InvariantError } from "#common/tensor/invariant.js";
-import { openVectorFold, type VectorFold } from "#common/tensor/kernels/kernels.js";
+import { openVectorFold, type VectorFold, type WeightedChunk } from "#common/tensor/kernels/kernels.js";
 import { weightOf } from "./fold.js";
 import type { FragmentView } from "./fragment-view.js";
 import type { KnownMean } from "./mean-step.js";
@@ -31,20 +31,24 @@ export interface SummedFold {
   bases(): Promise<readonly FragmentView[]>;
 }
 
-/** An update that is summed while it is judged. */
-export interface SummedUpdate {
-  /** Takes the next chunk, whose values belong at `start`. It is one of the codec. */
-  add(start: number, bytes: Uint8Array): void;
+/** A commit whose update is to be summed. */
+export interface SummedCommit {
+  readonly seq: number;
+  readonly manifest: UpdateManifest;
 }
+
+/** Adds the chunks of the updates begun, whose values belong at `start`, in their order; undefined for one that is bad. */
+export type AddChunks = (start: number, chunks: readonly (Uint8Array | undefined)[]) => void;
 
 /**
  * The weighted sums of a round's accepted updates, in the order in which they were accepted: what a mean of them would come to,
  * taken while they are judged, so that they need not be read again.
  */
 export interface RoundSums {
-  begin(commitSeq: number, manifest: UpdateManifest): SummedUpdate;
-  /** Ends the update begun last. One that does not count has spoilt the sums. */
-  end(accepted: boolean): void;
+  /** Begins updates that are read abreast, in the order in which they will be judged. */
+  begin(commits: readonly SummedCommit[]): AddChunks;
+  /** Ends the first of those begun. One that does not count, or is not the first, has spoilt the sums. */
+  end(commitSeq: number, accepted: boolean): void;
 }
 
 class Sums implements RoundSums, SummedFold {
@@ -52,7 +56,7 @@ class Sums implements RoundSums, SummedFold {
   readonly #bases: Promise<readonly FragmentView[]>;
   readonly #weights: number[] = [];
   readonly #seqs: number[] = [];
-  #begun: { seq: number; weight: number } | undefined;
+  readonly #begun: { seq: number; weight: number }[] = [];
   isSpoilt = false;
 
   constructor(private readonly round: SummedRound) {
@@ -66,22 +70,26 @@ class Sums implements RoundSums, SummedFold {
     return neededBytes(this.round);
   }
 
-  begin(commitSeq: number, manifest: UpdateManifest): SummedUpdate {
-    const weight = weightOf(this.round.options.weighting, manifest);
-    this.#begun = { seq: commitSeq, weight };
-    return {
-      add: (start, bytes) => {
-        if (weight !== 0 && !this.isSpoilt) this.isSpoilt = !this.#fold.add(start, bytes, weight);
-      },
+  begin(commits: readonly SummedCommit[]): AddChunks {
+    const weights = commits.map(({ manifest }) => weightOf(this.round.options.weighting, manifest));
+    commits.forEach(({ seq }, i) => this.#begun.push({ seq, weight: weights[i] as number }));
+    return (start, chunks) => {
+      if (this.isSpoilt) return;
+      const weighted: WeightedChunk[] = [];
+      chunks.forEach((bytes, i) => {
+        const factor = weights[i] ?? 0;
+        if (bytes !== undefined && factor !== 0) weighted.push({ bytes, factor });
+      });
+      this.isSpoilt = !this.#fold.add(start, weighted);
     };
   }
 
-  end(accepted: boolean): void {
-    if (this.#begun === undefined) throw new InvariantError("no update was begun");
-    this.#seqs.push(this.#begun.seq);
-    this.#weights.push(this.#begun.weight);
-    this.#begun = undefined;
-    this.isSpoilt ||= !accepted;
+  end(commitSeq: number, accepted: boolean): void {
+    const ended = this.#begun.shift();
+    this.isSpoilt ||= !accepted || ended?.seq !== commitSeq;
+    if (ended === undefined) return;
+    this.#seqs.push(ended.seq);
+    this.#weights.push(ended.weight);
   }
 
   /** Read once more if that failed the first time. */
@@ -90,7 +98,7 @@ class Sums implements RoundSums, SummedFold {
   }
 
   isOf(seqs: readonly number[]): boolean {
-    if (this.isSpoilt || this.#begun !== undefined) return false;
+    if (this.isSpoilt || this.#begun.length > 0) return false;
     return seqs.length === this.#seqs.length && seqs.every((seq, i) => seq === this.#seqs[i]);
   }
 

@@ -88,6 +88,7 @@ test("an honest update is accepted with its norm", (t) => {
     manifest: kept,
     staleness: 0,
     shardSums: [],
+    shardChecksums: [],
   });
   t.true(accept(commitOf({ localSteps: 3, tokens: 48, evalTokens: 0, evalLossSum: 0 }), context, facts).accepted);
 });

@@ -357,8 +357,8 @@ test("sums of many small rounds that others folded do not pile up", (t) => {
       [],
     );
     t.truthy(taken);
-    taken?.begin(1, manifest);
-    taken?.end(true);
+    taken?.begin([{ seq: 1, manifest }]);
+    taken?.end(1, true);
     if (taken !== undefined) sums.put(uid, taken, true);
   }
   const held = uids.filter((uid) => sums.borrow(uid, [verdict]) !== undefined);
@@ -379,6 +379,24 @@ test("a round that is over keeps no sums, whoever ended it", async (t) => {
   t.is(world.ports.sums.borrow(uid, verdicts), undefined);
 });
 
+test("sums are not those of a round while an update is begun in them that was not ended, or was ended out of turn", (t) => {
+  const options = StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" });
+  const round = { uid: "a", values: 1, foldBytes: 0, codec: FP32, options, isStreamed: false };
+  const manifest = UpdateManifest.fromPartial({ device: "ann" });
+  const verdicts = [1, 2].map((commitSeq) => Verdict.fromPartial({ commitSeq, accepted: true, manifest }));
+  const isFolded = (ended: readonly number[], accepted: readonly Verdict[]): boolean => {
+    const sums = new RunningSums(ROOM);
+    const taken = sums.take({ ...round, readBases: () => Promise.resolve([]) }, []);
+    taken?.begin([1, 2].map((seq) => ({ seq, manifest })));
+    for (const seq of ended) taken?.end(seq, true);
+    if (taken !== undefined) sums.put("a", taken, true);
+    return sums.borrow("a", accepted) !== undefined;
+  };
+  t.true(isFolded([1, 2], verdicts));
+  t.false(isFolded([1], verdicts.slice(0, 1)));
+  t.false(isFolded([2, 1], verdicts));
+});
+
 test("sums that a fold has are its own: nobody adds to them, no other round has their room, and they come back", (t) => {
   const sums = new RunningSums(8 * 1000);
   const options = StrategySpec.fromPartial({ name: "fedavg", weighting: "equal" });
@@ -389,8 +407,8 @@ test("sums that a fold has are its own: nobody adds to them, no other round has 
   const manifest = UpdateManifest.fromPartial({ device: "ann" });
   const verdict = Verdict.fromPartial({ commitSeq: 1, accepted: true, manifest });
   const taken = sums.take(round("a", 600), []);
-  taken?.begin(1, manifest);
-  taken?.end(true);
+  taken?.begin([{ seq: 1, manifest }]);
+  taken?.end(1, true);
   if (taken !== undefined) sums.put("a", taken, true);
   const fold = sums.borrow("a", [verdict]);
   if (fold === undefined) throw new Error("no fold");

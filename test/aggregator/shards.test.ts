@@ -1,11 +1,13 @@
+import { crc32 } from "node:zlib";
 import test from "ava";
 import fc from "fast-check";
 import { chunkCount } from "#common/tensor/chunk.js";
 import { codecByName, codecNames, type Codec } from "#common/tensor/codec.js";
 import { fromBytes, l2Norm } from "#common/tensor/flat.js";
+import { chainChecksum, checksumOf } from "#common/tensor/kernels/kernels.js";
+import type { Verdict } from "#proto/shoal/v1/round.js";
 import { gramBytes, gramFromBytes, sumGrams } from "#services/aggregator/gram.js";
 import { replayRound } from "#services/aggregator/replay.js";
-import { chainChecksum, checksumOf } from "#common/tensor/kernels/kernels.js";
 import { cutShards, openShardSums, stateParts, stateRanges } from "#services/aggregator/shards.js";
 import { strategyNames } from "#services/aggregator/strategies/table.js";
 import {
@@ -17,6 +19,7 @@ import {
   openRound,
   reconcile,
   resultOf,
+  tallyOf,
   upload,
   type World,
   type WorldOptions,
@@ -186,12 +189,35 @@ for (const [n, strategy] of shared.entries()) {
   });
 }
 
-test("a shard whose chunks are not those that were judged is not folded", async (t) => {
-  for (const strategy of ["fedavg", "median"]) {
+/** Gives the verdicts of a tally the CRC-32 of their shards' chunks, as they had before there were other checksums. */
+async function makeOld(world: World): Promise<void> {
+  const tally = await tallyOf(world);
+  const shards = cutShards(PARAMETERS, world.codec, SHARD);
+  const verdicts: Verdict[] = [];
+  for (const verdict of tally.verdicts) {
+    const commits = await world.log.commits("tiny-1", 0);
+    const seqs = commits.find(({ seq }) => seq === verdict.commitSeq)?.manifest?.chunkSeqs ?? [];
+    const chunks = await Promise.all(
+      seqs.map(async (seq) => (await world.log.readChunk(seq))?.bytes ?? new Uint8Array()),
+    );
+    const sums = shards.map(({ firstChunk, endChunk }) => crc32(Buffer.concat(chunks.slice(firstChunk, endChunk))));
+    verdicts.push({ ...verdict, shardSums: sums, shardChecksums: [] });
+  }
+  await world.store.update("UpdateTally", { ...tally, verdicts });
+}
+
+test("a shard whose chunks are not those that were judged is not folded, whichever checksums its verdicts have", async (t) => {
+  for (const [strategy, isOld] of [
+    ["fedavg", false],
+    ["median", false],
+    ["fedavg", true],
+    ["median", true],
+  ] as const) {
     const world = await createWorld({ parameters: PARAMETERS, strategy, foldShardValues: SHARD });
     for (const [i, device] of DEVICES.entries())
       await commit(world, await upload(world, device, drawn[i] as Float32Array));
     await reconcile(world);
+    if (isOld) await makeOld(world);
     await freeze(world);
     // The middle chunk of the second device.
     const chunk = await world.log.readChunk(6);

@@ -88,7 +88,7 @@ function tallyOf(manifests: readonly UpdateManifest[], values: number): UpdateTa
     const commit = { seq: seqOf(index), device: manifest.device, round: ROUND, manifest };
     const verdict = accept(commit, context, { ok: true, digest: DIGEST, norm: LOSS });
     if (!verdict.accepted) throw new Error(verdict.message);
-    return withVerdict(tally, { ...verdict, shardSums: sums });
+    return withVerdict(tally, { ...verdict, shardChecksums: sums });
   }, emptyTally(round));
 }
 

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { connect, credsAuthenticator, type NatsConnection } from "nats";
+import { credsAuthenticator, type NatsConnection } from "nats";
+import { connect } from "#common/adapters/nats/transport.js";
 
 /** What nats-server has counted for a device's connection: bytes of messages since it was opened. */
 interface Counted {

@@ -128,15 +128,23 @@ test("each service has two replicas, probes on its metrics port, a Service and a
   }
 });
 
-test("NATS holds its heap down before its memory is at the limit", (t) => {
+test("NATS holds its heap down at four fifths of its memory's limit, however that is written", (t) => {
+  const limits: [memory: string | number, heapBytes: string][] = [
+    ["1Gi", "858993459"],
+    ["1500Mi", "1258291200"],
+    ["1024Ki", "838860"],
+    ["2G", "1600000000"],
+    ["500M", "400000000"],
+    ["1000000", "800000"],
+  ];
   const heapOf = (values: object): string | undefined => {
     const [container] = podOf(named(render(values), "StatefulSet", "fleet-shoal-nats")).containers;
     return container?.env?.find(({ name }) => name === "GOMEMLIMIT")?.value;
   };
-  t.is(heapOf({}), "1600MiB");
-  t.is(heapOf({ nats: { heapLimit: "6GiB", resources: { limits: { memory: "8Gi" } } } }), "6GiB");
-  const refused = renderChart({ nats: { heapLimit: "6Gi" } });
-  t.true(!refused.ok && refused.message.includes("heapLimit"), "Go does not know Kubernetes' units");
+  t.is(heapOf({}), "1717986918");
+  for (const [memory, heapBytes] of limits) t.is(heapOf({ nats: { resources: { limits: { memory } } } }), heapBytes);
+  const refused = renderChart({ nats: { resources: { limits: { memory: "1.5Gi" } } } });
+  t.true(!refused.ok && refused.message.includes("nats.resources.limits.memory"));
 });
 
 test("a single replica has no disruption budget, which could only stop the node's drain", (t) => {

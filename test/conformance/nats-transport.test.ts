@@ -39,7 +39,19 @@ test("the room grows where reads fill it, up to 4 MiB, and not where they do not
   t.is(busy.room().length, 4 * 1024 ** 2);
 });
 
-test("who keeps a small piece does not keep the slab, and a large one is not copied", (t) => {
+test("whatever came before, the room grows as soon as reads fill it", (t) => {
+  fc.assert(
+    fc.property(fc.array(fc.integer({ min: 1, max: 100 }), { maxLength: 10 }), (percents) => {
+      const slab = new ReadSlab();
+      percents.forEach((percent, i) => fill(slab, percent / 100, i));
+      for (let i = 0; i < 20; i++) fill(slab, 1, i);
+      t.is(slab.room().length, 4 * 1024 ** 2);
+    }),
+    { numRuns: 40 },
+  );
+});
+
+test("what a small read brings does not keep the slab, and what a large one brings is not copied", (t) => {
   const slab = new ReadSlab();
   const small = fill(slab, 0.1, 1);
   t.is(small.buffer.byteLength, small.length);
@@ -70,6 +82,8 @@ test("messages of all sizes come whole through a real server, also those that so
     await all;
     const digests = (messages: readonly Uint8Array[]): string[] => messages.map((each) => sha256Digest(each));
     t.deepEqual(digests(kept), digests(sent));
+    const large = kept.filter(({ length }) => length > 128 * 1024);
+    t.true(new Set(large.map(({ buffer }) => buffer)).size < large.length / 2, "they lie in slabs");
     await sender.close();
     await receiver.close();
   } finally {

@@ -2,7 +2,7 @@ import test from "ava";
 import fc from "fast-check";
 import { Round } from "#proto/shoal/v1/round.js";
 import { createRng } from "#common/domain/rng.js";
-import { MOST_EXCLUSIONS, nameLeftOut } from "#common/domain/left-out.js";
+import { countLeftOut, countUnnamed, MOST_EXCLUSIONS, nameLeftOut } from "#common/domain/left-out.js";
 import { newMeta } from "#common/domain/resources.js";
 
 const exclusion = (n: number, ...reasons: string[]) => ({ device: `device-${String(n).padStart(6, "0")}`, reasons });
@@ -37,6 +37,21 @@ test("of many devices every reason is named, in whatever order they come, and ho
     ),
     { numRuns: 50 },
   );
+});
+
+test("those that are not named are counted, also of a round from before that was said", (t) => {
+  const all = Array.from({ length: 3 * MOST_EXCLUSIONS }, (_, n) => exclusion(n, "silent"));
+  for (const [count, unnamed] of [
+    [0, 0],
+    [MOST_EXCLUSIONS, 0],
+    [MOST_EXCLUSIONS + 1, 1],
+    [3 * MOST_EXCLUSIONS, 2 * MOST_EXCLUSIONS],
+  ] as const) {
+    const status = nameLeftOut(all.slice(0, count));
+    t.deepEqual([countLeftOut(status), countUnnamed(status)], [count, unnamed]);
+  }
+  const old = { exclusions: all, leftOut: 0 };
+  t.deepEqual([countLeftOut(old), countUnnamed(old)], [all.length, 0]);
 });
 
 test("a round that leaves out twenty thousand devices fits one message of the store", (t) => {

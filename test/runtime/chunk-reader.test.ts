@@ -35,8 +35,50 @@ test("small updates are read together and large ones alone, each with its own ch
   t.is((await reader.next(2))?.bytes.length, 700_000);
   t.is((await reader.next(6))?.bytes.length, 70);
   t.is(await reader.next(6), undefined);
+  t.deepEqual(
+    updates.map((_, i) => reader.endOfGroup(i)),
+    [2, 2, 3, 7, 7, 7, 7],
+  );
   await reader.close();
   t.deepEqual(await readAll(log, []), []);
+});
+
+test("up to four large updates are read abreast, in turns, and the next of them is under way", async (t) => {
+  const log = new MemoryUpdateLog();
+  const updates: CommittedUpdate[] = [];
+  for (const i of [0, 1, 2, 3, 4, 5]) {
+    const bytes = i === 5 ? 10 : 600_000 + i;
+    const seqs = [
+      await append(log, `d${i}`, new Uint8Array(bytes)),
+      await append(log, `d${i}`, new Uint8Array(bytes + 100)),
+    ];
+    updates.push({ device: `d${i}`, round: ROUND, seqs, sizeBytes: 2 * bytes + 100 });
+  }
+  const begun: string[] = [];
+  const readChunks = log.readChunks.bind(log);
+  const over: string[] = [];
+  log.readChunks = async function* (of, seqs) {
+    begun.push(of.device ?? "");
+    try {
+      yield* readChunks(of, seqs);
+    } finally {
+      over.push(of.device ?? "");
+    }
+  };
+  const reader = openUpdates(log, updates);
+  t.deepEqual(
+    updates.map((_, i) => reader.endOfGroup(i)),
+    [4, 4, 4, 4, 5, 6],
+  );
+  const sizes: (number | undefined)[] = [];
+  for (const i of [0, 1, 2, 3, 3, 1, 0, 2, 0]) sizes.push((await reader.next(i))?.bytes.length);
+  t.deepEqual(sizes, [600_000, 600_001, 600_002, 600_003, 600_103, 600_101, 600_100, 600_102, undefined]);
+  t.deepEqual(begun, ["d0", "d1", "d2", "d3", "d4"]);
+  t.deepEqual(over, ["d0"]);
+  t.is((await reader.next(4))?.bytes.length, 600_004);
+  t.deepEqual(over.sort(), ["d0", "d1", "d2", "d3"]);
+  t.is((await reader.next(5))?.bytes.length, 10);
+  await reader.close();
 });
 
 test("of small updates nothing is held that is another's or larger than was claimed", async (t) => {

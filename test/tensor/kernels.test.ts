@@ -267,7 +267,7 @@ test("sums over whole updates are those of plain loops, across the ends of chunk
     ] as const) {
       const update = draw(values, seed);
       encodeUpdate(update, of).forEach((bytes, index) => {
-        t.true(fold.add(chunkRange(values, of, index).start, bytes, factor));
+        t.true(fold.add(chunkRange(values, of, index).start, [{ bytes, factor }]));
       });
       addPlainly(expected, decodeUpdate(encodeUpdate(update, of), values, of), factor);
     }
@@ -281,7 +281,7 @@ test("sums over whole updates are those of plain loops, across the ends of chunk
       t.true(same(fold.mean(start, count, total), mean), `${of.name} ${of.chunkValues}: ${start}+${count}`);
     }
     t.throws(() => fold.mean(1, values, 1), { instanceOf: InvariantError });
-    t.false(fold.add(0, new Uint8Array(3), 1));
+    t.false(fold.add(0, [{ bytes: new Uint8Array(3), factor: 1 }]));
   }
   t.throws(() => openVectorFold(codec("fp32"), 70_000).mean(0, 65_537, 1), { instanceOf: InvariantError });
   t.throws(() => openVectorFold({ ...codec("fp32"), vectors: 2 }, 10), { instanceOf: InvariantError });

@@ -77,3 +77,15 @@ tolerations: {{- toYaml . | nindent 2 }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
+
+{{/* Four fifths of a limit of memory, in bytes as Go reads them. */}}
+{{- define "shoal.heapBytes" -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 -}}
+{{- $limit := toString . -}}
+{{- $number := regexFind "^[0-9]+" $limit -}}
+{{- $unit := trimPrefix $number $limit -}}
+{{- if or (eq $number "") (not (hasKey $units $unit)) -}}
+{{- fail (printf "nats.resources.limits.memory: %s must be a whole number of Ki, Mi, Gi, k, M, G or bytes, in quotes" $limit) -}}
+{{- end -}}
+{{- div (mul (int64 $number) (get $units $unit) 4) 5 -}}
+{{- end }}

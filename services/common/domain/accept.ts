@@ -255,6 +255,7 @@ function refusedVerdict(commit: Commit, refusal: Refusal): Verdict {
     norm: 0,
     staleness: 0,
     shardSums: [],
+    shardChecksums: [],
     manifest: UpdateManifest.fromPartial({ device: commit.device, round: commit.round }),
   };
 }
@@ -276,6 +277,6 @@ export function accept(commit: Commit, context: AcceptContext, payload: PayloadF
     if (judged !== undefined) return refusedVerdict(commit, judged);
   }
   const norm = payload?.ok === true ? payload.norm : 0;
-  const empty = { reason: "", message: "", staleness: 0, shardSums: [] };
+  const empty = { reason: "", message: "", staleness: 0, shardSums: [], shardChecksums: [] };
   return { commitSeq: commit.seq, accepted: true, ...empty, norm, manifest: withoutChunks(manifest) };
 }

@@ -56,40 +56,59 @@ export interface CommittedUpdate {
   readonly sizeBytes: number;
 }
 
-/** Updates of one round, in a known order, read one after the other. */
+/** Updates of one round, in a known order. Small ones are read together, large ones a few abreast. */
 export interface UpdatesReader {
-  /** The next chunk of this update; undefined if the log has none there, and behind the last. Updates ascend from call to call. */
+  /**
+   * The next chunk of this update; undefined if the log has none there, and behind the last. Updates ascend from call to call, but
+   * for those of a group, which may take turns.
+   */
   next(update: number): Promise<Chunk | undefined>;
+  /** One past the last update that is read abreast with this one. */
+  endOfGroup(update: number): number;
   /** Ends what is under way. */
   close(): Promise<void>;
 }
 
 /** Small updates that follow each other are read together until they come to so much. */
 const GROUP_BYTES = 1024 ** 2;
+/** Large updates that are read abreast, and what is read ahead of each. */
+const MOST_ABREAST = 4;
+const ABREAST_BYTES = 4 * 1024 ** 2;
 
-/** Updates that are read together; a large one alone. */
+/** The chunks of a large update. */
+interface UpdateRun {
+  readonly chunks: AsyncIterator<Chunk | undefined>;
+  /** What comes first, if nobody has taken it yet. */
+  first: Promise<IteratorResult<Chunk | undefined>> | undefined;
+}
+
 interface Group {
   readonly first: number;
   /** Behind the last. */
   readonly end: number;
-  begun?: AsyncIterator<Chunk | undefined>;
-  /** What comes next of an update that is read alone, if it is under way. */
-  underWay?: Promise<IteratorResult<Chunk | undefined>> | undefined;
-  /** Chunks of updates that are read together, by sequence. */
+  /** Of large updates, once they have begun. */
+  runs?: readonly UpdateRun[];
+  /** Chunks of small updates by sequence, once they have begun. */
   together?: Promise<Map<number, Chunk>>;
 }
+
+const isLarge = ({ sizeBytes }: CommittedUpdate): boolean => sizeBytes > GROUP_BYTES;
 
 function groupsOf(updates: readonly CommittedUpdate[]): Group[] {
   const groups: Group[] = [];
   let first = 0;
   let bytes = 0;
-  updates.forEach(({ sizeBytes }, i) => {
-    if (i > first && bytes + sizeBytes > GROUP_BYTES) {
-      groups.push({ first, end: i });
-      first = i;
-      bytes = 0;
+  updates.forEach((update, i) => {
+    const begin = updates[first];
+    if (begin !== undefined && i > first) {
+      const isFull = isLarge(update) ? i - first === MOST_ABREAST : bytes + update.sizeBytes > GROUP_BYTES;
+      if (isFull || isLarge(begin) !== isLarge(update)) {
+        groups.push({ first, end: i });
+        first = i;
+        bytes = 0;
+      }
     }
-    bytes += sizeBytes;
+    bytes += update.sizeBytes;
   });
   return updates.length > 0 ? [...groups, { first, end: updates.length }] : groups;
 }
@@ -114,7 +133,23 @@ async function readTogether(log: UpdateLog, updates: readonly CommittedUpdate[])
   return chunks;
 }
 
-/** Reads updates of a round so that the next ones are under way while one is looked at. Throws on IO failures. */
+function beginRun(log: UpdateLog, { device, round, seqs, sizeBytes }: CommittedUpdate): UpdateRun {
+  const chunkBytes = Math.ceil(sizeBytes / Math.max(1, seqs.length));
+  const of = { device, round, chunkBytes, aheadBytes: ABREAST_BYTES };
+  const chunks = log.readChunks(of, seqs)[Symbol.asyncIterator]();
+  const first = chunks.next();
+  // Who asks for it sees the failure; nobody may ask.
+  first.catch(() => undefined);
+  return { chunks, first };
+}
+
+async function nextOf(run: UpdateRun): Promise<Chunk | undefined> {
+  const step = await (run.first ?? run.chunks.next());
+  run.first = undefined;
+  return step.done === true ? undefined : step.value;
+}
+
+/** Reads updates of a round so that the next ones are under way while some are looked at. Throws on IO failures. */
 export function openUpdates(log: UpdateLog, updates: readonly CommittedUpdate[]): UpdatesReader {
   const groups = groupsOf(updates);
   const places = updates.map(() => 0);
@@ -122,41 +157,36 @@ export function openUpdates(log: UpdateLog, updates: readonly CommittedUpdate[])
   let current = 0;
   let unbegun = 0;
   const begin = (group: Group): void => {
-    const [update, ...others] = updates.slice(group.first, group.end);
-    if (update === undefined) return;
-    if (others.length > 0) group.together = readTogether(log, [update, ...others]);
-    else {
-      const { device, round, seqs, sizeBytes } = update;
-      const chunkBytes = Math.ceil(sizeBytes / Math.max(1, seqs.length));
-      group.begun = log.readChunks({ device, round, chunkBytes }, seqs)[Symbol.asyncIterator]();
-      group.underWay = group.begun.next();
+    const own = updates.slice(group.first, group.end);
+    if (own.some(isLarge)) {
+      group.runs = own.map((update) => beginRun(log, update));
+      return;
     }
-    // Who asks for it sees the failure; nobody may ask.
-    group.together?.catch(() => undefined);
-    group.underWay?.catch(() => undefined);
+    group.together = readTogether(log, own);
+    group.together.catch(() => undefined);
   };
   const endBefore = async (end: number): Promise<void> => {
-    for (; current < end; current++) await groups[current]?.begun?.return?.();
+    for (; current < end; current++) {
+      for (const { chunks } of groups[current]?.runs ?? []) await chunks.return?.();
+    }
   };
+  const placeOf = (update: number): number => groups.findIndex(({ end }) => update < end);
   return {
     async next(update) {
-      const at = groups.findIndex(({ end }) => update < end);
+      const at = placeOf(update);
       const group = groups[at];
       if (group === undefined) return undefined;
       await endBefore(at);
       unbegun = Math.max(unbegun, at);
       for (; unbegun <= Math.min(at + 1, groups.length - 1); unbegun++) begin(groups[unbegun] as Group);
-      if (group.together !== undefined) {
-        const { seqs, device, round } = updates[update] as CommittedUpdate;
-        const place = places[update] ?? 0;
-        places[update] = place + 1;
-        const seq = seqs[place] ?? 0;
-        return ownChunk((await group.together).get(seq), { device, round });
-      }
-      const step = await (group.underWay ?? group.begun?.next());
-      group.underWay = undefined;
-      return step?.done === true ? undefined : step?.value;
+      const run = group.runs?.[update - group.first];
+      if (run !== undefined) return nextOf(run);
+      const { seqs, device, round } = updates[update] as CommittedUpdate;
+      const place = places[update] ?? 0;
+      places[update] = place + 1;
+      return ownChunk((await group.together)?.get(seqs[place] ?? 0), { device, round });
     },
+    endOfGroup: (update) => groups[placeOf(update)]?.end ?? update + 1,
     close: () => endBefore(unbegun),
   };
 }

@@ -32,47 +32,92 @@ export function ownBytes(
   return { ok: true, bytes: chunk.bytes };
 }
 
-/** What a reader does with a chunk: its values belong at index `start` of the flat vector; `bytes` are as the log has them. */
-export type OnChunk = (start: number, bytes: Uint8Array, checksum: number) => void;
-
-/**
- * Takes the chunks of a screened manifest in order from `next` and hands each one to `onChunk`. The caller discards what it
- * was handed if the facts do not hold.
- * @param next the update's next chunk.
- * @returns the digest and L2 norm of what was read, or why it cannot be an update. Throws on IO failures.
- */
-export async function takePayload(
-  next: () => Promise<Chunk | undefined>,
-  manifest: UpdateManifest,
-  codec: Codec,
-  onChunk?: OnChunk,
-): Promise<PayloadFacts> {
-  const digest = openDigest();
-  let squares = 0;
-  for (const index of manifest.chunkSeqs.keys()) {
-    const chunk = ownBytes(await next(), manifest, index);
-    if (!chunk.ok) return chunk;
-    const { start, end } = chunkRange(manifest.values, codec, index);
-    const inspected = inspectChunk(codec, chunk.bytes, end - start);
-    if (!inspected.ok) return badBytes(index, inspected.reason);
-    digest.add(chunk.bytes);
-    squares += inspected.squares;
-    onChunk?.(start, chunk.bytes, inspected.checksum);
-  }
-  return { ok: true, digest: digest.finish(), norm: Math.sqrt(squares) };
+/** A chunk as the log has it, and its checksum. */
+export interface TakenChunk {
+  readonly bytes: Uint8Array;
+  readonly checksum: number;
 }
 
-/** As `takePayload`, from the log, some chunks ahead. */
+/** Of several updates: what a reader does with the chunks whose values belong at index `start`; undefined for those that are over. */
+export type OnChunks = (start: number, chunks: readonly (TakenChunk | undefined)[]) => void;
+
+/** A screened manifest and what hands out its next chunk. */
+export interface PayloadSource {
+  readonly manifest: UpdateManifest;
+  readonly next: () => Promise<Chunk | undefined>;
+}
+
+/** What is known of an update while it is read. */
+class Payload {
+  readonly #digest = openDigest();
+  #squares = 0;
+  #bad: Bad | undefined;
+
+  constructor(
+    private readonly source: PayloadSource,
+    private readonly codec: Codec,
+  ) {}
+
+  /** Takes the next chunk; undefined behind the last, and once one was bad. */
+  async take(index: number): Promise<TakenChunk | undefined> {
+    const { manifest, next } = this.source;
+    if (this.#bad !== undefined || index >= manifest.chunkSeqs.length) return undefined;
+    const chunk = ownBytes(await next(), manifest, index);
+    if (!chunk.ok) {
+      this.#bad = chunk;
+      return undefined;
+    }
+    const { start, end } = chunkRange(manifest.values, this.codec, index);
+    const inspected = inspectChunk(this.codec, chunk.bytes, end - start);
+    if (!inspected.ok) {
+      this.#bad = badBytes(index, inspected.reason);
+      return undefined;
+    }
+    this.#digest.add(chunk.bytes);
+    this.#squares += inspected.squares;
+    return { bytes: chunk.bytes, checksum: inspected.checksum };
+  }
+
+  facts(): PayloadFacts {
+    return this.#bad ?? { ok: true, digest: this.#digest.finish(), norm: Math.sqrt(this.#squares) };
+  }
+}
+
+/**
+ * Takes the chunks of updates of equal length, in order and abreast, and hands them to `onChunks`. The caller discards what it
+ * was handed of an update whose facts do not hold.
+ * @returns of each update the digest and L2 norm of what was read, or why it cannot be one. Throws on IO failures.
+ */
+export async function takePayloads(
+  sources: readonly PayloadSource[],
+  codec: Codec,
+  onChunks?: OnChunks,
+): Promise<PayloadFacts[]> {
+  const payloads = sources.map((source) => new Payload(source, codec));
+  const most = Math.max(...sources.map(({ manifest }) => manifest.chunkSeqs.length));
+  for (let index = 0; index < most; index++) {
+    const chunks = await Promise.all(payloads.map((payload) => payload.take(index)));
+    if (chunks.every((chunk) => chunk === undefined)) break;
+    onChunks?.(chunkRange(sources[0]?.manifest.values ?? 0, codec, index).start, chunks);
+  }
+  return payloads.map((payload) => payload.facts());
+}
+
+/** As `takePayloads` of one update, from the log, some chunks ahead. */
 export async function readPayload(
   log: UpdateLog,
   manifest: UpdateManifest,
   codec: Codec,
-  onChunk?: OnChunk,
+  onChunk?: (start: number, chunk: TakenChunk) => void,
 ): Promise<PayloadFacts> {
   const { device, round, chunkSeqs, sizeBytes } = manifest;
   const update = openUpdates(log, [{ device, round, seqs: chunkSeqs, sizeBytes }]);
   try {
-    return await takePayload(() => update.next(0), manifest, codec, onChunk);
+    const source = { manifest, next: () => update.next(0) };
+    const [facts] = await takePayloads([source], codec, (start, [chunk]) => {
+      if (chunk !== undefined) onChunk?.(start, chunk);
+    });
+    return facts as PayloadFacts;
   } finally {
     await update.close();
   }

@@ -291,8 +291,10 @@ export interface Verdict {
     | undefined;
   /** In the result of a round: how stale it was there. */
   staleness: number;
-  /** Of the encoded chunks of each shard of the fold, in order (kernels.ts): a shard is checked without the rest. */
+  /** CRC-32 of the encoded chunks of each shard of the fold, in order; from before there were shard_checksums. */
   shardSums: number[];
+  /** Checksums (kernels.ts) of the same: a shard is checked without the rest. */
+  shardChecksums: number[];
 }
 
 /** The commit of an update: without it the chunks do not exist, with it they count exactly once. */
@@ -2671,6 +2673,7 @@ function createBaseVerdict(): Verdict {
     manifest: undefined,
     staleness: 0,
     shardSums: [],
+    shardChecksums: [],
   };
 }
 
@@ -2700,6 +2703,13 @@ export const Verdict: MessageFns<Verdict> = {
     if (message.shardSums.length !== 0) {
       writer.uint32(162).fork();
       for (const v of message.shardSums) {
+        writer.fixed32(v);
+      }
+      writer.join();
+    }
+    if (message.shardChecksums.length !== 0) {
+      writer.uint32(170).fork();
+      for (const v of message.shardChecksums) {
         writer.fixed32(v);
       }
       writer.join();
@@ -2794,6 +2804,24 @@ export const Verdict: MessageFns<Verdict> = {
 
             break;
           }
+          case 21: {
+            if (tag === 173) {
+              message.shardChecksums.push(reader.fixed32());
+
+              continue;
+            }
+
+            if (tag === 170) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.shardChecksums.push(reader.fixed32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2824,6 +2852,11 @@ export const Verdict: MessageFns<Verdict> = {
         : globalThis.Array.isArray(object?.shard_sums)
         ? object.shard_sums.map((e: any) => globalThis.Number(e))
         : [],
+      shardChecksums: globalThis.Array.isArray(object?.shardChecksums)
+        ? object.shardChecksums.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.shard_checksums)
+        ? object.shard_checksums.map((e: any) => globalThis.Number(e))
+        : [],
     };
   },
 
@@ -2853,6 +2886,9 @@ export const Verdict: MessageFns<Verdict> = {
     if (message.shardSums?.length) {
       obj.shardSums = message.shardSums.map((e) => Math.round(e));
     }
+    if (message.shardChecksums?.length) {
+      obj.shardChecksums = message.shardChecksums.map((e) => Math.round(e));
+    }
     return obj;
   },
 
@@ -2871,6 +2907,7 @@ export const Verdict: MessageFns<Verdict> = {
       : undefined;
     message.staleness = object.staleness ?? 0;
     message.shardSums = object.shardSums?.map((e) => e) || [];
+    message.shardChecksums = object.shardChecksums?.map((e) => e) || [];
     return message;
   },
 };

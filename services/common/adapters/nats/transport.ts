@@ -10,9 +10,9 @@ const LEAST_SLAB_BYTES = 64 * 1024;
 const MOST_SLAB_BYTES = 4 * 1024 ** 2;
 
 /**
- * The memory that a socket is read into. What comes in large pieces stays where it lies and is handed out without a copy; the
- * room grows with them, so that a message is seldom cut into many. Small pieces are copied, so that a small message that somebody
- * keeps does not keep the slab.
+ * The memory that a socket is read into. What a large read brings stays where it lies and is handed out without a copy; the
+ * room grows with them, so that a message is seldom cut into many. What a small read brings is copied, so that a quiet connection
+ * needs no other slab. Who keeps a small message for long copies it: it may lie in a slab, which it would keep.
  */
 export class ReadSlab {
   #bytes = new Uint8Array(LEAST_SLAB_BYTES);
@@ -30,9 +30,9 @@ export class ReadSlab {
     const isLarge = 2 * count > LEAST_SLAB_BYTES;
     const taken = isLarge ? this.#bytes.subarray(this.#used, end) : this.#bytes.slice(this.#used, end);
     if (isLarge) this.#used = end;
+    const isTooSmall = end === size;
     // With less room than a quarter, reads would be cut short by it.
-    if (4 * (size - this.#used) < size) {
-      const isTooSmall = end === size;
+    if (isTooSmall || 4 * (size - this.#used) < size) {
       const next = isTooSmall ? Math.min(2 * size, MOST_SLAB_BYTES) : size;
       this.#bytes = new Uint8Array(Buffer.allocUnsafeSlow(next).buffer);
       this.#used = 0;

@@ -126,11 +126,11 @@ export function inspectChunk(codec: Codec, bytes: Uint8Array, count: number): In
     : { ok: false, reason };
 }
 
-const CHECKSUM_PRIME = 0x9e3779b1;
-
-/** Puts a further checksum behind those before it. */
-export const chainChecksum = (before: number, next: number): number =>
-  ((Math.imul(before, CHECKSUM_PRIME) >>> 0) + next) >>> 0;
+/** Puts a further checksum behind those before it, by a round as in assembly/checksum.ts. */
+export function chainChecksum(before: number, next: number): number {
+  const sum = (before + Math.imul(next, 0x85ebca77)) >>> 0;
+  return Math.imul((sum << 13) | (sum >>> 19), 0x9e3779b1) >>> 0;
+}
 
 /** The checksum of bytes, as `inspectChunk` has it of those that can be a chunk: finds damage, proves nothing. */
 export function checksumOf(bytes: Uint8Array): number {
@@ -138,7 +138,8 @@ export function checksumOf(bytes: Uint8Array): number {
   for (let from = 0; from < bytes.length; from += MAX_CHUNK_BYTES) {
     const part = bytes.subarray(from, from + MAX_CHUNK_BYTES);
     sharedHeap.set(part, CHUNK_AT);
-    sum = chainChecksum(sum, shared.checksum(CHUNK_AT, part.length) >>> 0);
+    const own = shared.checksum(CHUNK_AT, part.length) >>> 0;
+    sum = from === 0 ? own : chainChecksum(sum, own);
   }
   return sum;
 }
@@ -229,10 +230,10 @@ export const MAX_MEAN_VALUES = 65_536;
 /** Weighted sums over whole updates of one vector, which come one after the other. */
 export interface VectorFold {
   /**
-   * sums[start + i] += factor * value i of the chunk that begins at `start`: the bits of ChunkFold over the same chunks in the
-   * same order of updates. @returns false if it is no chunk of this codec; the sums are then spoilt.
+   * sums[start + i] += factor * value i of every chunk, all of which begin at `start`, in their order: the bits of ChunkFold over the
+   * same chunks in the same order of updates. @returns false if one is no chunk of this codec; the sums are then spoilt.
    */
-  add(start: number, bytes: Uint8Array, factor: number): boolean;
+  add(start: number, chunks: readonly WeightedChunk[]): boolean;
   /** Divides `count` of the sums, MAX_MEAN_VALUES at most, by `total`, which leaves them as they are. @returns a view that the next call changes. */
   mean(start: number, count: number, total: number): Float64Array;
 }
@@ -246,9 +247,9 @@ export function openVectorFold(codec: Codec, values: number): VectorFold {
   const kernels = kernelsOf(codec);
   const exports = instantiate(8 * values + STEP_BYTES);
   return {
-    add(start, bytes, factor) {
+    add(start, chunks) {
       const count = Math.min(codec.chunkValues, values - start);
-      return addChunks(exports, codec, kernels, [{ bytes, factor }], count, VALUES_AT + 8 * start) === undefined;
+      return addChunks(exports, codec, kernels, chunks, count, VALUES_AT + 8 * start) === undefined;
     },
     mean(start, count, total) {
       if (count > MAX_MEAN_VALUES || start + count > values) throw new InvariantError(`the mean of ${start}+${count}`);

@@ -22,8 +22,8 @@ export interface CommitsReader {
    * @param context that judges it.
    */
   look(commit: Commit, context: AcceptContext): Promise<Look>;
-  /** Whether it was looked at already, beside one before it. */
-  isSeen(commit: Commit): boolean;
+  /** Whether it, or one behind it, was looked at already, beside one before it. */
+  isPassed(commit: Commit): boolean;
   close(): Promise<void>;
 }
 
@@ -37,12 +37,13 @@ const isReadable = (commit: Commit, context: AcceptContext): commit is Readable 
  * Commits of one device each, the first of them this one, that the group still holds. Whether a gateway may speak for its site is
  * asked at its turn, so its commit is read by itself.
  */
-function abreast(first: Readable, behind: readonly Commit[], context: AcceptContext): Readable[] {
+function abreast(first: Readable, behind: readonly Readable[], context: AcceptContext): Readable[] {
   const chosen = [first];
   if (isSiteUpdate(first.manifest)) return chosen;
   const devices = new Set([first.device]);
   for (const commit of behind) {
-    if (devices.has(commit.device) || !isReadable(commit, context) || isSiteUpdate(commit.manifest)) continue;
+    if (isSiteUpdate(commit.manifest)) break;
+    if (devices.has(commit.device) || !isReadable(commit, context)) continue;
     devices.add(commit.device);
     chosen.push(commit);
   }
@@ -61,13 +62,12 @@ export function openCommits(
   sums: RoundSums | undefined,
 ): CommitsReader {
   // Whether a site's gateway may speak for it is asked later.
-  const worthReading = commits.filter(
-    (commit) => screen(commit, { ...context, gatewaySite: commit.manifest?.site }) === undefined,
+  const worthReading = commits.filter((commit): commit is Readable =>
+    isReadable(commit, { ...context, gatewaySite: commit.manifest?.site }),
   );
   const updates = openUpdates(
     log,
-    worthReading.map(({ device, round, manifest }) => {
-      const { chunkSeqs = [], sizeBytes = 0 } = manifest ?? {};
+    worthReading.map(({ device, round, manifest: { chunkSeqs, sizeBytes } }) => {
       return { device, round, seqs: chunkSeqs, sizeBytes };
     }),
   );
@@ -78,6 +78,7 @@ export function openCommits(
     return place;
   };
   const looks = new Map<number, Look>();
+  let lastSeq = 0;
 
   const read = async (group: readonly Readable[], codec: AcceptContext["codec"]): Promise<void> => {
     const sources = group.map((each) => {
@@ -96,6 +97,7 @@ export function openCommits(
       );
     });
     group.forEach(({ seq }, i) => {
+      lastSeq = Math.max(lastSeq, seq);
       looks.set(seq, { facts: facts[i] as PayloadFacts, shardChecksums: checksums[i]?.finish() ?? [] });
     });
   };
@@ -110,7 +112,7 @@ export function openCommits(
       }
       return looks.get(commit.seq) as Look;
     },
-    isSeen: ({ seq }) => looks.has(seq),
+    isPassed: ({ seq }) => seq <= lastSeq,
     close: () => updates.close(),
   };
 }

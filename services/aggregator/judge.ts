@@ -131,7 +131,7 @@ async function judgeBatch(
         continue;
       }
       if (!isDue.has(commit)) break;
-      if (chunksRead >= CHUNKS_PER_WRITE && !reader.isSeen(commit)) break;
+      if (chunksRead >= CHUNKS_PER_WRITE && !reader.isPassed(commit)) break;
       const current = { ...context, acceptedDevices: acceptedDevices(batch.tally) };
       const verdict = await judgeOne(store, commit, current, reader, sums);
       batch.tally = withVerdict(batch.tally, verdict);

@@ -97,8 +97,13 @@ class Sums implements RoundSums, SummedFold {
     return this.#bases.catch(() => this.round.readBases());
   }
 
+  /** Whether they hold updates that count, and nothing else. */
+  get isWhole(): boolean {
+    return !this.isSpoilt && this.#begun.length === 0;
+  }
+
   isOf(seqs: readonly number[]): boolean {
-    if (this.isSpoilt || this.#begun.length > 0) return false;
+    if (!this.isWhole) return false;
     return seqs.length === this.#seqs.length && seqs.every((seq, i) => seq === this.#seqs[i]);
   }
 
@@ -161,7 +166,7 @@ export class RunningSums {
   /** Puts back what was taken; `durable` says whether the verdicts on all that was added are written. */
   put(uid: string, sums: RoundSums, durable: boolean): void {
     if (!(sums instanceof Sums) || !this.#out.delete(sums)) throw new InvariantError("these sums were not taken");
-    if (durable && !sums.isSpoilt) this.#idle.set(uid, sums);
+    if (durable && sums.isWhole) this.#idle.set(uid, sums);
   }
 
   /**

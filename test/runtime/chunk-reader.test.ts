@@ -81,6 +81,38 @@ test("up to four large updates are read abreast, in turns, and the next of them 
   await reader.close();
 });
 
+test("every run is ended, also of groups whose updates are asked for side by side", async (t) => {
+  const log = new MemoryUpdateLog();
+  const updates: CommittedUpdate[] = [];
+  for (let i = 0; i < 10; i++) {
+    const seqs = [
+      await append(log, `d${i}`, new Uint8Array(600_000)),
+      await append(log, `d${i}`, new Uint8Array(600_001)),
+    ];
+    updates.push({ device: `d${i}`, round: ROUND, seqs, sizeBytes: 1_200_001 });
+  }
+  const open = new Set<string>();
+  const readChunks = log.readChunks.bind(log);
+  log.readChunks = async function* (of, seqs) {
+    open.add(of.device ?? "");
+    try {
+      yield* readChunks(of, seqs);
+    } finally {
+      open.delete(of.device ?? "");
+    }
+  };
+  const reader = openUpdates(log, updates);
+  for (const group of [[0, 1, 2, 3], [4, 5, 6, 7], [8]]) {
+    for (const size of [600_000, 600_001]) {
+      const chunks = await Promise.all(group.map((i) => reader.next(i)));
+      t.true(chunks.every((chunk) => chunk?.bytes.length === size));
+    }
+  }
+  t.deepEqual([...open].sort(), ["d8", "d9"]);
+  await reader.close();
+  t.deepEqual([...open], []);
+});
+
 test("of small updates nothing is held that is another's or larger than was claimed", async (t) => {
   const log = new MemoryUpdateLog();
   const own = await append(log, "a", new Uint8Array(100));

@@ -60,7 +60,7 @@ export interface CommittedUpdate {
 export interface UpdatesReader {
   /**
    * The next chunk of this update; undefined if the log has none there, and behind the last. Updates ascend from call to call, but
-   * for those of a group, which may take turns.
+   * for those of a group, which may be asked for side by side.
    */
   next(update: number): Promise<Chunk | undefined>;
   /** One past the last update that is read abreast with this one. */
@@ -166,9 +166,10 @@ export function openUpdates(log: UpdateLog, updates: readonly CommittedUpdate[])
     group.together.catch(() => undefined);
   };
   const endBefore = async (end: number): Promise<void> => {
-    for (; current < end; current++) {
-      for (const { chunks } of groups[current]?.runs ?? []) await chunks.return?.();
-    }
+    const over = groups.slice(current, end).flatMap(({ runs = [] }) => runs);
+    // At once: the updates of a group are asked for side by side.
+    current = Math.max(current, end);
+    await Promise.all(over.map(async ({ chunks }) => chunks.return?.()));
   };
   const placeOf = (update: number): number => groups.findIndex(({ end }) => update < end);
   return {

@@ -38,7 +38,7 @@ export interface TakenChunk {
   readonly checksum: number;
 }
 
-/** Of several updates: what a reader does with the chunks whose values belong at index `start`; undefined for those that are over. */
+/** Of several updates: what a reader does with the chunks whose values belong at index `start`; undefined for those that are bad or over. */
 export type OnChunks = (start: number, chunks: readonly (TakenChunk | undefined)[]) => void;
 
 /** A screened manifest and what hands out its next chunk. */

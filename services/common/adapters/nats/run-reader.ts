@@ -11,6 +11,8 @@ const AHEAD_BYTES = 8 * 1024 ** 2;
 const MOST_IN_BATCH = 128;
 /** After this long without a message the consumer is given up. */
 const SILENCE_MS = 5000;
+/** So long the server keeps a consumer that is not asked: what was begun ahead waits until what comes before it is used up. */
+const IDLE_MS = 120_000;
 /** Messages that were not asked for, before single reads are cheaper than passing over more. */
 const MOST_PASSED_OVER = 64;
 
@@ -52,7 +54,7 @@ export async function* readRun(
       replay_policy: ReplayPolicy.Instant,
       mem_storage: true,
       num_replicas: 1,
-      inactive_threshold: nanos(4 * SILENCE_MS),
+      inactive_threshold: nanos(IDLE_MS),
     }),
   );
   // While one batch is used up the next one is under way.

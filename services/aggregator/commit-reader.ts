@@ -104,11 +104,10 @@ export function openCommits(
   return {
     async look(commit, current) {
       if (!looks.has(commit.seq)) {
-        if (!isReadable(commit, current)) throw new InvariantError(`commit ${commit.seq} has nothing to read`);
         const place = placeOf(commit);
         const behind = worthReading.slice(place + 1, updates.endOfGroup(place));
         const unseen = behind.filter(({ seq }) => !looks.has(seq));
-        await read(abreast(commit, unseen, current), current.codec);
+        await read(abreast(worthReading[place] as Readable, unseen, current), current.codec);
       }
       return looks.get(commit.seq) as Look;
     },

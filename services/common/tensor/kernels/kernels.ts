@@ -126,11 +126,8 @@ export function inspectChunk(codec: Codec, bytes: Uint8Array, count: number): In
     : { ok: false, reason };
 }
 
-/** Puts a further checksum behind those before it, by a round as in assembly/checksum.ts. */
-export function chainChecksum(before: number, next: number): number {
-  const sum = (before + Math.imul(next, 0x85ebca77)) >>> 0;
-  return Math.imul((sum << 13) | (sum >>> 19), 0x9e3779b1) >>> 0;
-}
+/** Puts a further checksum behind those before it. */
+export const chainChecksum = (before: number, next: number): number => shared.mix(before, next) >>> 0;
 
 /** The checksum of bytes, as `inspectChunk` has it of those that can be a chunk: finds damage, proves nothing. */
 export function checksumOf(bytes: Uint8Array): number {

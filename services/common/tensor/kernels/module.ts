@@ -9,6 +9,7 @@ type Encode = (src: number, count: number, out: number) => number;
 export interface KernelExports {
   readonly memory: WebAssembly.Memory;
   checksum(src: number, bytes: number): number;
+  mix(hash: number, word: number): number;
   readonly squares: Squares;
   readonly squaresBf16: Squares;
   readonly squaresInt8: Squares;

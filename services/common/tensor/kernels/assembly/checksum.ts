@@ -11,8 +11,8 @@ function round(lane: v128, word: v128): v128 {
   return i32x4.mul(v128.or(i32x4.shl(sum, 13), v128.shr<u32>(sum, 19)), i32x4.splat(PRIME_1));
 }
 
-@inline
-function mix(hash: u32, word: u32): u32 {
+/** One round over one lane. */
+export function mix(hash: u32, word: u32): u32 {
   return rotl<u32>(hash + word * PRIME_2, 13) * PRIME_1;
 }
 

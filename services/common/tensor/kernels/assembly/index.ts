@@ -1,4 +1,4 @@
-export { checksum } from "./checksum";
+export { checksum, mix } from "./checksum";
 export { divide, squares } from "./lanes";
 export { addSquares, finite, stepNesterov, stepScaled } from "./steps";
 export { addFp32, decodeFp32 } from "./fp32";

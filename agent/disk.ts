@@ -22,8 +22,8 @@ export interface Disk {
   remove(path: string): Promise<void>;
   /** The whole file; undefined if absent. */
   read(path: string): Promise<Uint8Array | undefined>;
-  /** Part of a file; shorter at its end. */
-  readRange(path: string, offset: number, length: number): Promise<Uint8Array>;
+  /** Part of a file; shorter at its end. With `into`, of that length at least, it lies there from the beginning on. */
+  readRange(path: string, offset: number, length: number, into?: Uint8Array): Promise<Uint8Array>;
   /** Names in a folder, in order; none if it is absent. */
   list(path: string): Promise<string[]>;
   /** Undefined if absent. */
@@ -54,12 +54,12 @@ async function writeParts(path: string, flags: string, parts: readonly Uint8Arra
   }
 }
 
-async function readPart(path: string, offset: number, length: number): Promise<Uint8Array> {
+async function readPart(path: string, offset: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
   const handle = await open(path, "r");
   try {
-    const buffer = Buffer.allocUnsafeSlow(length);
-    const { bytesRead } = await handle.read(buffer, 0, length, offset);
-    return buffer.subarray(0, bytesRead);
+    const target = into ?? Buffer.allocUnsafeSlow(length);
+    const { bytesRead } = await handle.read(target, 0, length, offset);
+    return target.subarray(0, bytesRead);
   } finally {
     await handle.close();
   }

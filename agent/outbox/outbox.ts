@@ -222,11 +222,13 @@ export class Outbox {
     const acksPath = `${this.#entry(round)}/${ACKS}`;
     const { chunkSeqs: known, commitSent } = await this.#openAcks(round);
     const payload = openPayload(this.#disk, `${this.#entry(round)}/${PAYLOAD}`, entry.chunkBytes);
-    for (const _ of known) await payload.next();
+    for (const _ of known) (await payload.next()).release();
     // Chunks are sent in their order, and so lie in the log, which is read more quickly then.
     const send = async (i: number): Promise<number> => {
-      const bytes = await payload.next();
+      const { bytes, release } = await payload.next();
       const { seq } = await uplink.appendChunk(entry.manifest.round, `${entry.nonce}-${i}`, bytes);
+      // After a failure they may still be on their way.
+      release();
       if (!hooks.signal.aborted) hooks.chunkSent(bytes.length);
       return seq;
     };
@@ -327,7 +329,7 @@ export class Outbox {
   async #verifyEntry(round: string): Promise<void> {
     const { chunkBytes, manifest } = await this.#loadEntry(round);
     const payload = openPayload(this.#disk, `${this.#entry(round)}/${PAYLOAD}`, chunkBytes);
-    for (const _ of chunkBytes) await payload.next();
+    for (const _ of chunkBytes) (await payload.next()).release();
     if (payload.digest() !== manifest.digest) await this.#corrupt(round, OTHER_DIGEST);
   }
 

@@ -4,41 +4,79 @@ import type { Disk } from "../disk.js";
 /** Bytes read at a time, in whole chunks: what is under way of an update holds few such parts. */
 const PART_BYTES = 2 * 1024 * 1024;
 
+/** A chunk of a payload. */
+export interface PayloadChunk {
+  readonly bytes: Uint8Array;
+  /** Gives its memory back for later chunks. Only for one that nobody reads any more; one that is kept is left as it is. */
+  readonly release: () => void;
+}
+
 /** The payload of a spooled update, chunk by chunk. */
 export interface PayloadReader {
   /**
    * The next chunk. Calls may be made before the one before has ended; they are answered in their order. Shorter than it should be
    * where the file ends too soon.
    */
-  next(): Promise<Uint8Array>;
+  next(): Promise<PayloadChunk>;
   /** The digest of the chunks handed out. */
   digest(): string;
 }
 
-/** Reads a payload from its beginning, in parts of whole chunks. */
+/** Some chunks, as they lie in the file. */
+interface Part {
+  readonly bytes: Uint8Array;
+  /** Chunks that were not given back, those not handed out included. */
+  held: number;
+}
+
+/**
+ * Reads a payload from its beginning, in parts of whole chunks. The memory of parts that were given back is used again: an update
+ * is many times what is under way of it, and new memory for all of it costs more than reading it.
+ */
 export function openPayload(disk: Pick<Disk, "readRange">, path: string, chunkBytes: readonly number[]): PayloadReader {
   const digest = openDigest();
+  const totalBytes = chunkBytes.reduce((sum, bytes) => sum + bytes, 0);
+  const free: Uint8Array[] = [];
   let index = 0;
   /** Bytes of the file before the part, and of the part before the next chunk. */
   let partStart = 0;
   let offset = 0;
-  let part: Uint8Array = new Uint8Array(0);
-  const take = async (): Promise<Uint8Array> => {
-    const size = chunkBytes[index] ?? 0;
-    if (offset === part.length) {
-      partStart += part.length;
-      offset = 0;
-      let length = size;
-      for (let i = index + 1; i < chunkBytes.length && length + (chunkBytes[i] ?? 0) <= PART_BYTES; i++) {
-        length += chunkBytes[i] ?? 0;
-      }
-      part = await disk.readRange(path, partStart, length);
+  let part: Part = { bytes: new Uint8Array(0), held: 0 };
+
+  const readPart = async (): Promise<Part> => {
+    let length = chunkBytes[index] ?? 0;
+    let end = index + 1;
+    for (; end < chunkBytes.length && length + (chunkBytes[end] ?? 0) <= PART_BYTES; end++) {
+      length += chunkBytes[end] ?? 0;
     }
-    const chunk = part.subarray(offset, offset + size);
-    offset += chunk.length;
+    // All parts of an update have the same memory, whatever they come to.
+    const wanted = Math.max(length, Math.min(totalBytes, PART_BYTES));
+    const spare = wanted <= PART_BYTES ? free.pop() : undefined;
+    const into = spare ?? new Uint8Array(Buffer.allocUnsafeSlow(wanted).buffer);
+    return { bytes: await disk.readRange(path, partStart, length, into), held: end - index };
+  };
+  const take = async (): Promise<PayloadChunk> => {
+    const size = chunkBytes[index] ?? 0;
+    if (offset === part.bytes.length) {
+      partStart += part.bytes.length;
+      offset = 0;
+      part = await readPart();
+    }
+    const own = part;
+    const bytes = own.bytes.subarray(offset, offset + size);
+    offset += bytes.length;
     index += 1;
-    digest.add(chunk);
-    return chunk;
+    digest.add(bytes);
+    let isHeld = true;
+    return {
+      bytes,
+      release: () => {
+        if (isHeld) own.held -= 1;
+        if (isHeld && own.held === 0 && own.bytes.buffer.byteLength <= PART_BYTES)
+          free.push(new Uint8Array(own.bytes.buffer as ArrayBuffer));
+        isHeld = false;
+      },
+    };
   };
   let last: Promise<unknown> = Promise.resolve();
   return {

@@ -278,6 +278,38 @@ test("chunks are sent in their order, however long the disk takes for each", asy
   t.true(reads <= 8, `${reads} reads`);
 });
 
+test("bytes on their way stay as they are until they are acknowledged, and for good if they never are", async (t) => {
+  const disk = await seededDisk();
+  const chunks = Array.from({ length: 40 }, (_, i) => new Uint8Array(300_000).fill(i + 1));
+  const draft = makeDraft(ROUND);
+  const manifest = { ...draft.manifest, sizeBytes: 0, digest: sha256Digest(...chunks) };
+  const outbox = await openOutbox(disk);
+  await outbox.put({ ...draft, manifest, chunks }, undefined, "nonce");
+  const log = new MemoryUpdateLog();
+  const uplink = log.uplink("device");
+  const lost: { bytes: Uint8Array; before: Uint8Array }[] = [];
+  const slow: UpdateUplink = {
+    ...uplink,
+    appendChunk: async (round, id, bytes) => {
+      const before = bytes.slice();
+      for (let turn = 0; turn < 50; turn++) await Promise.resolve();
+      t.is(Buffer.compare(bytes, before), 0);
+      if (id !== "nonce-20" || lost.length > 0) return uplink.appendChunk(round, id, bytes);
+      lost.push({ bytes, before });
+      throw new Error("no answer came");
+    },
+  };
+  await t.throwsAsync(
+    outbox.upload(ROUND, slow, () => NOW, hooks()),
+    { message: "no answer came" },
+  );
+  t.true(await outbox.upload(ROUND, slow, () => NOW, hooks()));
+  for (const { bytes, before } of lost) t.is(Buffer.compare(bytes, before), 0);
+  const [commit] = await log.commits(ROUND);
+  const stored = await Promise.all((commit?.manifest?.chunkSeqs ?? []).map((seq) => log.readChunk(seq)));
+  t.is(sha256Digest(...stored.map((chunk) => chunk?.bytes ?? new Uint8Array(0))), manifest.digest);
+});
+
 test("a damaged inner state is set aside and the job starts afresh", async (t) => {
   const disk = await seededDisk();
   disk.damage("outbox/inner/job", 200);

@@ -1,5 +1,9 @@
 import test from "ava";
 import fc from "fast-check";
+import { NatsConnectionImpl } from "nats/lib/nats-base-client/nats.js";
+import { NodeTransport } from "nats/lib/src/node_transport.js";
+import { SystemClock } from "#common/adapters/memory/clock.js";
+import type { NatsLink } from "#common/adapters/nats/connection.js";
 import { ReadSlab } from "#common/adapters/nats/transport.js";
 import { createRng } from "#common/domain/rng.js";
 import { sha256Digest } from "#common/tensor/digest.js";
@@ -84,6 +88,70 @@ test("messages of all sizes come whole through a real server, also those that so
     t.deepEqual(digests(kept), digests(sent));
     const large = kept.filter(({ length }) => length > 128 * 1024);
     t.true(new Set(large.map(({ buffer }) => buffer)).size < large.length / 2, "they lie in slabs");
+    await sender.close();
+    await receiver.close();
+  } finally {
+    await server.stop();
+  }
+});
+
+/** The memory of everything that the link's socket is given to write from now on. */
+function watchWrites({ nc }: NatsLink): Set<ArrayBufferLike> {
+  const written = new Set<ArrayBufferLike>();
+  if (!(nc instanceof NatsConnectionImpl)) throw new Error("not the library's own connection");
+  const { transport } = nc.protocol;
+  if (!(transport instanceof NodeTransport)) throw new Error("not the library's own transport");
+  const { socket } = transport;
+  const write = socket.write.bind(socket);
+  socket.write = ((frame: Uint8Array, done: () => void) => {
+    written.add(frame.buffer);
+    return write(frame, done);
+  }) as typeof socket.write;
+  return written;
+}
+
+test("a large message is written from where it lies, a small one is put together, also after a reconnect", async (t) => {
+  const server = await startNats();
+  try {
+    const link = await server.connect();
+    const received: Uint8Array[] = [];
+    link.nc.subscribe("any", { callback: (_error, { data }) => received.push(data) });
+    await link.nc.flush();
+    const sizes = [10, 400_000, 20, 30, 31_000, 600_000, 700_000, 0, 5];
+    for (const round of [1, 2]) {
+      const written = watchWrites(link);
+      const sent = sizes.map((size) => new Uint8Array(size).fill(round));
+      for (const bytes of sent) link.nc.publish("any", bytes);
+      await link.nc.flush();
+      t.deepEqual(
+        sent.filter(({ buffer }) => written.has(buffer)).map(({ length }) => length),
+        sizes.filter((size) => size >= 400_000),
+      );
+      t.deepEqual(
+        received.splice(0).map((bytes) => sha256Digest(bytes)),
+        sent.map((bytes) => sha256Digest(bytes)),
+      );
+      if (round > 1) continue;
+      const connected = new Promise<void>((done) => link.onReconnect(done));
+      await link.nc.reconnect();
+      await connected;
+    }
+    await link.close();
+  } finally {
+    await server.stop();
+  }
+});
+
+test("what a new connection is given first is sent at once", async (t) => {
+  const server = await startNats();
+  try {
+    const [sender, receiver] = [await server.connect(), await server.connect()];
+    const first = new Promise<string>((done) => {
+      receiver.nc.subscribe("any", { callback: (_error, message) => done(message.string()) });
+    });
+    await receiver.nc.flush();
+    sender.nc.publish("any", "first");
+    t.is(await Promise.race([first, new SystemClock().sleep(5_000).then(() => "nothing")]), "first");
     await sender.close();
     await receiver.close();
   } finally {

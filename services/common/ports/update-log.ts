@@ -94,7 +94,10 @@ export interface CollectableLog extends UpdateLog {
 
 /** The same log as one device writes it. Each call returns when the log has the message on disk. */
 export interface UpdateUplink {
-  /** Appends a chunk; `messageId` makes a retry return the first sequence. */
+  /**
+   * Appends a chunk; `messageId` makes a retry return the first sequence. The bytes stay as they are until it has returned: after
+   * a failure for good, since they may still be on their way.
+   */
   appendChunk(round: string, messageId: string, bytes: Uint8Array): Promise<{ seq: number }>;
   /** Appends the commit; idempotent by `messageId`. */
   appendCommit(round: string, messageId: string, manifest: UpdateManifest): Promise<{ seq: number }>;

@@ -183,10 +183,13 @@ export class CrashDisk implements Disk {
     return node?.kind === "file" ? node.content.slice() : undefined;
   }
 
-  async readRange(path: string, offset: number, length: number): Promise<Uint8Array> {
+  async readRange(path: string, offset: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
     await Promise.resolve();
     this.#operate();
-    return this.#file(path).content.slice(offset, offset + length);
+    const bytes = this.#file(path).content.slice(offset, offset + length);
+    if (into === undefined) return bytes;
+    into.set(bytes);
+    return into.subarray(0, bytes.length);
   }
 
   async list(path: string): Promise<string[]> {

@@ -1,5 +1,6 @@
 import { createConnection, type Socket } from "node:net";
 import type { ConnectionOptions, NatsConnection } from "nats";
+import { DataBuffer } from "nats/lib/nats-base-client/databuffer.js";
 import { NatsConnectionImpl } from "nats/lib/nats-base-client/nats.js";
 import { setTransportFactory } from "nats/lib/nats-base-client/transport.js";
 import { NodeTransport, nodeResolveHost } from "nats/lib/src/node_transport.js";
@@ -41,11 +42,55 @@ export class ReadSlab {
   }
 }
 
+/** A piece of so many bytes is sent from where it lies. */
+const LARGE_PIECE_BYTES = 32 * 1024;
+
+/**
+ * What a connection has to send. The library puts it together in new memory before each write; a large piece goes to the
+ * socket as it is, so whoever publishes one leaves its bytes alone until it is answered.
+ */
+class Outbound extends DataBuffer {
+  constructor(private readonly transport: () => unknown) {
+    super();
+  }
+
+  override drain(n?: number): Uint8Array {
+    const transport = this.transport();
+    const isLarge = this.buffers.some(({ length }) => length >= LARGE_PIECE_BYTES);
+    if (n !== undefined || !isLarge || !(transport instanceof SlabTransport)) return super.drain(n);
+    const pieces = this.buffers;
+    this.buffers = [];
+    this.byteLength = 0;
+    transport.sendPieces(pieces);
+    return new Uint8Array(0);
+  }
+}
+
 /**
  * The client library's transport over a socket that reads into slabs. Left to itself it gets 64 KiB at a time, and a message of
  * 512 KiB is put together in a buffer that grows four times.
  */
 class SlabTransport extends NodeTransport {
+  /** Writes them one after the other; the small ones between two large ones together. */
+  sendPieces(pieces: readonly Uint8Array[]): void {
+    const small = new DataBuffer();
+    this.socket.cork();
+    for (const piece of pieces) {
+      if (piece.length < LARGE_PIECE_BYTES) {
+        small.fill(piece);
+        continue;
+      }
+      this.send(small.drain());
+      this.send(piece);
+    }
+    this.send(small.drain());
+    this.socket.uncork();
+  }
+
+  override send(frame: Uint8Array): void {
+    if (frame.length > 0) super.send(frame);
+  }
+
   override dial({ hostname, port }: { hostname: string; port: number }): Promise<Socket> {
     const slab = new ReadSlab();
     const onread = {
@@ -76,7 +121,14 @@ class SlabTransport extends NodeTransport {
 }
 
 /** As the library's own `connect`, for connections that carry large messages. */
-export function connect(options: ConnectionOptions): Promise<NatsConnection> {
+export async function connect(options: ConnectionOptions): Promise<NatsConnection> {
   setTransportFactory({ factory: () => new SlabTransport(), dnsResolveFn: nodeResolveHost });
-  return NatsConnectionImpl.connect(options);
+  const connection = await NatsConnectionImpl.connect(options);
+  if (!(connection instanceof NatsConnectionImpl)) return connection;
+  const { protocol } = connection;
+  const outbound = new Outbound(() => protocol.transport);
+  // An empty piece would count as one that is about to be sent.
+  if (protocol.outbound.size() > 0) outbound.fill(protocol.outbound.drain());
+  protocol.outbound = outbound;
+  return connection;
 }

@@ -25,6 +25,8 @@ export interface PayloadReader {
 /** Some chunks, as they lie in the file. */
 interface Part {
   readonly bytes: Uint8Array;
+  /** What it was read into. */
+  readonly memory: Uint8Array;
   /** Chunks that were not given back, those not handed out included. */
   held: number;
 }
@@ -41,7 +43,7 @@ export function openPayload(disk: Pick<Disk, "readRange">, path: string, chunkBy
   /** Bytes of the file before the part, and of the part before the next chunk. */
   let partStart = 0;
   let offset = 0;
-  let part: Part = { bytes: new Uint8Array(0), held: 0 };
+  let part: Part = { bytes: new Uint8Array(0), memory: new Uint8Array(0), held: 0 };
 
   const readPart = async (): Promise<Part> => {
     let length = chunkBytes[index] ?? 0;
@@ -52,8 +54,8 @@ export function openPayload(disk: Pick<Disk, "readRange">, path: string, chunkBy
     // All parts of an update have the same memory, whatever they come to.
     const wanted = Math.max(length, Math.min(totalBytes, PART_BYTES));
     const spare = wanted <= PART_BYTES ? free.pop() : undefined;
-    const into = spare ?? new Uint8Array(Buffer.allocUnsafeSlow(wanted).buffer);
-    return { bytes: await disk.readRange(path, partStart, length, into), held: end - index };
+    const memory = spare ?? new Uint8Array(Buffer.allocUnsafeSlow(wanted).buffer);
+    return { bytes: await disk.readRange(path, partStart, length, memory), memory, held: end - index };
   };
   const take = async (): Promise<PayloadChunk> => {
     const size = chunkBytes[index] ?? 0;
@@ -72,8 +74,7 @@ export function openPayload(disk: Pick<Disk, "readRange">, path: string, chunkBy
       bytes,
       release: () => {
         if (isHeld) own.held -= 1;
-        if (isHeld && own.held === 0 && own.bytes.buffer.byteLength <= PART_BYTES)
-          free.push(new Uint8Array(own.bytes.buffer as ArrayBuffer));
+        if (isHeld && own.held === 0 && own.memory.length <= PART_BYTES) free.push(own.memory);
         isHeld = false;
       },
     };

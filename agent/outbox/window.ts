@@ -1,5 +1,8 @@
 /** Most chunks under way: hides the round trip to a distant log and bounds memory to a few MiB. */
 export const MOST_IN_FLIGHT = 8;
+/** So many acknowledgements are made durable together, or what came in so long a time: a note costs more than a chunk. */
+const NOTED_TOGETHER = 8;
+const NOTED_EVERY_MS = 250;
 /** A round trip below this means that the link has room, above the other that chunks wait for each other. */
 const QUICK_MS = 500;
 const SLOW_MS = 2_000;
@@ -28,7 +31,7 @@ export interface WindowedSend {
 
 /**
  * Sends the chunks that are not known yet, several at a time. Acknowledgements are noted in the order of the chunks and
- * in batches: what comes while one batch is made durable goes into the next. A crash loses the notes of a few chunks,
+ * in batches: what comes while one batch is made durable goes into the next. A crash loses the notes of some chunks,
  * which are then sent again under the same ids.
  *
  * @returns all sequences and how many of them are durable; undefined once the signal aborted. Throws the first failure
@@ -50,12 +53,15 @@ class Sending {
   #noting: Promise<void> | undefined;
   #failure: { error: unknown } | undefined;
   #mayNote = true;
+  /** When the last note was begun. */
+  #notedAtMs: number;
   #wake: () => void = () => undefined;
 
   constructor(options: WindowedSend) {
     this.#options = options;
     this.#seqs = [...options.known];
     this.#next = this.#noted = options.known.length;
+    this.#notedAtMs = options.monotonicMs();
   }
 
   async run(): Promise<{ seqs: number[]; noted: number } | undefined> {
@@ -68,6 +74,8 @@ class Sending {
         if (this.#inFlight === 0) break;
         await new Promise<void>((resolve) => (this.#wake = resolve));
       }
+      // Whatever else failed, what was acknowledged need not be sent again.
+      if (this.#failure !== undefined) this.#note(true);
       // What is under way at an abort may take long to fail: nobody waits for it, and nothing more is noted.
       while (this.#noting !== undefined) await this.#noting;
     } finally {
@@ -103,12 +111,15 @@ class Sending {
     return seqs;
   }
 
-  #note(): void {
-    const { count, signal, note } = this.#options;
+  #note(isLastChance = false): void {
+    const { count, signal, note, monotonicMs } = this.#options;
     const seqs = this.#prefix(this.#noted);
     // The last ones become durable together with the mark of the commit.
     const isLast = this.#noted + seqs.length === count && this.#noting === undefined;
     if (this.#noting !== undefined || seqs.length === 0 || isLast || signal.aborted || !this.#mayNote) return;
+    const nowMs = monotonicMs();
+    if (!isLastChance && seqs.length < NOTED_TOGETHER && nowMs - this.#notedAtMs < NOTED_EVERY_MS) return;
+    this.#notedAtMs = nowMs;
     this.#noting = note(seqs)
       .then(() => void (this.#noted += seqs.length))
       .catch((error: unknown) => {

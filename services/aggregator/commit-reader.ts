@@ -1,5 +1,6 @@
 import { screen, type AcceptContext, type Commit, type PayloadFacts } from "#common/domain/accept.js";
 import { isSiteUpdate } from "#common/domain/site.js";
+import type { Digests } from "#common/ports/digests.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { openUpdates } from "#common/runtime/chunk-reader.js";
 import { takePayloads } from "#common/runtime/payload.js";
@@ -55,7 +56,7 @@ function abreast(first: Readable, behind: readonly Readable[], context: AcceptCo
  * @param sums that they are added to, if any.
  */
 export function openCommits(
-  log: UpdateLog,
+  { log, digests }: { log: UpdateLog; digests: Digests },
   commits: readonly Commit[],
   context: Omit<AcceptContext, "gatewaySite">,
   shards: readonly Shard[],
@@ -87,7 +88,7 @@ export function openCommits(
     });
     const checksums = group.map(() => openShardSums(shards));
     const add = sums?.begin(group);
-    const facts = await takePayloads(sources, codec, (start, chunks) => {
+    const facts = await takePayloads(sources, codec, digests, (start, chunks) => {
       chunks.forEach((chunk, i) => {
         if (chunk !== undefined) checksums[i]?.add(start, chunk.checksum);
       });

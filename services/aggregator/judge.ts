@@ -7,6 +7,7 @@ import { gatewaySiteOf, isSiteUpdate } from "#common/domain/site.js";
 import { isAsynchronous, isJobOver, lastTaker } from "#common/domain/staleness.js";
 import { ownRecord } from "#common/domain/own-record.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
+import type { Digests } from "#common/ports/digests.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { accept, screen, type AcceptContext, type Commit } from "#common/domain/accept.js";
@@ -25,6 +26,8 @@ export interface JudgePorts {
   log: UpdateLog;
   blobs: BlobStore;
   sums: RunningSums;
+  /** Of updates, and of the blobs that they lead to. */
+  digests: Digests;
 }
 
 /** Most verdicts that are written together: a tally is rewritten whole, and a large cohort commits at the same moment. */
@@ -110,7 +113,7 @@ interface Batch {
  * passed over, however many there are.
  */
 async function judgeBatch(
-  { store, log }: JudgePorts,
+  ports: JudgePorts,
   commits: readonly Commit[],
   context: SharedContext,
   shards: readonly Shard[],
@@ -120,7 +123,7 @@ async function judgeBatch(
   const cutOff = cutOffDevices(tally);
   const due = commits.filter(({ device }) => !cutOff.has(device)).slice(0, VERDICTS_PER_WRITE);
   const isDue = new Set(due);
-  const reader = openCommits(log, due, context, shards, sums);
+  const reader = openCommits(ports, due, context, shards, sums);
   const batch: Batch = { tally, verdicts: [], unseen: [] };
   let chunksRead = 0;
   try {
@@ -133,7 +136,7 @@ async function judgeBatch(
       if (!isDue.has(commit)) break;
       if (chunksRead >= CHUNKS_PER_WRITE && !reader.isPassed(commit)) break;
       const current = { ...context, acceptedDevices: acceptedDevices(batch.tally) };
-      const verdict = await judgeOne(store, commit, current, reader, sums);
+      const verdict = await judgeOne(ports.store, commit, current, reader, sums);
       batch.tally = withVerdict(batch.tally, verdict);
       batch.verdicts.push(verdict);
       chunksRead += verdict.accepted ? (commit.manifest?.chunkSeqs.length ?? 0) : 0;

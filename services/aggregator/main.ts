@@ -1,6 +1,7 @@
 import { totalmem } from "node:os";
 import { setFlagsFromString } from "node:v8";
 import { CodedError } from "#common/adapters/coded-error.js";
+import { DigestThread } from "#common/adapters/digest-thread.js";
 import { hostService, type ServiceHost } from "#common/adapters/service-host.js";
 import type { UpdateLog } from "#common/ports/update-log.js";
 import { Controller } from "#common/runtime/controller.js";
@@ -71,8 +72,11 @@ async function* committedRounds(log: UpdateLog, signal: AbortSignal): AsyncGener
 }
 
 function start(host: ServiceHost): Promise<void> {
+  const digests = new DigestThread();
+  host.onStop("digests", () => digests.close());
   const ports: AggregatorPorts = {
     store: host.store,
+    digests,
     blobs: host.blobs,
     log: host.updateLog,
     clock: host.clock,
@@ -116,4 +120,4 @@ function start(host: ServiceHost): Promise<void> {
 // Updates pass through as buffers outside the heap, which V8 counts as part of it. Left to itself it collects after every few dozen
 // of them, which took a quarter of a round; so it waits until there is three times what lives, which is some shards of a model.
 setFlagsFromString("--heap-growing-percent=200");
-await hostService("aggregator", start);
+await hostService("aggregator", start, { runs: true });

@@ -1,6 +1,7 @@
 import type { WeightsDelta } from "#proto/shoal/v1/job.js";
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Round } from "#proto/shoal/v1/round.js";
+import type { Digests } from "#common/ports/digests.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
 import type { ResourceStore } from "#common/ports/resource-store.js";
@@ -31,6 +32,7 @@ export interface SharedFoldPorts extends FoldPorts {
   clock: Clock;
   journal: Log;
   meters: AggregatorMeters;
+  digests: Digests;
   /** Asks for a look at a key of the aggregator's queue, by any replica. */
   enqueue: (key: string) => Promise<void>;
 }

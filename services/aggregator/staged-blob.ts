@@ -1,6 +1,7 @@
 import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
 import type { Clock } from "#common/ports/clock.js";
+import type { Digests, DigestTask } from "#common/ports/digests.js";
 import { openDigest } from "#common/tensor/digest.js";
 
 /** Bytes of a part at most. */
@@ -25,6 +26,12 @@ export async function digestStaged(
   return { digest: digest.finish() };
 }
 
+/**
+ * Memory of parts that were written, for those of the next blob: shared memory, which a thread reads where it lies, and which V8 does not
+ * count, so that it would be collected too late.
+ */
+const spare: Uint8Array[] = [];
+
 /** A part of a blob that took long to write is not there any more: the round it belongs to is gone, or it is written again. */
 class PartLost extends Error {
   readonly code = "PART_LOST";
@@ -42,18 +49,24 @@ class PartLost extends Error {
 export class StagedBlob {
   /** Of the parts on their way, over and over. */
   readonly #buffers: Uint8Array[] = [];
-  readonly #underWay: Promise<void>[] = [];
-  readonly #digest = openDigest();
+  readonly #underWay: Promise<unknown>[] = [];
+  readonly #digest: DigestTask;
   readonly #partBytes: number[] = [];
   readonly #startedMs: number;
 
-  /** @param name of the staged content, never used for another. */
+  /**
+   * @param name of the staged content, never used for another.
+   * @param sizeBytes of it all, about.
+   */
   constructor(
     private readonly blobs: Pick<BlobStore, "stage" | "seal" | "readStaged">,
     private readonly name: string,
     private readonly clock: Pick<Clock, "monotonicMs">,
+    digests: Digests,
+    sizeBytes: number,
   ) {
     this.#startedMs = clock.monotonicMs();
+    this.#digest = digests.open(sizeBytes);
   }
 
   /**
@@ -64,11 +77,11 @@ export class StagedBlob {
     const part = this.#partBytes.length;
     const slot = part % DEPTH;
     await this.#underWay[slot];
-    const buffer = (this.#buffers[slot] ??= new Uint8Array(PART_BYTES));
+    const buffer = (this.#buffers[slot] ??= spare.pop() ?? new Uint8Array(new SharedArrayBuffer(PART_BYTES)));
     buffer.set(bytes);
-    this.#digest.add(bytes);
     this.#partBytes.push(bytes.length);
-    const staged = this.blobs.stage(this.name, part, buffer.subarray(0, bytes.length));
+    const own = buffer.subarray(0, bytes.length);
+    const staged = Promise.all([this.#digest.add(own), this.blobs.stage(this.name, part, own)]);
     // Who waits for the slot sees the failure; perhaps nobody does.
     staged.catch(() => undefined);
     this.#underWay[slot] = staged;
@@ -80,9 +93,16 @@ export class StagedBlob {
    */
   async finish(): Promise<BlobRef> {
     await Promise.all(this.#underWay);
+    // Of a blob that failed some may still be on their way.
+    spare.push(...this.#buffers.splice(0));
     const isSlow = this.clock.monotonicMs() - this.#startedMs > SLOW_MS;
     const found = isSlow ? await digestStaged(this.blobs, this.name, this.#partBytes) : undefined;
     if (found !== undefined && "missing" in found) throw new PartLost(this.name, found.missing);
-    return this.blobs.seal(this.name, this.#partBytes, this.#digest.finish());
+    return this.blobs.seal(this.name, this.#partBytes, await this.#digest.finish());
+  }
+
+  /** Lets go of what is not finished. */
+  drop(): void {
+    this.#digest.drop();
   }
 }

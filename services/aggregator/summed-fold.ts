@@ -3,6 +3,7 @@ import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import type { Round, RoundSpec } from "#proto/shoal/v1/round.js";
 import { encodesDown } from "#common/domain/down-link.js";
 import type { BlobStore } from "#common/ports/blob-store.js";
+import type { Digests } from "#common/ports/digests.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { ValueRange } from "#common/tensor/chunk.js";
 import { viewBytes } from "#common/tensor/flat.js";
@@ -99,32 +100,38 @@ async function* readParts(
  * @returns its weights and state, the latter undefined if it has none, and the norm of the direction.
  */
 export async function foldSums(
-  { blobs, clock }: { blobs: BlobStore; clock: Clock },
+  { blobs, clock, digests }: { blobs: BlobStore; clock: Clock; digests: Digests },
   round: Round,
   plan: FoldPlan,
   summed: SummedFold,
 ): Promise<{ weights: BlobRef; outerState: BlobRef | undefined; updateNorm: number }> {
   const { strategy, options, shards, shape } = plan;
   const stages = stagesOf(round.metadata?.uid ?? "");
-  const weights = new StagedBlob(blobs, stages.summedWeights, clock);
-  const state = shape.vectors > 0 ? new StagedBlob(blobs, stages.summedState, clock) : undefined;
-  const squares = shards.map(() => openSquares());
   const bases = await summed.bases();
+  const open = (stage: string): StagedBlob => new StagedBlob(blobs, stage, clock, digests, 4 * plan.task.parameters);
+  const weights = open(stages.summedWeights);
+  const state = shape.vectors > 0 ? open(stages.summedState) : undefined;
+  const squares = shards.map(() => openSquares());
   const parts = partsOf(shards);
   const isKnown = bases.length > 0;
-  for await (const part of isKnown
-    ? parts.map((each) => cutPart(each, bases[each.shard.index] as FragmentView))
-    : readParts(blobs, plan, parts)) {
-    const whole = summed.mean(part.shard);
-    const offset = part.start - part.shard.start;
-    const mean: KnownMean = { updates: whole.updates, read: (start, count) => whole.read(offset + start, count) };
-    const next = finalizeMean(part, mean, strategy, options, squares[part.shard.index]);
-    await weights.push(viewBytes(next.weights));
-    if (next.state !== undefined) await state?.push(viewBytes(next.state));
+  try {
+    for await (const part of isKnown
+      ? parts.map((each) => cutPart(each, bases[each.shard.index] as FragmentView))
+      : readParts(blobs, plan, parts)) {
+      const whole = summed.mean(part.shard);
+      const offset = part.start - part.shard.start;
+      const mean: KnownMean = { updates: whole.updates, read: (start, count) => whole.read(offset + start, count) };
+      const next = finalizeMean(part, mean, strategy, options, squares[part.shard.index]);
+      await weights.push(viewBytes(next.weights));
+      if (next.state !== undefined) await state?.push(viewBytes(next.state));
+    }
+    return {
+      weights: await weights.finish(),
+      outerState: await state?.finish(),
+      updateNorm: updateNorm(squares.map((each) => each.finish())),
+    };
+  } finally {
+    weights.drop();
+    state?.drop();
   }
-  return {
-    weights: await weights.finish(),
-    outerState: await state?.finish(),
-    updateNorm: updateNorm(squares.map((each) => each.finish())),
-  };
 }

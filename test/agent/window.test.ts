@@ -92,6 +92,24 @@ test("several chunks are under way, and their notes share a write", async (t) =>
   t.true(burst.seen.batches < 50, `${burst.seen.batches} writes of 100 acknowledgements`);
 });
 
+test("quick acknowledgements are noted a few together, slow ones each at once, and none is forgotten at a failure", async (t) => {
+  const quick = harness(() => 0);
+  await quick.drive(sendWindowed({ ...base, known: [], count: 100, send: quick.send, note: quick.note }));
+  t.true(quick.seen.batches <= 100 / 8, `${quick.seen.batches} writes`);
+  t.true(quick.seen.noted.length >= 100 - 2 * 8);
+  let nowMs = 0;
+  const slow = harness(() => 0);
+  const send = (index: number): Promise<number> => slow.send(index).finally(() => (nowMs += 250));
+  await slow.drive(sendWindowed({ ...base, monotonicMs: () => nowMs, known: [], count: 10, send, note: slow.note }));
+  t.true(slow.seen.batches >= 5, `${slow.seen.batches} writes`);
+  t.true(slow.seen.noted.length >= 8);
+  const failing = harness(() => 0, new Set([5]));
+  await t.throwsAsync(
+    failing.drive(sendWindowed({ ...base, known: [], count: 12, send: failing.send, note: failing.note })),
+  );
+  t.deepEqual(failing.seen.noted, [0, 1, 2, 3, 4].map(seqOf));
+});
+
 test("on a slow link no chunk ever waits behind another, the first one neither", async (t) => {
   const { seen, send, note, drive } = harness(() => 0);
   let nowMs = 0;

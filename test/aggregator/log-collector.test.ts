@@ -1,4 +1,5 @@
 import test from "ava";
+import { inlineDigests } from "#common/runtime/inline-digests.js";
 import { MemoryLog } from "#common/adapters/memory/log.js";
 import { MemoryMetrics } from "#common/adapters/memory/metrics.js";
 import { MemoryUpdateLog } from "#common/adapters/memory/update-log.js";
@@ -246,6 +247,7 @@ test("a log with room for little more than a round refuses, loses nothing, and e
     journal,
     meters,
     enqueue,
+    digests: inlineDigests,
     retainRounds: 3,
     sums: new RunningSums(0),
   };

@@ -1,6 +1,7 @@
 import test from "ava";
 import { ManualClock } from "#common/adapters/memory/clock.js";
 import { MemoryBlobStore } from "#common/adapters/memory/blob-store.js";
+import { inlineDigests } from "#common/runtime/inline-digests.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { StagedBlob } from "#services/aggregator/staged-blob.js";
 
@@ -9,7 +10,7 @@ const part = (i: number): Uint8Array => Uint8Array.from({ length: 5 + (i % 3) },
 
 test("parts in order become a blob under the digest of all, however often a buffer is used", async (t) => {
   const blobs = new MemoryBlobStore();
-  const staged = new StagedBlob(blobs, "content", clock);
+  const staged = new StagedBlob(blobs, "content", clock, inlineDigests, 0);
   const parts = Array.from({ length: 20 }, (_, i) => part(i));
   for (const bytes of parts) {
     const own = bytes.slice();
@@ -34,7 +35,7 @@ test("no more than four parts are on their way, and a part is not written over w
     seal: () => Promise.resolve({ digest: "", sizeBytes: 0 }),
     readStaged: () => Promise.resolve(undefined),
   };
-  const staged = new StagedBlob(blobs, "content", clock);
+  const staged = new StagedBlob(blobs, "content", clock, inlineDigests, 0);
   for (let i = 0; i < 4; i++) await staged.push(part(i));
   let isPushed = false;
   const fifth = staged.push(part(4)).then(() => (isPushed = true));
@@ -66,6 +67,8 @@ test("a part that fails is told when its place is needed, or at the end", async 
       },
       "content",
       clock,
+      inlineDigests,
+      0,
     );
   const early = failing(0);
   for (let i = 0; i < 4; i++) await early.push(part(i));
@@ -79,7 +82,7 @@ test("a blob that took long to write is sealed only if all of it is there still"
   const write = async (ms: number, lose: boolean): Promise<boolean> => {
     const own = new ManualClock(0);
     const blobs = new MemoryBlobStore();
-    const staged = new StagedBlob(blobs, "content", own);
+    const staged = new StagedBlob(blobs, "content", own, inlineDigests, 0);
     for (let i = 0; i < 3; i++) await staged.push(part(i));
     await own.advance(ms);
     if (lose) await blobs.unstage("content");

@@ -1,3 +1,4 @@
+import { inlineDigests } from "#common/runtime/inline-digests.js";
 import { TrainingJob } from "#proto/shoal/v1/job.js";
 import { Round, UpdateManifest, type RoundResult, type UpdateTally } from "#proto/shoal/v1/round.js";
 import { ManualClock } from "#common/adapters/memory/clock.js";
@@ -140,6 +141,7 @@ export async function createWorld(options: WorldOptions = {}): Promise<World> {
     blobs,
     log,
     clock,
+    digests: inlineDigests,
     journal: new MemoryLog(),
     meters: aggregatorMeters(metrics),
     enqueue: (key) => {

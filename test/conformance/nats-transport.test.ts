@@ -4,63 +4,114 @@ import { NatsConnectionImpl } from "nats/lib/nats-base-client/nats.js";
 import { NodeTransport } from "nats/lib/src/node_transport.js";
 import { SystemClock } from "#common/adapters/memory/clock.js";
 import type { NatsLink } from "#common/adapters/nats/connection.js";
-import { ReadSlab } from "#common/adapters/nats/transport.js";
+import { ReadSlab } from "#common/adapters/nats/read-slab.js";
 import { createRng } from "#common/domain/rng.js";
 import { sha256Digest } from "#common/tensor/digest.js";
 import { startNats } from "#test/support/servers.js";
 
-/** What a socket does: fills some of the room, at most all of it. */
-function fill(slab: ReadSlab, share: number, value: number): Uint8Array {
-  const room = slab.room();
-  const count = Math.max(1, Math.floor(share * room.length));
-  room.fill(value, 0, count);
-  return slab.take(count);
+const text = (line: string): Buffer => Buffer.from(line, "latin1");
+
+/** A message of the protocol whose payload holds lines that look like messages. */
+function message(size: number, value: number, isHeaded: boolean): Buffer {
+  const payload = Buffer.alloc(size, value % 7 === 0 ? "MSG a 1 9999\r\n" : value);
+  const head = isHeaded ? `HMSG any.subject 12 reply.to 0 ${size}` : `MSG any.subject 12 ${size}`;
+  return Buffer.concat([text(`${head}\r\n`), payload, text("\r\n")]);
 }
 
-test("whatever comes in stays as it came in, and there is always room", (t) => {
+/** What a socket does with a stream: fills some of the room at a time, `share` of it at most. @returns what is handed out. */
+function feed(slab: ReadSlab, stream: Buffer, shareOf: (read: number) => number): Uint8Array[] {
+  const frames: Uint8Array[] = [];
+  let read = 0;
+  for (let at = 0; at < stream.length; read++) {
+    const room = slab.room();
+    const count = Math.min(stream.length - at, Math.max(1, Math.floor(shareOf(read) * room.length)));
+    room.set(stream.subarray(at, at + count));
+    at += count;
+    frames.push(slab.take(count));
+  }
+  return frames.filter(({ length }) => length > 0);
+}
+
+const pieces = fc.array(
+  fc.oneof(
+    fc.record({
+      size: fc.oneof(fc.nat(40), fc.nat(70_000), fc.constantFrom(0, 32_768, 65_536, 524_288, 1_048_576)),
+      isHeaded: fc.boolean(),
+    }),
+    fc.constantFrom("PING\r\n", "+OK\r\n", 'INFO {"a":"MSG b 1 5"} \r\n', "-ERR 'x'\r\n"),
+  ),
+  { minLength: 1, maxLength: 25 },
+);
+
+test("whole messages are handed out and stay as they came, wherever reads cut them", (t) => {
   fc.assert(
-    fc.property(
-      fc.array(fc.oneof(fc.constant(1), fc.double({ min: 0, max: 1, noNaN: true })), { maxLength: 60 }),
-      (shares) => {
-        const slab = new ReadSlab();
-        const taken = shares.map((share, i) => fill(slab, share, i + 1));
-        t.true(slab.room().length > 0);
-        taken.forEach((bytes, i) => {
-          t.true(bytes.every((byte) => byte === i + 1));
-        });
-      },
-    ),
-    { numRuns: 40 },
+    fc.property(pieces, fc.array(fc.double({ min: 0, max: 1, noNaN: true }), { minLength: 1 }), (some, shares) => {
+      const messages = some.map((one, i) =>
+        typeof one === "string" ? text(one) : message(one.size, i + 1, one.isHeaded),
+      );
+      const stream = Buffer.concat(messages);
+      // So small reads would take too many turns for a large stream.
+      const least = stream.length / 2000 / 65_536;
+      const frames = feed(new ReadSlab(), stream, (read) => Math.max(least, shares[read % shares.length] ?? 1));
+      t.is(Buffer.compare(Buffer.concat(frames), stream), 0);
+      const ends = new Set<number>();
+      messages.reduce((end, { length }) => (ends.add(end + length), end + length), 0);
+      frames.reduce((end, { length }) => {
+        t.true(ends.has(end + length));
+        return end + length;
+      }, 0);
+    }),
+    { numRuns: 150 },
   );
+});
+
+test("a message is handed out as soon as it is complete", (t) => {
+  const slab = new ReadSlab();
+  const two = Buffer.concat([message(300_000, 1, false), message(10, 2, true)]);
+  const frames = feed(slab, two, () => 1);
+  t.is(
+    frames.reduce((sum, { length }) => sum + length, 0),
+    two.length,
+  );
+});
+
+test("what no slab holds, and what is no such protocol, is handed out as it comes", (t) => {
+  const huge = Buffer.concat([message(20, 1, false), message(9_000_000, 2, true), message(30, 3, false)]);
+  const frames = feed(new ReadSlab(), huge, () => 1);
+  t.is(Buffer.compare(Buffer.concat(frames), huge), 0);
+  t.true(frames.length > 3);
+  for (const foreign of [
+    "MSG any 12 many\r\nrest",
+    "MSG\r\n",
+    `${"x".repeat(70_000)} `,
+    "HMSG a 1 123456789012\r\nrest",
+  ]) {
+    const bytes = Buffer.concat([message(50, 1, false), text(foreign)]);
+    t.is(Buffer.compare(Buffer.concat(feed(new ReadSlab(), bytes, () => 1)), bytes), 0, foreign.slice(0, 20));
+  }
 });
 
 test("the room grows where reads fill it, up to 4 MiB, and not where they do not", (t) => {
   const idle = new ReadSlab();
-  for (let i = 0; i < 100; i++) fill(idle, 0.9, i);
+  for (let i = 0; i < 100; i++) feed(idle, message(25_000, i, false), () => 1);
   t.true(idle.room().length <= 64 * 1024);
-  const busy = new ReadSlab();
-  for (let i = 0; i < 20; i++) fill(busy, 1, i);
-  t.is(busy.room().length, 4 * 1024 ** 2);
-});
-
-test("whatever came before, the room grows as soon as reads fill it", (t) => {
   fc.assert(
-    fc.property(fc.array(fc.integer({ min: 1, max: 100 }), { maxLength: 10 }), (percents) => {
-      const slab = new ReadSlab();
-      percents.forEach((percent, i) => fill(slab, percent / 100, i));
-      for (let i = 0; i < 20; i++) fill(slab, 1, i);
-      t.is(slab.room().length, 4 * 1024 ** 2);
+    fc.property(fc.array(fc.integer({ min: 1, max: 60_000 }), { maxLength: 10 }), (sizes) => {
+      const busy = new ReadSlab();
+      for (const size of sizes) feed(busy, message(size, 1, false), () => 0.7);
+      feed(busy, Buffer.concat(Array.from({ length: 60 }, () => message(524_288, 1, false))), () => 1);
+      t.true(busy.room().length > 2 * 1024 ** 2);
     }),
-    { numRuns: 40 },
+    { numRuns: 20 },
   );
 });
 
 test("what a small read brings does not keep the slab, and what a large one brings is not copied", (t) => {
   const slab = new ReadSlab();
-  const small = fill(slab, 0.1, 1);
-  t.is(small.buffer.byteLength, small.length);
-  const large = fill(slab, 0.6, 2);
-  t.true(large.buffer.byteLength > large.length);
+  const [small] = feed(slab, message(6_000, 1, false), () => 1);
+  t.is(small?.buffer.byteLength, small?.length);
+  const [large] = feed(slab, message(40_000, 2, false), () => 1);
+  t.true((large?.buffer.byteLength ?? 0) > (large?.length ?? 0));
 });
 
 test("messages of all sizes come whole through a real server, also those that somebody keeps", async (t) => {
@@ -154,6 +205,39 @@ test("what a new connection is given first is sent at once", async (t) => {
     t.is(await Promise.race([first, new SystemClock().sleep(5_000).then(() => "nothing")]), "first");
     await sender.close();
     await receiver.close();
+  } finally {
+    await server.stop();
+  }
+});
+
+test("what is published as the connection closes ends nothing else", async (t) => {
+  const server = await startNats();
+  try {
+    const link = await server.connect();
+    link.nc.publish("any", new Uint8Array(100_000));
+    await link.nc.close();
+    await new SystemClock().sleep(50);
+    t.false(link.connected);
+  } finally {
+    await server.stop();
+  }
+});
+
+test("a listener that fails at a message costs that message and no other", async (t) => {
+  const server = await startNats();
+  try {
+    const link = await server.connect();
+    const came: string[] = [];
+    link.nc.subscribe("any", {
+      callback: (_error, message) => {
+        if (message.string() === "bad") throw new Error("not this one");
+        came.push(message.string());
+      },
+    });
+    for (const word of ["one", "bad", "two"]) link.nc.publish("any", word);
+    await link.nc.flush();
+    t.deepEqual(came, ["one", "two"]);
+    await link.close();
   } finally {
     await server.stop();
   }

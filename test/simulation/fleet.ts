@@ -1,3 +1,4 @@
+import { inlineDigests } from "#common/runtime/inline-digests.js";
 import type { AssignedTask } from "#proto/shoal/v1/device_wire.js";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { MemoryBlobStore } from "#common/adapters/memory/blob-store.js";
@@ -85,6 +86,7 @@ export class Simulation {
       blobs: this.blobs,
       log: this.log,
       clock: this.clock,
+      digests: inlineDigests,
       journal: new MemoryLog(),
       meters: aggregatorMeters(new MemoryMetrics()),
       enqueue: (key) => {

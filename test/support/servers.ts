@@ -96,8 +96,9 @@ export class NatsTestServer extends TestServer {
   }
 
   /** A connection of Shoal's services, or with other creds. */
-  connect(creds = this.root.serviceCreds, inboxPrefix?: string): Promise<NatsLink> {
+  connect(creds = this.root.serviceCreds, inboxPrefix?: string, isForRuns = false): Promise<NatsLink> {
     return NatsLink.connect({
+      isForRuns,
       servers: [this.url],
       creds,
       name: "test",

@@ -51,6 +51,12 @@ export interface ServiceHost {
   background(name: string, run: (signal: AbortSignal) => Promise<void>): void;
 }
 
+/** What only some services need. */
+export interface HostNeeds {
+  /** A connection of its own for reading updates. */
+  readonly runs?: boolean;
+}
+
 /** Exit code of a process that is configured wrongly (sysexits.h EX_CONFIG). */
 export const EXIT_CONFIG = 78;
 const EXIT_FAILURE = 1;
@@ -59,7 +65,11 @@ const EXIT_FAILURE = 1;
  * Runs a service: reads the environment, opens metrics, waits for NATS, connects Redis, calls `start`, opens gRPC, and
  * drains on SIGTERM or SIGINT. Exits with 0 after a clean stop, 78 on a bad configuration, 1 otherwise.
  */
-export async function hostService(name: string, start: (host: ServiceHost) => Promise<void>): Promise<void> {
+export async function hostService(
+  name: string,
+  start: (host: ServiceHost) => Promise<void>,
+  needs: HostNeeds = {},
+): Promise<void> {
   const config = configOrExit(name, process.env);
   if (config === undefined) return;
   const log = new JsonLog(config.logLevel, { service: name, replica: config.replica });
@@ -76,7 +86,7 @@ export async function hostService(name: string, start: (host: ServiceHost) => Pr
   };
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => stop(signal, 0));
   try {
-    await run({ name, config, log, clock, lifecycle, fail: (why) => stop(why, EXIT_FAILURE) }, start);
+    await run({ name, config, log, clock, lifecycle, needs, fail: (why) => stop(why, EXIT_FAILURE) }, start);
   } catch (error) {
     if (lifecycle.signal.aborted) return;
     log.error("cannot start", { error: messageOf(error), code: codeOf(error) });
@@ -99,6 +109,7 @@ interface Process {
   log: Log;
   clock: Clock;
   lifecycle: Lifecycle;
+  needs: HostNeeds;
   fail: (why: string) => void;
 }
 
@@ -117,19 +128,20 @@ async function run(self: Process, start: (host: ServiceHost) => Promise<void>): 
   const creds = await readFile(config.natsCredsPath, "utf8").catch((error: unknown) => {
     throw new CodedError("BAD_CONFIG", `SHOAL_NATS_CREDS: ${messageOf(error)}; it must name a readable creds file`);
   });
-  const nats = await NatsLink.connect({
-    servers: config.natsUrls,
-    creds,
-    name: `${name} ${config.replica}`,
-    log,
-    clock,
-    signal: lifecycle.signal,
-  });
+  const connect = async (linkName: string, isForRuns: boolean): Promise<NatsLink> => {
+    const { signal } = lifecycle;
+    const link = await NatsLink.connect({
+      ...{ servers: config.natsUrls, creds, name: linkName, isForRuns, log, clock, signal },
+    });
+    lifecycle.onStop("NATS", () => link.close());
+    void link.nc.closed().then((error) => {
+      if (!signal.aborted) self.fail(`NATS closed the connection for good: ${messageOf(error)}`);
+    });
+    return link;
+  };
+  const nats = await connect(`${name} ${config.replica}`, false);
   state.link = nats;
-  lifecycle.onStop("NATS", () => nats.close());
-  void nats.nc.closed().then((error) => {
-    if (!lifecycle.signal.aborted) self.fail(`NATS closed the connection for good: ${messageOf(error)}`);
-  });
+  const runs = self.needs.runs === true ? await connect(`${name} ${config.replica} updates`, true) : nats;
   const store = await openStore(nats, config, log, lifecycle.signal);
 
   const grpc = new GrpcServer();
@@ -137,7 +149,7 @@ async function run(self: Process, start: (host: ServiceHost) => Promise<void>): 
     config,
     store,
     blobs: new NatsBlobStore(nats),
-    updateLog: new NatsUpdateLog(nats),
+    updateLog: new NatsUpdateLog(nats, runs),
     eventLog: new NatsEventLog(nats),
     bus: new NatsBus(nats.nc, log),
     clock,

@@ -70,7 +70,8 @@ export interface UpdateLog {
   readChunk(seq: number): Promise<Chunk | undefined>;
   /**
    * The chunks of a round that are claimed to be at these sequences, one after the other and some read ahead: what `readChunk`
-   * says of each, but undefined for one of another round or device.
+   * says of each, but undefined for one of another round or device. The bytes of a chunk stay as they are until the next one is asked
+   * for: who keeps them longer copies them.
    */
   readChunks(of: ChunkOwner, seqs: readonly number[]): AsyncIterable<Chunk | undefined>;
   /** Round names as commits arrive, past ones not repeated; a hint for wake-ups, may lose some on reconnect. */

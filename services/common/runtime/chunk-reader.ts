@@ -60,7 +60,7 @@ export interface CommittedUpdate {
 export interface UpdatesReader {
   /**
    * The next chunk of this update; undefined if the log has none there, and behind the last. Updates ascend from call to call, but
-   * for those of a group, which may be asked for side by side.
+   * for those of a group, which may be asked for side by side. Its bytes stay as they are until the update's next one is asked for.
    */
   next(update: number): Promise<Chunk | undefined>;
   /** One past the last update that is read abreast with this one. */
@@ -128,7 +128,7 @@ async function readTogether(log: UpdateLog, updates: readonly CommittedUpdate[])
     const seq = seqs[next++] as number;
     // A manifest may name any chunk of the round: what is not of its device, or larger than all it claims, is not held.
     const isClaimed = claims.get(seq)?.some(({ device, sizeBytes }) => isOf(chunk, device, sizeBytes));
-    if (chunk !== undefined && isClaimed === true) chunks.set(seq, chunk);
+    if (chunk !== undefined && isClaimed === true) chunks.set(seq, { ...chunk, bytes: new Uint8Array(chunk.bytes) });
   }
   return chunks;
 }

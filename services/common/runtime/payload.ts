@@ -1,12 +1,13 @@
 import type { UpdateManifest } from "#proto/shoal/v1/round.js";
 import type { PayloadFacts } from "../domain/accept.js";
 import type { Refusal } from "../domain/refusal.js";
+import type { Digests, DigestTask } from "../ports/digests.js";
 import type { Chunk, UpdateLog } from "../ports/update-log.js";
 import { chunkRange } from "../tensor/chunk.js";
 import type { Codec, DecodeRefusal } from "../tensor/codec.js";
-import { openDigest } from "../tensor/digest.js";
 import { inspectChunk } from "../tensor/kernels/kernels.js";
 import { openUpdates } from "./chunk-reader.js";
+import { inlineDigests } from "./inline-digests.js";
 
 type Bad = { ok: false; refusal: Refusal };
 
@@ -49,37 +50,51 @@ export interface PayloadSource {
 
 /** What is known of an update while it is read. */
 class Payload {
-  readonly #digest = openDigest();
+  readonly #digest: DigestTask;
+  /** What the digest has not read yet is not asked for again. */
+  #digested: Promise<void> = Promise.resolve();
   #squares = 0;
   #bad: Bad | undefined;
 
   constructor(
     private readonly source: PayloadSource,
     private readonly codec: Codec,
-  ) {}
+    digests: Digests,
+  ) {
+    this.#digest = digests.open(source.manifest.sizeBytes);
+  }
 
   /** Takes the next chunk; undefined behind the last, and once one was bad. */
   async take(index: number): Promise<TakenChunk | undefined> {
     const { manifest, next } = this.source;
+    await this.#digested;
     if (this.#bad !== undefined || index >= manifest.chunkSeqs.length) return undefined;
     const chunk = ownBytes(await next(), manifest, index);
     if (!chunk.ok) {
       this.#bad = chunk;
       return undefined;
     }
+    this.#digested = this.#digest.add(chunk.bytes);
+    // Who takes the next chunk, or asks for the facts, sees the failure.
+    this.#digested.catch(() => undefined);
     const { start, end } = chunkRange(manifest.values, this.codec, index);
     const inspected = inspectChunk(this.codec, chunk.bytes, end - start);
     if (!inspected.ok) {
       this.#bad = badBytes(index, inspected.reason);
       return undefined;
     }
-    this.#digest.add(chunk.bytes);
     this.#squares += inspected.squares;
     return { bytes: chunk.bytes, checksum: inspected.checksum };
   }
 
-  facts(): PayloadFacts {
-    return this.#bad ?? { ok: true, digest: this.#digest.finish(), norm: Math.sqrt(this.#squares) };
+  async facts(): Promise<PayloadFacts> {
+    await this.#digested;
+    if (this.#bad !== undefined) return this.#bad;
+    return { ok: true, digest: await this.#digest.finish(), norm: Math.sqrt(this.#squares) };
+  }
+
+  close(): void {
+    this.#digest.drop();
   }
 }
 
@@ -91,16 +106,21 @@ class Payload {
 export async function takePayloads(
   sources: readonly PayloadSource[],
   codec: Codec,
+  digests: Digests,
   onChunks?: OnChunks,
 ): Promise<PayloadFacts[]> {
-  const payloads = sources.map((source) => new Payload(source, codec));
+  const payloads = sources.map((source) => new Payload(source, codec, digests));
   const most = Math.max(...sources.map(({ manifest }) => manifest.chunkSeqs.length));
-  for (let index = 0; index < most; index++) {
-    const chunks = await Promise.all(payloads.map((payload) => payload.take(index)));
-    if (chunks.every((chunk) => chunk === undefined)) break;
-    onChunks?.(chunkRange(sources[0]?.manifest.values ?? 0, codec, index).start, chunks);
+  try {
+    for (let index = 0; index < most; index++) {
+      const chunks = await Promise.all(payloads.map((payload) => payload.take(index)));
+      if (chunks.every((chunk) => chunk === undefined)) break;
+      onChunks?.(chunkRange(sources[0]?.manifest.values ?? 0, codec, index).start, chunks);
+    }
+    return await Promise.all(payloads.map((payload) => payload.facts()));
+  } finally {
+    for (const payload of payloads) payload.close();
   }
-  return payloads.map((payload) => payload.facts());
 }
 
 /** As `takePayloads` of one update, from the log, some chunks ahead. */
@@ -114,7 +134,7 @@ export async function readPayload(
   const update = openUpdates(log, [{ device, round, seqs: chunkSeqs, sizeBytes }]);
   try {
     const source = { manifest, next: () => update.next(0) };
-    const [facts] = await takePayloads([source], codec, (start, [chunk]) => {
+    const [facts] = await takePayloads([source], codec, inlineDigests, (start, [chunk]) => {
       if (chunk !== undefined) onChunk?.(start, chunk);
     });
     return facts as PayloadFacts;

@@ -84,8 +84,13 @@ export class MemoryUpdateLog implements CollectableLog {
     return Promise.resolve({ device: parsed.device, round: parsed.round, bytes: message.data });
   }
 
-  readChunks(of: ChunkOwner, seqs: readonly number[]): AsyncIterable<Chunk | undefined> {
-    return readEach(this, of, seqs);
+  /** What it hands out is spoilt as soon as the next one is asked for: whoever keeps it without a copy is found out here. */
+  async *readChunks(of: ChunkOwner, seqs: readonly number[]): AsyncGenerator<Chunk | undefined, void, undefined> {
+    for await (const chunk of readEach(this, of, seqs)) {
+      const own = chunk && { ...chunk, bytes: chunk.bytes.slice() };
+      yield own;
+      own?.bytes.fill(0xa5);
+    }
   }
 
   async *watchCommits(signal: AbortSignal): AsyncGenerator<{ device: string; round: string; seq: number }> {

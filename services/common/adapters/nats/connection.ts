@@ -1,16 +1,11 @@
-import {
-  credsAuthenticator,
-  Events,
-  type ConnectionOptions,
-  type JetStreamClient,
-  type JetStreamManager,
-  type NatsConnection,
-} from "nats";
+import { credsAuthenticator, Events, type JetStreamClient, type JetStreamManager, type NatsConnection } from "nats";
 import type { Clock } from "../../ports/clock.js";
 import type { Log } from "../../ports/log.js";
 import { CodedError, codeOf, messageOf } from "../coded-error.js";
-import { connect } from "./transport.js";
 import { ReadWindow } from "./read-window.js";
+import { SlabLedger } from "./slab-ledger.js";
+import { MOST_SLAB_BYTES } from "./read-slab.js";
+import { connect, type SlabOptions } from "./transport.js";
 
 export interface NatsOptions {
   servers: string[];
@@ -20,6 +15,8 @@ export interface NatsOptions {
   name: string;
   /** For users that may read their own inboxes only. */
   inboxPrefix?: string;
+  /** For runs of the update log alone: what they have read is used again. Nothing else may be subscribed to or asked for. */
+  isForRuns?: boolean;
   log: Log;
   clock: Clock;
   /** Gives up waiting for the first connection. */
@@ -48,6 +45,8 @@ export class NatsLink {
     readonly nc: NatsConnection,
     readonly log: Log,
     readonly clock: Clock,
+    /** Is told who reads what, if what was read is used again. */
+    readonly slabs: SlabLedger | undefined,
   ) {
     void this.follow();
   }
@@ -58,7 +57,9 @@ export class NatsLink {
    */
   static async connect(options: NatsOptions): Promise<NatsLink> {
     const { clock, signal, log } = options;
-    const settings: ConnectionOptions = {
+    const slabs = options.isForRuns === true ? new SlabLedger(MOST_SLAB_BYTES) : undefined;
+    const settings: SlabOptions = {
+      slabs,
       servers: options.servers,
       name: options.name,
       authenticator: credsAuthenticator(new TextEncoder().encode(options.creds)),
@@ -76,7 +77,7 @@ export class NatsLink {
     for (;;) {
       if (signal?.aborted === true) throw new CodedError("ABORTED", "stopped while waiting for NATS");
       try {
-        return new NatsLink(await connect(settings), log, clock);
+        return new NatsLink(await connect(settings), log, clock, slabs);
       } catch (error) {
         if (REFUSED.has(codeOf(error) ?? ""))
           throw new CodedError(codeOf(error) ?? "", `NATS refused the credential: ${messageOf(error)}`, {
@@ -117,7 +118,8 @@ export class NatsLink {
     }
   }
 
-  private async ready(): Promise<void> {
+  /** Waits some seconds at most until the connection stands. */
+  async ready(): Promise<void> {
     if (this.connected || this.nc.isClosed()) return;
     const done = new AbortController();
     const forget = this.onReconnect(() => done.abort());

@@ -1,4 +1,4 @@
-import { NatsError } from "nats";
+import { ErrorCode, NatsError } from "nats";
 import { CodedError } from "../coded-error.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
@@ -40,17 +40,17 @@ async function readDirect(link: NatsLink, stream: string, query: StoredQuery): P
   const [subject, payload] = "seq" in query ? [api, JSON.stringify(query)] : [`${api}.${query.lastOf}`, ""];
   const request = () => link.nc.request(subject, payload, { timeout: TIMEOUT_MS });
   const message = await link.call(request).catch((error: unknown) => {
+    // The status may be that of a stored message: whoever appended it chose its headers.
+    if (error instanceof NatsError && error.code === (ErrorCode.NoResponders as string)) return undefined;
     throw requestError(error, subject, TIMEOUT_MS);
   });
-  const code = message.headers?.code ?? 0;
-  if (code === NOT_FOUND) return readFromLeader(link, stream, query);
-  const stored = message.headers?.get("Nats-Subject") ?? "";
-  if (code !== 0 || stored === "")
-    throw new CodedError(
-      "READ_REFUSED",
-      `${stream} refused to be read: ${message.headers?.description ?? "no headers"}`,
-    );
-  return { subject: stored, data: message.data, seq: Number(message.headers?.get("Nats-Sequence")) };
+  // What the server adds comes behind what was stored.
+  const stored = message?.headers?.values("Nats-Subject").at(-1);
+  const seq = Number(message?.headers?.values("Nats-Sequence").at(-1));
+  if (message !== undefined && stored !== undefined) return { subject: stored, data: message.data, seq };
+  if (message === undefined || message.headers?.code === NOT_FOUND) return readFromLeader(link, stream, query);
+  const why = message.headers?.description ?? "no headers";
+  throw new CodedError("READ_REFUSED", `${stream} refused to be read: ${why}`);
 }
 
 /** The same from the stream's leader, which has all that was acknowledged; `lastOf` may hold wildcards. */

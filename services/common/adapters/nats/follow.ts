@@ -140,9 +140,12 @@ class Delivery {
   take(error: Error | null, message: Msg): void {
     if (this.over.signal.aborted) return;
     this.heardAtMs = this.link.clock.monotonicMs();
+    const place = parseAckSubject(message.reply ?? "");
     if (error !== null) this.stop();
+    // Only what the server says of itself is control: what is stored has headers that a device chose.
+    else if (place !== undefined) this.deliver(message, place);
     else if (message.headers?.code === CONTROL) this.control(message);
-    else this.deliver(message);
+    else this.stop();
   }
 
   /** Says once that everything up to the head of the stream has come. */
@@ -163,9 +166,8 @@ class Delivery {
     if (left === 0 && before === this.lastDelivery) this.tellCaughtUp();
   }
 
-  private deliver(message: Msg): void {
-    const place = parseAckSubject(message.reply ?? "");
-    if (place?.delivery !== this.lastDelivery + 1) {
+  private deliver(message: Msg, place: AckPlace): void {
+    if (place.delivery !== this.lastDelivery + 1) {
       this.stop();
       return;
     }
@@ -186,11 +188,18 @@ class Delivery {
   }
 }
 
+/** Where a message stands in its stream and in what its consumer delivers. */
+export interface AckPlace {
+  seq: number;
+  delivery: number;
+  pending: number;
+}
+
 /**
  * Where a message stands, from its reply subject: `$JS.ACK.<stream>.<consumer>.<tries>.<seq>.<delivery>.<time>.<pending>`,
  * with domain and account after ACK on newer servers.
  */
-export function parseAckSubject(reply: string): { seq: number; delivery: number; pending: number } | undefined {
+export function parseAckSubject(reply: string): AckPlace | undefined {
   const tokens = reply.split(".");
   const at = tokens.length > 9 ? 7 : 5;
   const [seq, delivery, pending] = [tokens[at], tokens[at + 1], tokens[at + 3]].map(Number);

@@ -27,11 +27,23 @@ export interface Run {
   aheadBytes?: number | undefined;
 }
 
+/** A message of a run. Its bytes stay as they are until the next one is asked for. */
+export interface RunMessage {
+  subject: string;
+  data: Uint8Array;
+}
+
 interface Delivered {
   seq: number;
   /** Messages of the filter behind this one. */
   pending: number;
-  message: { subject: string; data: Uint8Array };
+  message: RunMessage;
+}
+
+/** The connections of a run: one to ask, and one, perhaps the same, on which it comes. */
+export interface RunLinks {
+  readonly main: NatsLink;
+  readonly runs: NatsLink;
 }
 
 /**
@@ -41,11 +53,11 @@ interface Delivered {
  * Throws code "DISCONNECT" when the connection breaks, and the server's refusal of the consumer.
  */
 export async function* readRun(
-  link: NatsLink,
+  { main, runs }: RunLinks,
   { stream, filter, seqs, messageBytes = MAX_PIECE_BYTES, aheadBytes = AHEAD_BYTES }: Run,
-): AsyncGenerator<{ subject: string; data: Uint8Array }, void, undefined> {
-  const manager = await link.manager();
-  const consumer = await link.call(() =>
+): AsyncGenerator<RunMessage, void, undefined> {
+  const manager = await main.manager();
+  const consumer = await main.call(() =>
     manager.consumers.add(stream, {
       filter_subject: filter,
       deliver_policy: DeliverPolicy.StartSequence,
@@ -62,7 +74,9 @@ export async function* readRun(
     1,
     Math.min(MOST_IN_BATCH, Math.floor(Math.min(aheadBytes, AHEAD_BYTES) / 2 / messageBytes)),
   );
-  const batches = new Batches(link, {
+  // What is asked on a connection that is down is lost.
+  await runs.ready();
+  const batches = new Batches(runs, {
     subject: `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer.name}`,
     inBatch,
     messageBytes,
@@ -83,7 +97,7 @@ export async function* readRun(
   } finally {
     batches.stop();
     // The server drops one that nobody asks any more; this only makes it sooner.
-    if (link.connected) void manager.consumers.delete(stream, consumer.name).catch(() => false);
+    if (main.connected) void manager.consumers.delete(stream, consumer.name).catch(() => false);
   }
 }
 
@@ -104,6 +118,8 @@ class Batches {
   private readonly inbox = createInbox();
   private readonly over = new AbortController();
   private readonly mailbox = new Mailbox<Delivered>(this.over.signal);
+  /** Messages that came and are not used up. */
+  private readonly held = new Set<RunMessage>();
   /** Of the link's window, for what is still to come. */
   private readonly shares: WindowShare[] = [];
   /** Requests that wait for a share. */
@@ -145,6 +161,7 @@ class Batches {
     this.over.abort();
     this.close();
     this.complete();
+    for (const message of this.held) this.release(message);
   }
 
   async *messages(): AsyncGenerator<Delivered, void, undefined> {
@@ -155,6 +172,7 @@ class Batches {
       if (this.asked - this.used <= this.asking.inBatch) this.ask();
       this.isAwaited = false;
       yield message;
+      this.release(message.message);
       this.isAwaited = true;
       this.heardAtMs = this.link.clock.monotonicMs();
     }
@@ -198,6 +216,10 @@ class Batches {
     this.over.abort();
   }
 
+  private release(message: RunMessage): void {
+    if (this.held.delete(message)) this.link.slabs?.release(message.data);
+  }
+
   private giveBack(): void {
     for (const share of this.shares.splice(0)) share.free();
   }
@@ -207,7 +229,7 @@ class Batches {
     this.heardAtMs = this.link.clock.monotonicMs();
     const place = parseAckSubject(message.reply ?? "");
     // Anything but a message ends a request: it expired, or the consumer is gone.
-    if (error !== null || place === undefined || message.headers?.hasError === true) {
+    if (error !== null || place === undefined) {
       this.complete();
       this.mailbox.end();
       return;
@@ -217,6 +239,10 @@ class Batches {
     // All requests but the last one are of whole batches.
     if (++this.received % inBatch === 0) this.shares.shift()?.free();
     if (place.pending === 0 || place.seq >= lastSeq) this.complete();
-    this.mailbox.push({ seq: place.seq, pending: place.pending, message });
+    // Its subject is read now: what it lies in may be used again before somebody asks for it.
+    const own = { subject: message.subject, data: message.data };
+    this.link.slabs?.hold(own.data);
+    this.held.add(own);
+    this.mailbox.push({ seq: place.seq, pending: place.pending, message: own });
   }
 }

@@ -1,45 +1,16 @@
 import { createConnection, type Socket } from "node:net";
-import type { ConnectionOptions, NatsConnection } from "nats";
+import { Events, type ConnectionOptions, type NatsConnection } from "nats";
 import { DataBuffer } from "nats/lib/nats-base-client/databuffer.js";
+import { MsgHdrsImpl } from "nats/lib/nats-base-client/headers.js";
 import { NatsConnectionImpl } from "nats/lib/nats-base-client/nats.js";
 import { setTransportFactory } from "nats/lib/nats-base-client/transport.js";
 import { NodeTransport, nodeResolveHost } from "nats/lib/src/node_transport.js";
+import { ReadSlab, type SlabMemory } from "./read-slab.js";
 
-/** What is read at once at first, as much as a socket of Node reads. */
-const LEAST_SLAB_BYTES = 64 * 1024;
-/** And at most, once reads have filled all the room they had. */
-const MOST_SLAB_BYTES = 4 * 1024 ** 2;
-
-/**
- * The memory that a socket is read into. What a large read brings stays where it lies and is handed out without a copy; the
- * room grows with them, so that a message is seldom cut into many. What a small read brings is copied, so that a quiet connection
- * needs no other slab. Who keeps a small message for long copies it: it may lie in a slab, which it would keep.
- */
-export class ReadSlab {
-  #bytes = new Uint8Array(LEAST_SLAB_BYTES);
-  #used = 0;
-
-  /** Where the next bytes go. */
-  room(): Uint8Array {
-    return this.#bytes.subarray(this.#used);
-  }
-
-  /** The first `count` bytes of the room, which are the caller's from now on. */
-  take(count: number): Uint8Array {
-    const end = this.#used + count;
-    const size = this.#bytes.length;
-    const isLarge = 2 * count > LEAST_SLAB_BYTES;
-    const taken = isLarge ? this.#bytes.subarray(this.#used, end) : this.#bytes.slice(this.#used, end);
-    if (isLarge) this.#used = end;
-    const isTooSmall = end === size;
-    // With less room than a quarter, reads would be cut short by it.
-    if (isTooSmall || 4 * (size - this.#used) < size) {
-      const next = isTooSmall ? Math.min(2 * size, MOST_SLAB_BYTES) : size;
-      this.#bytes = new Uint8Array(Buffer.allocUnsafeSlow(next).buffer);
-      this.#used = 0;
-    }
-    return taken;
-  }
+/** Options of a connection. The library keeps what it does not know, and hands it to the transport of every attempt. */
+export interface SlabOptions extends ConnectionOptions {
+  /** Of the slabs that are read into; unless given they are new, and collected once nobody has a view of them. */
+  slabs?: SlabMemory | undefined;
 }
 
 /** A piece of so many bytes is sent from where it lies. */
@@ -67,14 +38,17 @@ class Outbound extends DataBuffer {
 }
 
 /**
- * The client library's transport over a socket that reads into slabs. Left to itself it gets 64 KiB at a time, and a message of
- * 512 KiB is put together in a buffer that grows four times.
+ * The client library's transport over a socket that reads whole messages into slabs. Left to itself it gets 64 KiB at a time, and
+ * a message of 512 KiB is put together in a buffer that grows four times.
  */
 class SlabTransport extends NodeTransport {
   /** Writes them one after the other; the small ones between two large ones together. */
   sendPieces(pieces: readonly Uint8Array[]): void {
+    // One that was closed meanwhile has no socket any more.
+    if (this.isClosed) return;
+    const { socket } = this;
     const small = new DataBuffer();
-    this.socket.cork();
+    socket.cork();
     for (const piece of pieces) {
       if (piece.length < LARGE_PIECE_BYTES) {
         small.fill(piece);
@@ -84,7 +58,7 @@ class SlabTransport extends NodeTransport {
       this.send(piece);
     }
     this.send(small.drain());
-    this.socket.uncork();
+    socket.uncork();
   }
 
   override send(frame: Uint8Array): void {
@@ -92,11 +66,12 @@ class SlabTransport extends NodeTransport {
   }
 
   override dial({ hostname, port }: { hostname: string; port: number }): Promise<Socket> {
-    const slab = new ReadSlab();
+    const slab = new ReadSlab((this.options as SlabOptions).slabs);
     const onread = {
       buffer: () => slab.room(),
       callback: (count: number) => {
-        socket.emit("data", slab.take(count));
+        const whole = slab.take(count);
+        if (whole.length > 0) socket.emit("data", whole);
         return true;
       },
     };
@@ -120,8 +95,33 @@ class SlabTransport extends NodeTransport {
   }
 }
 
+const decodeStrictly = MsgHdrsImpl.decode.bind(MsgHdrsImpl);
+
+/**
+ * Headers without the lines that cannot be read. Whoever may publish a message chooses its headers, and the library throws in the
+ * midst of its reader at a name or a value that is not as it should be: the connection would stand and never hear anything again.
+ */
+function decodeHeaders(bytes: Uint8Array): MsgHdrsImpl {
+  try {
+    return decodeStrictly(bytes);
+  } catch {
+    const [status = "", ...lines] = Buffer.from(bytes).toString("utf8").split("\r\n");
+    const encode = (some: readonly string[]): Buffer => Buffer.from([status, ...some, "", ""].join("\r\n"));
+    const isSound = (line: string): boolean => {
+      try {
+        decodeStrictly(encode([line]));
+        return true;
+      } catch {
+        return false;
+      }
+    };
+    return decodeStrictly(encode(lines.filter((line) => line !== "" && isSound(line))));
+  }
+}
+MsgHdrsImpl.decode = decodeHeaders;
+
 /** As the library's own `connect`, for connections that carry large messages. */
-export async function connect(options: ConnectionOptions): Promise<NatsConnection> {
+export async function connect(options: SlabOptions): Promise<NatsConnection> {
   setTransportFactory({ factory: () => new SlabTransport(), dnsResolveFn: nodeResolveHost });
   const connection = await NatsConnectionImpl.connect(options);
   if (!(connection instanceof NatsConnectionImpl)) return connection;
@@ -130,5 +130,14 @@ export async function connect(options: ConnectionOptions): Promise<NatsConnectio
   // An empty piece would count as one that is about to be sent.
   if (protocol.outbound.size() > 0) outbound.fill(protocol.outbound.drain());
   protocol.outbound = outbound;
+  const processMsg = protocol.processMsg.bind(protocol);
+  protocol.processMsg = (message, data) => {
+    try {
+      processMsg(message, data);
+    } catch (error) {
+      // No message may end the reader, whatever whoever listens makes of it.
+      protocol.dispatchStatus({ type: Events.Error, data: `a message was not taken: ${String(error)}` });
+    }
+  };
   return connection;
 }

@@ -40,7 +40,11 @@ function isRun(seqs: readonly number[]): boolean {
 
 /** UpdateLog on the stream UPDATES, as the control plane reads it. */
 export class NatsUpdateLog implements CollectableLog {
-  constructor(private readonly link: NatsLink) {}
+  /** @param runs a connection of their own for runs of chunks, if there is one. */
+  constructor(
+    private readonly link: NatsLink,
+    private readonly runs: NatsLink = link,
+  ) {}
 
   async commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
     const messages = await this.readCommitsAfter(subjects.roundCommits(round), afterSeq);
@@ -92,7 +96,8 @@ export class NatsUpdateLog implements CollectableLog {
     let next = 0;
     if (isRun(seqs)) {
       const filter = subjects.updateChunk(of.device ?? "*", of.round);
-      for await (const message of readRun(this.link, {
+      const links = { main: this.link, runs: this.runs };
+      for await (const message of readRun(links, {
         stream: STREAMS.updates,
         filter,
         seqs,

@@ -71,6 +71,12 @@ function requireRoom(count: number): void {
 const isLength = (codec: Codec, bytes: Uint8Array, count: number): boolean =>
   bytes.byteLength === codec.encodedBytes(count) && bytes.byteLength <= MAX_CHUNK_BYTES;
 
+/** Copies bytes into a kernel's memory. V8 by itself copies what lies in shared memory one by one, unless it is aligned alike. */
+function copyIn(heap: Uint8Array, bytes: Uint8Array, at: number): void {
+  if (bytes.buffer instanceof ArrayBuffer) heap.set(bytes, at);
+  else if (bytes.length > 0) Buffer.from(heap.buffer, heap.byteOffset + at, bytes.length).fill(bytes);
+}
+
 /** Puts the values [from, to) of a chunk of `count` to where kernels find them: a chunk of its own. `from` starts a block. */
 function stageStrip(
   heap: Uint8Array,
@@ -82,9 +88,9 @@ function stageStrip(
 ): void {
   const scaleOf = (value: number): number => scaleBytes * Math.ceil(value / BLOCK);
   const first = scaleOf(count);
-  if (scaleBytes > 0) heap.set(bytes.subarray(scaleOf(from), scaleOf(to)), CHUNK_AT);
+  if (scaleBytes > 0) copyIn(heap, bytes.subarray(scaleOf(from), scaleOf(to)), CHUNK_AT);
   const values = bytes.subarray(first + (from * valueBits) / 8, first + Math.ceil((to * valueBits) / 8));
-  heap.set(values, CHUNK_AT + scaleOf(to) - scaleOf(from));
+  copyIn(heap, values, CHUNK_AT + scaleOf(to) - scaleOf(from));
 }
 
 /** Nothing in it outlives a call, so all callers share it. */
@@ -96,7 +102,7 @@ const sharedValues = new Float32Array(shared.memory.buffer, VALUES_AT, MAX_CHUNK
 function stageShared(codec: Codec, bytes: Uint8Array, count: number): boolean {
   requireRoom(count);
   if (!isLength(codec, bytes, count)) return false;
-  sharedHeap.set(bytes, CHUNK_AT);
+  copyIn(sharedHeap, bytes, CHUNK_AT);
   return true;
 }
 
@@ -134,7 +140,7 @@ export function checksumOf(bytes: Uint8Array): number {
   let sum = 0;
   for (let from = 0; from < bytes.length; from += MAX_CHUNK_BYTES) {
     const part = bytes.subarray(from, from + MAX_CHUNK_BYTES);
-    sharedHeap.set(part, CHUNK_AT);
+    copyIn(sharedHeap, part, CHUNK_AT);
     const own = shared.checksum(CHUNK_AT, part.length) >>> 0;
     sum = from === 0 ? own : chainChecksum(sum, own);
   }
@@ -192,7 +198,7 @@ function addChunks(
   for (let from = 0; from < count; from += strip) {
     const to = Math.min(from + strip, count);
     for (const [index, { bytes, factor }] of chunks.entries()) {
-      if (layout === undefined) heap.set(bytes, CHUNK_AT);
+      if (layout === undefined) copyIn(heap, bytes, CHUNK_AT);
       else stageStrip(heap, layout, bytes, count, from, to);
       const reason = REFUSALS[add(exports, to - from, sumsAt + 8 * from, factor)];
       if (reason !== undefined) return { index, reason };
@@ -243,9 +249,14 @@ export function openVectorFold(codec: Codec, values: number): VectorFold {
   if ((codec.vectors ?? 1) > 1) throw new InvariantError("sums of several vectors overlap where their chunks end");
   const kernels = kernelsOf(codec);
   const exports = instantiate(8 * values + STEP_BYTES);
+  const heap = new Uint8Array(exports.memory.buffer);
+  const begun = new Set<number>();
   return {
     add(start, chunks) {
       const count = Math.min(codec.chunkValues, values - start);
+      // Zeros already; but memory that is read before it is written is given twice, and other threads are stopped for it.
+      if (!begun.has(start)) heap.fill(0, VALUES_AT + 8 * start, VALUES_AT + 8 * (start + count));
+      begun.add(start);
       return addChunks(exports, codec, kernels, chunks, count, VALUES_AT + 8 * start) === undefined;
     },
     mean(start, count, total) {

@@ -21,6 +21,8 @@ export interface SpoolEntry {
   readonly manifest: UpdateManifest;
   /** Bytes of each chunk in the payload, in order. */
   readonly chunkBytes: readonly number[];
+  /** Of the payload, by which it is known again (`payload.ts`); entries of earlier agents have their digest alone. */
+  readonly checksum?: number | undefined;
   /** From it the ids of all messages are made, so that a message sent again after a crash is known as the same. */
   readonly nonce: string;
 }
@@ -45,7 +47,10 @@ export function decodeEntry(bytes: Uint8Array): SpoolEntry | undefined {
       return undefined;
     if (!Array.isArray(chunkBytes)) return undefined;
     if (!chunkBytes.every((size) => typeof size === "number" && Number.isInteger(size) && size > 0)) return undefined;
-    return { job, key, nonce, chunkBytes: chunkBytes as number[], manifest: UpdateManifest.fromJSON(manifest) };
+    const checksum: unknown = "checksum" in value ? value.checksum : undefined;
+    if (checksum !== undefined && typeof checksum !== "number") return undefined;
+    const described = { chunkBytes: chunkBytes as number[], checksum, manifest: UpdateManifest.fromJSON(manifest) };
+    return { job, key, nonce, ...described };
   } catch {
     return undefined;
   }

@@ -15,7 +15,7 @@ import {
   type UpdateDraft,
 } from "./draft.js";
 import { decodeInnerState, encodeInnerState, type InnerState } from "./inner-state.js";
-import { openPayload } from "./payload.js";
+import { checksumOfPayload, openPayload } from "./payload.js";
 import { DEFAULT_OUTBOX_BYTES, planRoom, type Dispensable, type RoomLimits } from "./room.js";
 import { sendWindowed } from "./window.js";
 
@@ -23,7 +23,7 @@ const ENTRY = "entry.json";
 const PAYLOAD = "payload";
 const INNER = "inner";
 const ACKS = "acks";
-const OTHER_DIGEST = "its payload does not match its digest";
+const OTHER_BYTES = "its payload is not what was spooled";
 
 export interface OutboxOptions {
   readonly disk: Disk;
@@ -187,6 +187,7 @@ export class Outbox {
       key: round,
       manifest,
       chunkBytes: draft.chunks.map((chunk) => chunk.length),
+      checksum: checksumOfPayload(draft.chunks),
       nonce,
     };
     try {
@@ -213,7 +214,7 @@ export class Outbox {
 
   /**
    * Sends what the log has not acknowledged, then the commit, then tidies up. Returns false if the signal aborted it
-   * before the commit was sent. The payload is held against its digest as it is sent, and nothing else is committed. Throws code
+   * before the commit was sent. The payload is held against its checksum as it is sent, and nothing else is committed. Throws code
    * "SPOOL_CORRUPT" if the entry had to be set aside; the uplink's failures
    * pass through, and the same call goes on where it stopped.
    */
@@ -221,7 +222,7 @@ export class Outbox {
     const entry = await this.#loadEntry(round);
     const acksPath = `${this.#entry(round)}/${ACKS}`;
     const { chunkSeqs: known, commitSent } = await this.#openAcks(round);
-    const payload = openPayload(this.#disk, `${this.#entry(round)}/${PAYLOAD}`, entry.chunkBytes);
+    const payload = openPayload(this.#disk, `${this.#entry(round)}/${PAYLOAD}`, entry);
     for (const _ of known) (await payload.next()).release();
     // Chunks are sent in their order, and so lie in the log, which is read more quickly then.
     const send = async (i: number): Promise<number> => {
@@ -240,7 +241,7 @@ export class Outbox {
     const sent = await sendWindowed({ known, count: entry.chunkBytes.length, send, note, signal, monotonicMs });
     if (sent === undefined) return false;
     // Without a commit the log's collection takes the chunks.
-    if (payload.digest() !== entry.manifest.digest) return this.#corrupt(round, OTHER_DIGEST);
+    if (!payload.holds()) return this.#corrupt(round, OTHER_BYTES);
     hooks.commitSending();
     if (signal.aborted) return false;
     const { seqs: chunkSeqs, noted } = sent;
@@ -325,12 +326,12 @@ export class Outbox {
     return this.#corrupt(round, `its payload has ${stat.sizeBytes} bytes of ${expected}`);
   }
 
-  /** As `#loadEntry`, and holds the payload against its digest. */
+  /** As `#loadEntry`, and holds the payload against its checksum. */
   async #verifyEntry(round: string): Promise<void> {
-    const { chunkBytes, manifest } = await this.#loadEntry(round);
-    const payload = openPayload(this.#disk, `${this.#entry(round)}/${PAYLOAD}`, chunkBytes);
-    for (const _ of chunkBytes) (await payload.next()).release();
-    if (payload.digest() !== manifest.digest) await this.#corrupt(round, OTHER_DIGEST);
+    const entry = await this.#loadEntry(round);
+    const payload = openPayload(this.#disk, `${this.#entry(round)}/${PAYLOAD}`, entry);
+    for (const _ of entry.chunkBytes) (await payload.next()).release();
+    if (!payload.holds()) await this.#corrupt(round, OTHER_BYTES);
   }
 
   async #corrupt(round: string, problem: string): Promise<never> {

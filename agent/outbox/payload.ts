@@ -1,5 +1,7 @@
 import { openDigest } from "#common/tensor/digest.js";
+import { chainChecksum, checksumOf } from "#common/tensor/kernels/kernels.js";
 import type { Disk } from "../disk.js";
+import type { SpoolEntry } from "./draft.js";
 
 /** Bytes read at a time, in whole chunks: what is under way of an update holds few such parts. */
 const PART_BYTES = 2 * 1024 * 1024;
@@ -18,8 +20,32 @@ export interface PayloadReader {
    * where the file ends too soon.
    */
   next(): Promise<PayloadChunk>;
-  /** The digest of the chunks handed out. */
-  digest(): string;
+  /** Whether the chunks handed out are what was spooled. */
+  holds(): boolean;
+}
+
+/** The checksum of a payload: it finds damage, at a small part of what a SHA-256 takes on a small processor. */
+export const checksumOfPayload = (chunks: readonly Uint8Array[]): number =>
+  chunks.reduce((sum, chunk) => chainChecksum(sum, checksumOf(chunk)), 0);
+
+/** What an entry says of its payload, to be held against its chunks. */
+interface Check {
+  add(chunk: Uint8Array): void;
+  holds(): boolean;
+}
+
+function openCheck({ checksum, manifest }: Pick<SpoolEntry, "checksum" | "manifest">): Check {
+  if (checksum === undefined) {
+    const digest = openDigest();
+    return { add: (chunk) => digest.add(chunk), holds: () => digest.finish() === manifest.digest };
+  }
+  let sum = 0;
+  return {
+    add: (chunk) => {
+      sum = chainChecksum(sum, checksumOf(chunk));
+    },
+    holds: () => sum === checksum,
+  };
 }
 
 /** Some chunks, as they lie in the file. */
@@ -35,8 +61,13 @@ interface Part {
  * Reads a payload from its beginning, in parts of whole chunks. The memory of parts that were given back is used again: an update
  * is many times what is under way of it, and new memory for all of it costs more than reading it.
  */
-export function openPayload(disk: Pick<Disk, "readRange">, path: string, chunkBytes: readonly number[]): PayloadReader {
-  const digest = openDigest();
+export function openPayload(
+  disk: Pick<Disk, "readRange">,
+  path: string,
+  entry: Pick<SpoolEntry, "chunkBytes" | "checksum" | "manifest">,
+): PayloadReader {
+  const { chunkBytes } = entry;
+  const check = openCheck(entry);
   const totalBytes = chunkBytes.reduce((sum, bytes) => sum + bytes, 0);
   const free: Uint8Array[] = [];
   let index = 0;
@@ -68,7 +99,7 @@ export function openPayload(disk: Pick<Disk, "readRange">, path: string, chunkBy
     const bytes = own.bytes.subarray(offset, offset + size);
     offset += bytes.length;
     index += 1;
-    digest.add(bytes);
+    check.add(bytes);
     let isHeld = true;
     return {
       bytes,
@@ -88,6 +119,6 @@ export function openPayload(disk: Pick<Disk, "readRange">, path: string, chunkBy
       taken.catch(() => undefined);
       return taken;
     },
-    digest: () => digest.finish(),
+    holds: () => check.holds(),
   };
 }

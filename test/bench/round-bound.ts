@@ -28,12 +28,12 @@ async function send({ device, plane }: VirtualAgent, round: string, { chunks }: 
  * @returns seconds
  */
 export async function measureBound(
-  { link }: World,
+  { link, runs }: World,
   agents: readonly VirtualAgent[],
   round: string,
   update: SharedUpdate,
 ): Promise<number> {
-  const log = new NatsUpdateLog(link);
+  const log = new NatsUpdateLog(link, runs);
   const startedMs = performance.now();
   const sent = await Promise.all(agents.map((agent) => send(agent, round, update)));
   for (const [i, { device }] of agents.entries()) {

@@ -5,6 +5,7 @@ import { Fleet } from "../fleet/fleet.js";
 import { report, type BenchResult } from "./report.js";
 import { measureBound } from "./round-bound.js";
 import {
+  closeWorld,
   joinAgent,
   openWorld,
   playRound,
@@ -101,7 +102,7 @@ export async function round({
       for (let i = agents.length; i < one.agents; i++) agents.push(await joinAgent(token, `bench-${i}`, dir));
       results.push(...(await measure(world, one, agents, quick ? 3 : ROUNDS)));
     }
-    await world.link.close();
+    await closeWorld(world);
     report("round", results, json, strict);
   } finally {
     for (const { plane } of agents) await plane.close();

@@ -42,6 +42,8 @@ export interface VirtualAgent {
 /** The control plane's storage, as its services see it. */
 export interface World {
   link: NatsLink;
+  /** For reading updates, as the aggregator has one. */
+  runs: NatsLink;
   store: NatsResourceStore;
   blobs: NatsBlobStore;
 }
@@ -59,11 +61,19 @@ const clock = new SystemClock();
 const log = new MemoryLog();
 const never = new AbortController().signal;
 
+/** Ends what `openWorld` began. */
+export async function closeWorld({ link, runs }: World): Promise<void> {
+  await runs.close();
+  await link.close();
+}
+
 /** Opens the storage of a fleet that runs in this folder. */
 export async function openWorld(fleet: Fleet, dir: string): Promise<World> {
   const creds = await readFile(credsPaths(join(dir, "keys")).service, "utf8");
-  const link = await NatsLink.connect({ servers: [fleet.context().natsUrl], creds, name: "bench", log, clock });
-  return { link, store: await NatsResourceStore.open(link), blobs: new NatsBlobStore(link) };
+  const options = { servers: [fleet.context().natsUrl], creds, name: "bench", log, clock };
+  const link = await NatsLink.connect(options);
+  const runs = await NatsLink.connect({ ...options, isForRuns: true });
+  return { link, runs, store: await NatsResourceStore.open(link), blobs: new NatsBlobStore(link) };
 }
 
 /** Joins as a device does. */

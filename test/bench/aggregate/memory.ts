@@ -5,7 +5,15 @@ import { updateBytes } from "#common/tensor/chunk.js";
 import { codecByName, type Codec } from "#common/tensor/codec.js";
 import { Fleet } from "../../fleet/fleet.js";
 import type { BenchResult } from "../report.js";
-import { joinAgent, openWorld, playRound, updateOf, type RoundShape, type VirtualAgent } from "../virtual-agents.js";
+import {
+  closeWorld,
+  joinAgent,
+  openWorld,
+  playRound,
+  updateOf,
+  type RoundShape,
+  type VirtualAgent,
+} from "../virtual-agents.js";
 
 const PARAMETERS = 124_000_000;
 const QUICK_PARAMETERS = 12_000_000;
@@ -56,7 +64,7 @@ async function measurePeak(shape: RoundShape): Promise<Peak> {
     for (let number = 1; number <= ROUNDS; number++) {
       seconds.push(await playRound(world, shape, `memory-${number}`, agents, update, { mostMs: ROUND_MS }));
     }
-    await world.link.close();
+    await closeWorld(world);
     // A restart would have begun a count of its own.
     if (fleet.context().pids["aggregator-0"] !== pid) throw new Error("the aggregator was restarted");
     return { bytes: await statusBytes(pid, "VmHWM"), idleBytes, seconds };

@@ -74,16 +74,21 @@ class Sending {
         if (this.#inFlight === 0) break;
         await new Promise<void>((resolve) => (this.#wake = resolve));
       }
+      // What is under way at an abort may take long to fail: nobody waits for it, and nothing more is noted.
+      await this.#settleNotes();
       // Whatever else failed, what was acknowledged need not be sent again.
       if (this.#failure !== undefined) this.#note(true);
-      // What is under way at an abort may take long to fail: nobody waits for it, and nothing more is noted.
-      while (this.#noting !== undefined) await this.#noting;
+      await this.#settleNotes();
     } finally {
       signal.removeEventListener("abort", wake);
     }
     if (signal.aborted) return undefined;
     if (this.#failure !== undefined) throw this.#failure.error;
     return { seqs: this.#prefix(0), noted: this.#noted };
+  }
+
+  async #settleNotes(): Promise<void> {
+    while (this.#noting !== undefined) await this.#noting;
   }
 
   #start(): void {

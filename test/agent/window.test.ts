@@ -108,6 +108,17 @@ test("quick acknowledgements are noted a few together, slow ones each at once, a
     failing.drive(sendWindowed({ ...base, known: [], count: 12, send: failing.send, note: failing.note })),
   );
   t.deepEqual(failing.seen.noted, [0, 1, 2, 3, 4].map(seqOf));
+  // Also what came while a note was under way.
+  const late = harness(() => 0, new Set([14]));
+  const slowNote = async (seqs: readonly number[]): Promise<void> => {
+    for (let i = 0; i < 60; i++) await turn();
+    await late.note(seqs);
+  };
+  await t.throwsAsync(late.drive(sendWindowed({ ...base, known: [], count: 20, send: late.send, note: slowNote })));
+  t.deepEqual(
+    late.seen.noted,
+    Array.from({ length: 14 }, (_, i) => seqOf(i)),
+  );
 });
 
 test("on a slow link no chunk ever waits behind another, the first one neither", async (t) => {

@@ -137,6 +137,18 @@ test.serial("a long run takes no more memory than a short one", async (t) => {
   t.true(memories.size <= 6 + 4, `${memories.size} slabs`);
 });
 
+test.serial("large headers take neither time nor memory of whoever reads commits", async (t) => {
+  const lines = Array.from({ length: 9_000 }, (_, i) => `K${i.toString(36)}:`).join("\r\n");
+  const header = `NATS/1.0\r\n${lines}\r\nbad name: x\r\n\r\n`;
+  const manifest = UpdateManifest.encode(UpdateManifest.fromPartial({ device: "bad" })).finish();
+  for (let i = 0; i < 10; i++) await appendRaw(subjects.updateCommit("bad", "wide-1"), header, manifest);
+  const startMs = performance.now();
+  const commits = await log.commits("wide-1");
+  t.is(commits.length, 10);
+  // The library takes half a second for each.
+  t.true(performance.now() - startMs < 3_000);
+});
+
 test.serial("a run that breaks with the connection is told, and the next one has all it should", async (t) => {
   const broken = openRun("dev-a");
   await broken.next();

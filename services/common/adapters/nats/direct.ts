@@ -4,6 +4,8 @@ import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
 
 const NOT_FOUND = 404;
+/** There is no such message; there is a stream. */
+const NO_MESSAGE = 10037;
 const TIMEOUT_MS = 15_000;
 
 /** Which message: that of a sequence, or the last of a subject. */
@@ -60,7 +62,7 @@ export async function readFromLeader(link: NatsLink, stream: string, query: Stor
     const wanted = "seq" in query ? query : { last_by_subj: query.lastOf };
     return await link.call(() => streams.getMessage(stream, wanted));
   } catch (error) {
-    if (error instanceof NatsError && error.api_error?.code === NOT_FOUND) return undefined;
+    if (error instanceof NatsError && error.api_error?.err_code === NO_MESSAGE) return undefined;
     throw requestError(error, `$JS.API.STREAM.MSG.GET.${stream}`, TIMEOUT_MS);
   }
 }

@@ -175,7 +175,10 @@ class Delivery {
     this.lastDelivery = place.delivery;
     this.lastSeq = seq;
     const operation = message.headers?.get("KV-Operation") ?? "";
-    this.mailbox.push({ message: { subject: message.subject, data: message.data, seq, operation }, seq });
+    // What it came in may be many times as large: headers that nobody counts, or a slab.
+    const isSmall = 2 * message.data.length < message.data.buffer.byteLength;
+    const data = isSmall ? new Uint8Array(message.data) : message.data;
+    this.mailbox.push({ message: { subject: message.subject, data, seq, operation }, seq });
     if (place.pending === 0) this.tellCaughtUp();
   }
 

@@ -95,28 +95,27 @@ class SlabTransport extends NodeTransport {
   }
 }
 
-const decodeStrictly = MsgHdrsImpl.decode.bind(MsgHdrsImpl);
+const decodeStatus = MsgHdrsImpl.decode.bind(MsgHdrsImpl);
+/** Characters of a header's name, which the library would have at once. */
+const HEADER_NAME = /^[!-9;-~]+$/;
 
 /**
  * Headers without the lines that cannot be read. Whoever may publish a message chooses its headers, and the library throws in the
- * midst of its reader at a name or a value that is not as it should be: the connection would stand and never hear anything again.
+ * midst of its reader at a name or a value that is not as it should be: the connection would stand and never hear anything again. It
+ * also goes through all names at every line: a second for what the server takes as headers.
  */
 function decodeHeaders(bytes: Uint8Array): MsgHdrsImpl {
-  try {
-    return decodeStrictly(bytes);
-  } catch {
-    const [status = "", ...lines] = Buffer.from(bytes).toString("utf8").split("\r\n");
-    const encode = (some: readonly string[]): Buffer => Buffer.from([status, ...some, "", ""].join("\r\n"));
-    const isSound = (line: string): boolean => {
-      try {
-        decodeStrictly(encode([line]));
-        return true;
-      } catch {
-        return false;
-      }
-    };
-    return decodeStrictly(encode(lines.filter((line) => line !== "" && isSound(line))));
+  const [status = "", ...lines] = Buffer.from(bytes).toString("utf8").split("\r\n");
+  const decoded = decodeStatus(Buffer.from(`${status}\r\n\r\n`));
+  for (const line of lines) {
+    const colon = line.indexOf(":");
+    const [name, value] = [line.slice(0, Math.max(0, colon)), line.slice(colon + 1).trim()];
+    if (!HEADER_NAME.test(name) || /[\r\n]/.test(value)) continue;
+    const values = decoded.headers.get(name);
+    if (values === undefined) decoded.headers.set(name, [value]);
+    else values.push(value);
   }
+  return decoded;
 }
 MsgHdrsImpl.decode = decodeHeaders;
 

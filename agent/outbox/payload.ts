@@ -1,5 +1,5 @@
 import { openDigest } from "#common/tensor/digest.js";
-import { chainChecksum, checksumOf } from "#common/tensor/kernels/kernels.js";
+import { addToChecksum } from "#common/tensor/kernels/kernels.js";
 import type { Disk } from "../disk.js";
 import type { SpoolEntry } from "./draft.js";
 
@@ -25,8 +25,7 @@ export interface PayloadReader {
 }
 
 /** The checksum of a payload: it finds damage, at a small part of what a SHA-256 takes on a small processor. */
-export const checksumOfPayload = (chunks: readonly Uint8Array[]): number =>
-  chunks.reduce((sum, chunk) => chainChecksum(sum, checksumOf(chunk)), 0);
+export const checksumOfPayload = (chunks: readonly Uint8Array[]): number => chunks.reduce(addToChecksum, 0);
 
 /** What an entry says of its payload, to be held against its chunks. */
 interface Check {
@@ -42,7 +41,7 @@ function openCheck({ checksum, manifest }: Pick<SpoolEntry, "checksum" | "manife
   let sum = 0;
   return {
     add: (chunk) => {
-      sum = chainChecksum(sum, checksumOf(chunk));
+      sum = addToChecksum(sum, chunk);
     },
     holds: () => sum === checksum,
   };

@@ -5,13 +5,7 @@ import type { Chunk, UpdateLog } from "#common/ports/update-log.js";
 import { chunkRange, type ValueRange } from "#common/tensor/chunk.js";
 import type { Codec } from "#common/tensor/codec.js";
 import { stalenessShare } from "#common/domain/staleness.js";
-import {
-  chainChecksum,
-  checksumOf,
-  decodeChunk,
-  openChunkFold,
-  type WeightedChunk,
-} from "#common/tensor/kernels/kernels.js";
+import { addToChecksum, decodeChunk, openChunkFold, type WeightedChunk } from "#common/tensor/kernels/kernels.js";
 import { openChunks, READ_AHEAD } from "#common/runtime/chunk-reader.js";
 import { ownBytes } from "#common/runtime/payload.js";
 import type { UpdateSource } from "./combine.js";
@@ -54,7 +48,7 @@ function againstEach(
 
 /** Holds chunks against the checksums of a verdict. */
 export const againstSums = (checksums: readonly number[]): AcceptedUpdate["check"] =>
-  againstEach(checksums, (sum, bytes) => chainChecksum(sum, checksumOf(bytes)));
+  againstEach(checksums, addToChecksum);
 
 /** The same of a verdict from before there were any, which has CRC-32 instead. */
 export const againstCrcs = (crcs: readonly number[]): AcceptedUpdate["check"] =>

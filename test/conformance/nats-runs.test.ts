@@ -1,7 +1,7 @@
 import test from "ava";
 import { NatsConnectionImpl } from "nats/lib/nats-base-client/nats.js";
 import type { NatsLink } from "#common/adapters/nats/connection.js";
-import { readStored } from "#common/adapters/nats/direct.js";
+import { readFromLeader, readStored } from "#common/adapters/nats/direct.js";
 import { MOST_SLAB_BYTES } from "#common/adapters/nats/read-slab.js";
 import { ensureStreams, STREAMS } from "#common/adapters/nats/streams.js";
 import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
@@ -10,6 +10,7 @@ import { MAX_PIECE_BYTES, subjects } from "#common/domain/subjects.js";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import type { Chunk } from "#common/ports/update-log.js";
 import { startNats, type NatsTestServer } from "#test/support/servers.js";
+import { countSingles } from "./single-reads.js";
 import { updateLogConformance } from "./update-log.js";
 
 const CHUNKS = 40;
@@ -27,7 +28,7 @@ const valueOf = (device: string, index: number): number => (device.charCodeAt(4)
 test.before(async () => {
   server = await startNats();
   link = await server.connect();
-  runs = await server.connect(undefined, undefined, true);
+  runs = await server.connectForRuns();
   await ensureStreams(link);
   log = new NatsUpdateLog(link, runs);
   const uplinks = DEVICES.map((device) => new NatsUpdateUplink(link.nc, device));
@@ -119,7 +120,7 @@ test.serial("runs that are given up leave nothing behind", async (t) => {
 });
 
 test.serial("a long run takes no more memory than a short one", async (t) => {
-  const own = await server.connect(undefined, undefined, true);
+  const own = await server.connectForRuns();
   const { slabs } = own;
   if (slabs === undefined) throw new Error("a connection for runs has slabs");
   const take = slabs.take.bind(slabs);
@@ -156,8 +157,14 @@ test.serial("large headers take neither time nor memory of whoever reads commits
 test.serial("a stream that is not there, as while a server restarts, is no message that is not there", async (t) => {
   t.is(await readStored(link, STREAMS.updates, { seq: 1_000_000 }), undefined);
   t.is(await readStored(link, STREAMS.blobs, { lastOf: "shoal.blob.none" }), undefined);
-  await t.throwsAsync(readStored(link, "ABSENT", { seq: 1 }));
-  await t.throwsAsync(readStored(link, "ABSENT", { lastOf: "shoal.absent" }));
+  for (const query of [{ seq: 1 }, { lastOf: "shoal.absent" }]) {
+    await t.throwsAsync(readFromLeader(link, "ABSENT", query));
+  }
+  // Nobody answers for it, which takes a while to be known.
+  await Promise.all([
+    t.throwsAsync(readStored(link, "ABSENT", { seq: 1 })),
+    t.throwsAsync(readStored(link, "ABSENT", { lastOf: "shoal.absent" })),
+  ]);
 });
 
 test.serial("a run that breaks with the connection is told, and the next one has all it should", async (t) => {
@@ -194,17 +201,6 @@ const HOSTILE = [
   "NATS/1.0\r\nNats-Subject: shoal.u.other.round.chunk\r\nNats-Sequence: 1\r\n\r\n",
   "NATS/1.0 503\r\n\r\n",
 ];
-
-/** Counts from now on the messages that are read one by one. */
-function countSingles(own: NatsLink, api: string): () => number {
-  let singles = 0;
-  const request = own.nc.request.bind(own.nc);
-  own.nc.request = (subject, ...rest) => {
-    if (subject.includes(api)) singles += 1;
-    return request(subject, ...rest);
-  };
-  return () => singles;
-}
 
 /** Publishes with headers as they are. @returns the sequence. */
 async function appendRaw(subject: string, header: string, payload: Uint8Array): Promise<number> {

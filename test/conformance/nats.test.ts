@@ -17,6 +17,7 @@ import { blobStoreConformance } from "./blob-store.js";
 import { busConformance } from "./bus.js";
 import { eventLogConformance } from "./event-log.js";
 import { resourceStoreConformance } from "./resource-store.js";
+import { countSingles } from "./single-reads.js";
 import { logCollectionConformance, type OpenLog, updateLogConformance } from "./update-log.js";
 
 let server: NatsTestServer;
@@ -48,17 +49,6 @@ async function appendChunks(own: NatsLink, device: string, round: string, count:
     seqs.push((await own.jetstream().publish(subjects.updateChunk(device, round), bytes)).seq);
   }
   return seqs;
-}
-
-/** Counts from now on the messages that are read one by one, of a stream if its name is part of `api`. */
-function countSingles(own: NatsLink, api: string): () => number {
-  let singles = 0;
-  const request = own.nc.request.bind(own.nc);
-  own.nc.request = (subject, ...rest) => {
-    if (subject.includes(api)) singles += 1;
-    return request(subject, ...rest);
-  };
-  return () => singles;
 }
 
 test("NATS update log: a reader may take its time over a chunk, and the run goes on", async (t) => {

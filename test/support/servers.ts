@@ -96,16 +96,18 @@ export class NatsTestServer extends TestServer {
   }
 
   /** A connection of Shoal's services, or with other creds. */
-  connect(creds = this.root.serviceCreds, inboxPrefix?: string, isForRuns = false): Promise<NatsLink> {
-    return NatsLink.connect({
-      isForRuns,
-      servers: [this.url],
-      creds,
-      name: "test",
-      log: new MemoryLog(),
-      clock: new SystemClock(),
-      ...(inboxPrefix === undefined ? {} : { inboxPrefix }),
-    });
+  connect(creds = this.root.serviceCreds, inboxPrefix?: string): Promise<NatsLink> {
+    return this.open(creds, inboxPrefix === undefined ? {} : { inboxPrefix });
+  }
+
+  /** A connection for reading updates alone, as the aggregator has one. */
+  connectForRuns(): Promise<NatsLink> {
+    return this.open(this.root.serviceCreds, { isForRuns: true });
+  }
+
+  private open(creds: string, further: { inboxPrefix?: string; isForRuns?: boolean }): Promise<NatsLink> {
+    const own = { name: "test", log: new MemoryLog(), clock: new SystemClock() };
+    return NatsLink.connect({ servers: [this.url], creds, ...own, ...further });
   }
 }
 

@@ -130,9 +130,8 @@ async function run(self: Process, start: (host: ServiceHost) => Promise<void>): 
   });
   const connect = async (linkName: string, isForRuns: boolean): Promise<NatsLink> => {
     const { signal } = lifecycle;
-    const link = await NatsLink.connect({
-      ...{ servers: config.natsUrls, creds, name: linkName, isForRuns, log, clock, signal },
-    });
+    const options = { servers: config.natsUrls, creds, name: linkName, isForRuns, log, clock, signal };
+    const link = await NatsLink.connect(options);
     lifecycle.onStop("NATS", () => link.close());
     void link.nc.closed().then((error) => {
       if (!signal.aborted) self.fail(`NATS closed the connection for good: ${messageOf(error)}`);

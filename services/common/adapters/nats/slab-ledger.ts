@@ -1,3 +1,5 @@
+import type { SlabMemory } from "./read-slab.js";
+
 interface Held {
   /** Messages in it that somebody reads. */
   messages: number;
@@ -13,7 +15,7 @@ interface Held {
  * listens keeps nothing else. As many slabs as were ever needed at once are kept: V8 does not count shared memory and would collect
  * it too late.
  */
-export class SlabLedger {
+export class SlabLedger implements SlabMemory {
   readonly #free: SharedArrayBuffer[] = [];
   /** In the order in which they were taken. */
   readonly #slabs = new Map<ArrayBufferLike, Held>();

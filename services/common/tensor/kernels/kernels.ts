@@ -147,6 +147,9 @@ export function checksumOf(bytes: Uint8Array): number {
   return sum;
 }
 
+/** Puts the checksum of further bytes behind those before it. */
+export const addToChecksum = (before: number, bytes: Uint8Array): number => chainChecksum(before, checksumOf(bytes));
+
 /**
  * `codec.encode` to the nearest, bit for bit; by a kernel where there is one. Throws an InvariantError on NaN or infinite
  * values.

@@ -1,7 +1,6 @@
-import { spawn } from "node:child_process";
 import { readdirSync } from "node:fs";
-import { createInterface } from "node:readline";
 import { closingLine, createReporter, refusal, type Reporter } from "./reporter.js";
+import { runWatched } from "./watched.js";
 
 /** Test files that share a way of running. */
 interface Group {
@@ -9,38 +8,37 @@ interface Group {
   files: string[];
   concurrency: number;
   /** AVA gives up when no test ends for so long. */
-  timeout: string;
+  idleMinutes: number;
   every: number;
 }
 
 /** Rooms whose tests start whole systems: one file at a time, so that they do not steal each other's two cores. */
 const HEAVY = /^dist\/test\/(integration|e2e|chaos|fleet|bench)\/|\.(integration|e2e|chaos)\.test\.js$/;
 
+/** The most a single test asks for with `t.timeout`. */
+const LONGEST_TEST_MINUTES = 10;
+
 function groupFiles(files: string[]): Group[] {
   const light = files.filter((file) => !HEAVY.test(file));
   const heavy = files.filter((file) => HEAVY.test(file));
   return [
-    { name: "rooms", files: light, concurrency: 2, timeout: "3m", every: 50 },
-    { name: "whole systems", files: heavy, concurrency: 1, timeout: "15m", every: 1 },
+    { name: "rooms", files: light, concurrency: 2, idleMinutes: 3, every: 50 },
+    { name: "whole systems", files: heavy, concurrency: 1, idleMinutes: 15, every: 1 },
   ].filter((group) => group.files.length > 0);
 }
 
 /** Runs a group and counts an AVA that ends badly without naming a failed test as a failure of its own. */
 async function runGroup(group: Group, reporter: Reporter): Promise<void> {
   const before = reporter.tally().failed;
-  const flags = ["--tap", `--concurrency=${group.concurrency}`, `--timeout=${group.timeout}`];
-  const child = spawn(process.execPath, ["node_modules/ava/entrypoints/cli.mjs", ...flags, ...group.files], {
-    stdio: ["ignore", "pipe", "inherit"],
+  const flags = ["--tap", `--concurrency=${group.concurrency}`, `--timeout=${group.idleMinutes}m`];
+  const trouble = await runWatched({
+    command: process.execPath,
+    args: ["node_modules/ava/entrypoints/cli.mjs", ...flags, ...group.files],
     env: { ...process.env, NODE_OPTIONS: `${process.env.NODE_OPTIONS ?? ""} --enable-source-maps`.trim() },
+    // AVA's own limit does not hold once a test has asked for a time of its own.
+    quietMs: (group.idleMinutes + LONGEST_TEST_MINUTES) * 60_000,
+    line: (text) => reporter.line(text),
   });
-  const ended = new Promise<string>((resolve, reject) => {
-    child.once("error", reject);
-    child.once("close", (code, signal) => {
-      resolve(code === 0 ? "" : (signal ?? `exit code ${code}`));
-    });
-  });
-  for await (const line of createInterface({ input: child.stdout })) reporter.line(line);
-  const trouble = await ended;
   if (trouble !== "" && reporter.tally().failed === before) reporter.fail(`AVA ended with ${trouble} (${group.name})`);
 }
 

@@ -77,7 +77,20 @@ export default defineConfig(
       ],
     },
   },
-  { files: ["test/**"], rules: { "max-lines-per-function": "off" } },
+  {
+    files: ["test/**"],
+    rules: {
+      "max-lines-per-function": "off",
+      "no-restricted-syntax": [
+        "error",
+        {
+          selector: "CallExpression[callee.object.name='t'][callee.property.name='timeout']",
+          message:
+            "AVA forgets its own limit then, and a test that hangs holds the run up. The limits are in run-tests.ts.",
+        },
+      ],
+    },
+  },
   {
     files: ["**/*.js", "**/*.cjs"],
     languageOptions: { globals: { process: "readonly", console: "readonly" } },

@@ -21,7 +21,6 @@ const mayMount = process.getuid?.() === 0 && process.platform === "linux";
 (mayMount ? test : test.skip)(
   "a site's server outlives a full disk, and takes updates again by itself when there is room",
   async (t) => {
-    t.timeout(400_000);
     const folder = await mkdtemp(join(tmpdir(), "shoal-site-"));
     await run("mount", ["-t", "tmpfs", "-o", "size=24m", "tmpfs", folder]);
     const stop = new AbortController();

@@ -49,7 +49,6 @@ const ended = (child: ChildProcess): Promise<number | null> =>
   });
 
 test("up: one holder a directory, goes on after SIGKILL of itself and of everything, drains on SIGTERM", async (t) => {
-  t.timeout(600_000);
   const dir = mkdtempSync(join(tmpdir(), "shoal-test-"));
   const started: number[] = [];
   t.teardown(() => {

@@ -19,7 +19,6 @@ function chosen(pattern: string): string[] {
 }
 
 test("a pattern of many stars is matched as fast as any other", (t) => {
-  t.timeout(60_000);
   t.deepEqual(chosen("*".repeat(200)), names);
   t.deepEqual(chosen(`${"*h*".repeat(200)}#`), []);
   t.deepEqual(chosen(`${"*".repeat(200)}#`), []);

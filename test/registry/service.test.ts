@@ -81,7 +81,6 @@ async function ask<T>(
 }
 
 test("a device joins through real services, works with its own subjects only, and is shut out when it is deleted", async (t) => {
-  t.timeout(300_000);
   const nats = await startNats();
   const [first, second, telemetry] = await Promise.all([
     startService("registry", nats),

@@ -10,6 +10,7 @@ function runScript(script: string, quietMs = 60_000) {
     args: ["-e", script],
     env: process.env,
     quietMs,
+    isLast: (text) => text === "done",
     line: (text) => lines.push(text),
   }).then((trouble) => ({ trouble, lines, tookMs: performance.now() - startedMs }));
 }
@@ -28,6 +29,14 @@ test("one that hangs is ended, and one that speaks is not", async (t) => {
   t.like(await runScript(talks, 2000), { trouble: "", lines: ["1", "2", "3", "4", "5", "6"] });
 });
 
+test("one that is done and does not end is no trouble", async (t) => {
+  const { trouble, lines, tookMs } = await runScript(`console.log("done"); for (;;);`, 100_000);
+  t.is(trouble, "");
+  t.deepEqual(lines, ["done"]);
+  t.true(tookMs < 60_000);
+  t.like(await runScript(`console.log("done"); process.exitCode = 1`), { trouble: "exit code 1" });
+});
+
 test("a process left behind holds nobody up and is ended", async (t) => {
   const script = `
     const { spawn } = require("node:child_process");
@@ -44,6 +53,13 @@ test("a process left behind holds nobody up and is ended", async (t) => {
 });
 
 test("a command that cannot be started is an error", async (t) => {
-  const start = runWatched({ command: "no-such-command", args: [], env: {}, quietMs: 1000, line: () => undefined });
+  const start = runWatched({
+    command: "no-such-command",
+    args: [],
+    env: {},
+    quietMs: 1000,
+    isLast: () => false,
+    line: () => undefined,
+  });
   await t.throwsAsync(start, { code: "ENOENT" });
 });

@@ -8,6 +8,8 @@ export interface Watched {
   env: NodeJS.ProcessEnv;
   /** How long it may print nothing before it is ended. */
   quietMs: number;
+  /** Whether a line says that all is done. */
+  isLast: (text: string) => boolean;
   /** Takes each line of its standard output. */
   line: (text: string) => void;
 }
@@ -15,14 +17,17 @@ export interface Watched {
 /** Signals by which a person or CI ends a run; they go on to the process and all it started. */
 const PASSED_ON = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
+/** How long a process that is done may take to end. */
+const LEAVE_MS = 10_000;
+
 /** How long what is still in the pipe may take to come once the process has ended. */
 const DRAIN_MS = 2000;
 
 /**
  * Runs a process to its end and ends what it leaves behind. Resolves to what went wrong, empty if nothing. Neither a process that
- * hangs nor a process of its own that keeps its output open holds the caller up.
+ * hangs, before or after it is done, nor a process of its own that keeps its output open holds the caller up.
  */
-export async function runWatched({ command, args, env, quietMs, line }: Watched): Promise<string> {
+export async function runWatched({ command, args, env, quietMs, isLast, line }: Watched): Promise<string> {
   // A process group of its own, so that all of it can be ended.
   const child = spawn(command, args, { stdio: ["ignore", "pipe", "inherit"], env, detached: true });
   const endAll = (signal: NodeJS.Signals): void => {
@@ -32,18 +37,30 @@ export async function runWatched({ command, args, env, quietMs, line }: Watched)
       if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
     }
   };
-  let silence = "";
+  const passOn = (signal: NodeJS.Signals): void => {
+    endAll(signal);
+    for (const name of PASSED_ON) process.off(name, passOn);
+    process.kill(process.pid, signal);
+  };
+  let ended: string | undefined;
   const watch = setTimeout(() => {
-    silence = `nothing printed for ${quietMs / 1000} s`;
+    ended = `nothing printed for ${quietMs / 1000} s`;
     endAll("SIGKILL");
   }, quietMs);
+  let leaving: NodeJS.Timeout | undefined;
   const lines = createInterface({ input: child.stdout });
   lines.on("line", (text) => {
     watch.refresh();
+    if (isLast(text)) {
+      leaving = setTimeout(() => {
+        ended = "";
+        endAll("SIGKILL");
+      }, LEAVE_MS);
+    }
     line(text);
   });
   const drained = new Promise<void>((resolve) => lines.once("close", resolve));
-  for (const signal of PASSED_ON) process.on(signal, endAll);
+  for (const signal of PASSED_ON) process.on(signal, passOn);
   try {
     const trouble = await new Promise<string>((resolve, reject) => {
       child.once("error", reject);
@@ -54,9 +71,10 @@ export async function runWatched({ command, args, env, quietMs, line }: Watched)
     clearTimeout(patience);
     endAll("SIGKILL");
     child.stdout.destroy();
-    return silence === "" ? trouble : silence;
+    return ended ?? trouble;
   } finally {
     clearTimeout(watch);
-    for (const signal of PASSED_ON) process.off(signal, endAll);
+    clearTimeout(leaving);
+    for (const signal of PASSED_ON) process.off(signal, passOn);
   }
 }

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { ensureKeys } from "#common/adapters/nats/keys.js";
 import { NatsLink } from "#common/adapters/nats/connection.js";
 import type { TrustRoot } from "#common/adapters/nats/credentials.js";
-import { natsServerConfig } from "#common/adapters/nats/server-config.js";
+import { natsServerConfig, type ClusterOptions } from "#common/adapters/nats/server-config.js";
 import { MemoryLog } from "#common/adapters/memory/log.js";
 import { SystemClock } from "#common/adapters/memory/clock.js";
 
@@ -111,24 +111,44 @@ export class NatsTestServer extends TestServer {
   }
 }
 
+/** A server's files and ports; not started. */
+async function layOut(
+  root: TrustRoot | undefined,
+  own: { websocket?: boolean; maxFileStoreBytes?: number; serverName?: string; cluster?: ClusterOptions },
+): Promise<NatsTestServer> {
+  const { websocket, ...options } = own;
+  const dir = await mkdtemp(join(tmpdir(), "shoal-nats-"));
+  const keys = root ?? (await ensureKeys(join(dir, "keys")));
+  const port = await freePort();
+  const websocketPort = websocket === true ? { websocketPort: await freePort() } : {};
+  const config = join(dir, "nats.conf");
+  const text = natsServerConfig({ root: keys, dataDir: dir, host: "127.0.0.1", port, ...websocketPort, ...options });
+  await writeFile(config, text);
+  return new NatsTestServer(port, dir, config, keys);
+}
+
 /** Starts a real nats-server with JetStream in a temporary directory. */
 export async function startNats(
   options: { websocket?: boolean; maxFileStoreBytes?: number; root?: TrustRoot } = {},
 ): Promise<NatsTestServer> {
-  const dir = await mkdtemp(join(tmpdir(), "shoal-nats-"));
-  const root = options.root ?? (await ensureKeys(join(dir, "keys")));
-  const port = await freePort();
-  const websocketPort = options.websocket === true ? { websocketPort: await freePort() } : {};
-  const config = join(dir, "nats.conf");
-  const { maxFileStoreBytes } = options;
-  const storage = maxFileStoreBytes === undefined ? {} : { maxFileStoreBytes };
-  await writeFile(
-    config,
-    natsServerConfig({ root, dataDir: dir, host: "127.0.0.1", port, ...websocketPort, ...storage }),
-  );
-  const server = new NatsTestServer(port, dir, config, root);
+  const { root, ...own } = options;
+  const server = await layOut(root, own);
   await server.start();
   return server;
+}
+
+/** Starts three servers that can keep copies of the same streams. Who connects to one is told of the others. */
+export async function startNatsCluster(): Promise<NatsTestServer[]> {
+  const ports = [await freePort(), await freePort(), await freePort()];
+  const listeners = ports.map((port) => ({ host: "127.0.0.1", port }));
+  const servers: NatsTestServer[] = [];
+  for (const [i, listener] of listeners.entries()) {
+    const peers = listeners.filter((peer) => peer !== listener);
+    const own = { serverName: `shoal-${i}`, cluster: { ...listener, peers } };
+    servers.push(await layOut(servers[0]?.root, own));
+  }
+  await Promise.all(servers.map((server) => server.start()));
+  return servers;
 }
 
 /** A redis-server that keeps nothing on disk. */

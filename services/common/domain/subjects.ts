@@ -23,8 +23,6 @@ export const subjects = {
   /** Commits of a round from any device. */
   roundCommits: (round: string) => `shoal.u.*.${round}.commit`,
   allCommits: "shoal.u.*.*.commit",
-  /** Everything of a round. */
-  roundUpdates: (round: string) => `shoal.u.*.${round}.>`,
   allUpdates: "shoal.u.>",
   /** What the log takes: a device may publish more, which nobody hears. */
   loggedUpdates: ["shoal.u.*.*.chunk", "shoal.u.*.*.commit"],

@@ -52,7 +52,7 @@ export interface StoreContents {
   blobs: StoredEntry[];
   /** Names of staged content that is no blob's. */
   stages: string[];
-  /** Digests under which pieces lie and no blob: of a put under way, or of one that was cut off. */
+  /** Digests under which something lies and no blob: of a put under way, of one that was cut off, or what a collected one left. */
   partial: string[];
   /** Bytes on disk. */
   bytes: number;
@@ -68,6 +68,6 @@ export interface CollectableBlobs extends BlobStore {
    * or touches it meanwhile either keeps it or finds it absent, and then writes all of it.
    */
   collect(digest: string, version: number): Promise<boolean>;
-  /** Drops the pieces, up to a version, of a digest that is no blob. */
+  /** Drops what lies, up to a version, under a digest that is no blob. */
   collectPartial(digest: string, upToVersion: number): Promise<void>;
 }

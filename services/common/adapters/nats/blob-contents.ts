@@ -16,7 +16,7 @@ async function readReferences(link: NatsLink, hexes: readonly string[]): Promise
     const some = hexes.slice(first, first + READS_AT_ONCE);
     const read = some.map((hex) => readStored(link, STREAMS.blobs, { lastOf: `shoal.blob.${hex}.ref` }));
     for (const stored of await Promise.all(read)) {
-      if (stored === undefined) continue;
+      if (stored === undefined || stored.data.length === 0) continue;
       const { digest, sizeBytes, staged } = StoredBlob.decode(stored.data);
       entries.push({ digest, sizeBytes, staged, version: stored.seq });
     }
@@ -49,7 +49,8 @@ export async function contentsOf(link: NatsLink): Promise<StoreContents> {
   const digests = new Set(blobs.map(({ digest }) => digest));
   const owned = new Set(blobs.map(({ staged }) => staged));
   const stages = new Set(names.flatMap((name) => STAGE.exec(name)?.[1] ?? []));
-  const partial = new Set(names.flatMap((name) => PIECE.exec(name)?.[1] ?? []).map((hex) => `sha256:${hex}`));
+  // What marks a blob as collected counts too.
+  const partial = new Set(names.flatMap((name) => OF_BLOB.exec(name)?.[1] ?? []).map((hex) => `sha256:${hex}`));
   return {
     blobs,
     stages: [...stages].filter((name) => !owned.has(name)),

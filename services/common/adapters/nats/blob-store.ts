@@ -1,12 +1,13 @@
 import { createHash } from "node:crypto";
-import { NatsError } from "nats";
 import { StoredBlob, type BlobRef } from "#proto/shoal/v1/meta.js";
 import { MAX_PIECE_BYTES } from "../../domain/subjects.js";
 import type { CollectableBlobs, StoreContents } from "../../ports/blob-store.js";
 import { CodedError } from "../coded-error.js";
 import { contentsOf, countPieces } from "./blob-contents.js";
+import { writeAfter } from "./conditional-write.js";
 import type { NatsLink } from "./connection.js";
-import { readStored } from "./direct.js";
+import { readFromLeader, readStored } from "./direct.js";
+import { erase } from "./erasure.js";
 import { STREAMS } from "./streams.js";
 
 /** Pieces in flight at once, per call: enough to keep a link busy, little enough to bound memory. */
@@ -15,7 +16,8 @@ const DIGEST = /^sha256:([0-9a-f]{64})$/;
 const WRITE = { timeout: 10_000 };
 /** Writing pieces for longer than this, a writer looks whether all are there still. Below every collector's grace. */
 const SLOW_PUT_MS = 60_000;
-const WRONG_LAST_SEQUENCE = 10071;
+/** A reference that says: no blob any more. */
+const GONE = new Uint8Array();
 
 /** Where a run of a blob's bytes lies: piece n of it under `<prefix>.<n>`. */
 interface Run {
@@ -27,7 +29,7 @@ interface Run {
  * BlobStore on the stream BLOBS.
  *
  * - `shoal.blob.<hex>.<n>`: piece n of the blob of this digest, if it was put;
- * - `shoal.blob.<hex>.ref`: its StoredBlob, written last, without which the blob does not exist;
+ * - `shoal.blob.<hex>.ref`: its StoredBlob, written last, without which the blob does not exist; nothing once it is collected;
  * - `shoal.blob.stage.<name>.<part>.<n>`: piece n of a part of staged content; a sealed blob's bytes stay there, and its
  *   StoredBlob names them;
  * - `shoal.blob.stage.<name>.owner`: digest of the blob which that content became, or is about to. Content without an owner,
@@ -56,11 +58,7 @@ export class NatsBlobStore implements CollectableBlobs {
     for (;;) {
       const stored = await this.lookUp(digest);
       if (stored === undefined) return undefined;
-      const { seq, ...blob } = stored;
-      const subject = `shoal.blob.${digest.slice("sha256:".length)}.ref`;
-      if (await this.writeAfter(seq, subject, StoredBlob.encode(blob).finish())) {
-        return { digest, sizeBytes: blob.sizeBytes };
-      }
+      if ((await this.refer(stored, stored.seq)) !== undefined) return { digest, sizeBytes: stored.sizeBytes };
     }
   }
 
@@ -81,11 +79,13 @@ export class NatsBlobStore implements CollectableBlobs {
   async delete(digest: string): Promise<void> {
     const hex = DIGEST.exec(digest)?.[1];
     if (hex === undefined) return;
-    const staged = (await this.lookUp(digest))?.staged ?? "";
     // The reference goes first: a crash in between leaves a blob that is absent, not one that is torn.
-    await this.purge(`shoal.blob.${hex}.ref`);
-    await this.purge(`shoal.blob.${hex}.>`);
-    if (staged !== "") await this.purge(`shoal.blob.stage.${staged}.>`);
+    for (;;) {
+      const stored = await this.lookUp(digest);
+      if (stored === undefined) break;
+      await this.collect(digest, stored.seq);
+    }
+    await this.erase(`shoal.blob.${hex}.>`);
   }
 
   async stage(name: string, part: number, bytes: Uint8Array): Promise<void> {
@@ -99,16 +99,16 @@ export class NatsBlobStore implements CollectableBlobs {
   async seal(name: string, partBytes: readonly number[], digest: string): Promise<BlobRef> {
     const sizeBytes = partBytes.reduce((sum, bytes) => sum + bytes, 0);
     const hex = DIGEST.exec(digest)?.[1];
+    if (hex === undefined) throw new CodedError("BAD_DIGEST", `"${digest}" is no digest`);
+    const stored = StoredBlob.fromPartial({ digest, sizeBytes, staged: name, partBytes: [...partBytes] });
     for (;;) {
       const known = await this.touch(digest);
       if (known !== undefined) return known;
-      if (hex === undefined) throw new CodedError("BAD_DIGEST", `"${digest}" is no digest`);
+      const { seq } = await this.readReference(hex);
       // Whoever drops staged content looks for its owner first, so the owner is there before the blob is.
       await this.write(`shoal.blob.stage.${name}.owner`, new TextEncoder().encode(digest));
-      const stored = StoredBlob.fromPartial({ digest, sizeBytes, staged: name, partBytes: [...partBytes] });
       // Of two that seal the same bits the first is named: what the other staged may be dropped by now.
-      if (await this.writeAfter(0, `shoal.blob.${hex}.ref`, StoredBlob.encode(stored).finish()))
-        return { digest, sizeBytes };
+      if ((await this.refer(stored, seq)) !== undefined) return { digest, sizeBytes };
     }
   }
 
@@ -116,7 +116,7 @@ export class NatsBlobStore implements CollectableBlobs {
     const subject = `shoal.blob.stage.${name}.owner`;
     const owner = await readStored(this.link, STREAMS.blobs, { lastOf: subject });
     const blob = owner && (await this.lookUp(new TextDecoder().decode(owner.data)));
-    if (blob?.staged !== name) await this.purge(`shoal.blob.stage.${name}.>`);
+    if (blob?.staged !== name) await this.erase(`shoal.blob.stage.${name}.>`);
   }
 
   contents(): Promise<StoreContents> {
@@ -127,25 +127,44 @@ export class NatsBlobStore implements CollectableBlobs {
     const hex = DIGEST.exec(digest)?.[1];
     const stored = await this.lookUp(digest);
     if (hex === undefined || stored?.seq !== version) return false;
-    // Whoever touches it now writes a later reference, which this purge leaves: then the blob stays.
-    if ((await this.purge(`shoal.blob.${hex}.ref`, version)) === 0) return false;
+    // Of whoever touches it now and this one, only one is first. (An erased reference would be no answer to the other: a cluster
+    // lets a write pass that is to follow a message which is erased at the same time.)
+    const mark = { subject: `shoal.blob.${hex}.ref`, data: GONE, lastSeq: version };
+    if ((await writeAfter(this.link, mark)) === undefined) return false;
     // From here on it is absent, and who wants it writes all of it anew, behind this version.
-    await this.purge(`shoal.blob.${hex}.>`, version);
-    if (stored.staged !== "") await this.purge(`shoal.blob.stage.${stored.staged}.>`, version);
+    await this.erase(`shoal.blob.${hex}.>`, version);
+    if (stored.staged !== "") await this.erase(`shoal.blob.stage.${stored.staged}.>`, version);
+    // The mark stays until it is collected as what is left: servers that are killed now would come back with the reference before it.
     return true;
   }
 
   async collectPartial(digest: string, upToVersion: number): Promise<void> {
     const hex = DIGEST.exec(digest)?.[1];
     if (hex === undefined || (await this.lookUp(digest)) !== undefined) return;
-    await this.purge(`shoal.blob.${hex}.>`, upToVersion);
+    await this.erase(`shoal.blob.${hex}.>`, upToVersion);
   }
 
   private async lookUp(digest: string): Promise<(StoredBlob & { seq: number }) | undefined> {
     const hex = DIGEST.exec(digest)?.[1];
-    if (hex === undefined) return undefined;
-    const stored = await readStored(this.link, STREAMS.blobs, { lastOf: `shoal.blob.${hex}.ref` });
-    return stored && { ...StoredBlob.decode(stored.data), seq: stored.seq };
+    const { blob, seq } = hex === undefined ? { blob: undefined, seq: 0 } : await this.readReference(hex);
+    return blob && { ...blob, seq };
+  }
+
+  /** The last reference of a digest with its sequence, 0 for none. What it says is gone is no blob. */
+  private async readReference(hex: string): Promise<{ blob?: StoredBlob; seq: number }> {
+    const query = { lastOf: `shoal.blob.${hex}.ref` };
+    const first = await readStored(this.link, STREAMS.blobs, query);
+    // That a blob is gone may be what a lagging copy says of one that is there again.
+    const isGone = first?.data.length === 0;
+    const stored = isGone ? await readFromLeader(this.link, STREAMS.blobs, query) : first;
+    if (stored === undefined) return { seq: 0 };
+    return stored.data.length === 0 ? { seq: stored.seq } : { blob: StoredBlob.decode(stored.data), seq: stored.seq };
+  }
+
+  /** Writes a blob's reference behind the last one, of this sequence; undefined if somebody else was first. */
+  private refer(blob: StoredBlob, lastSeq: number): Promise<number | undefined> {
+    const subject = `shoal.blob.${blob.digest.slice("sha256:".length)}.ref`;
+    return writeAfter(this.link, { subject, data: StoredBlob.encode(blob).finish(), lastSeq });
   }
 
   /** Pieces without a reference are collected once they have lain for long: a slow writer may have to write some again. */
@@ -195,23 +214,10 @@ export class NatsBlobStore implements CollectableBlobs {
     await this.link.call(() => js.publish(subject, data, WRITE));
   }
 
-  /** Writes if the subject's last message is still of this sequence, 0 for none; else false. */
-  private async writeAfter(lastSubjectSequence: number, subject: string, data: Uint8Array): Promise<boolean> {
-    const js = this.link.jetstream();
-    try {
-      await this.link.call(() => js.publish(subject, data, { ...WRITE, expect: { lastSubjectSequence } }));
-      return true;
-    } catch (error) {
-      if (error instanceof NatsError && error.api_error?.err_code === WRONG_LAST_SEQUENCE) return false;
-      throw error;
-    }
-  }
-
-  /** How many messages went; with a sequence only those up to it. */
-  private async purge(filter: string, upToSeq?: number): Promise<number> {
-    const { streams } = await this.link.manager();
-    const selection = upToSeq === undefined ? { filter } : { filter, seq: upToSeq + 1 };
-    return (await streams.purge(STREAMS.blobs, selection)).purged;
+  /** Erases pieces; with a sequence only those up to it. */
+  private async erase(filter: string, upToSeq?: number): Promise<void> {
+    const upTo = upToSeq === undefined ? {} : { upToSeq };
+    await erase(this.link, { stream: STREAMS.blobs, filter, ...upTo });
   }
 }
 

@@ -15,7 +15,8 @@ export interface StoredMessage {
   operation: string;
 }
 
-interface Source {
+/** What is read of a stream. */
+export interface Source {
   stream: string;
   filter: string;
   /** Only messages with a greater sequence. */

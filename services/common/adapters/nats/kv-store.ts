@@ -1,13 +1,14 @@
 import { randomUUID } from "node:crypto";
-import { ErrorCode, NatsError, type KV } from "nats";
+import { ErrorCode, headers, NatsError, type KV, type MsgHdrs } from "nats";
 import type { Kind, ResourceOf, ResourceStore, StoreEvent, WatchOptions, Written } from "../../ports/resource-store.js";
 import { decodeResource, encodeResource, isSelected, nameOf, tooLarge, withIdentity } from "../resource-codecs.js";
+import { writeAfter } from "./conditional-write.js";
 import type { NatsLink } from "./connection.js";
 import { follow, readPast, type StoredMessage } from "./follow.js";
 import { BUCKET, STREAMS } from "./streams.js";
 
-const WRONG_LAST_SEQUENCE = 10071;
 const PREFIX = `$KV.${BUCKET}.`;
+const OPERATION = "KV-Operation";
 
 /** ResourceStore on a NATS KV bucket: key `<Kind>.<name>`, value JSON, version = sequence in the stream. */
 export class NatsResourceStore implements ResourceStore {
@@ -48,20 +49,25 @@ export class NatsResourceStore implements ResourceStore {
     return { items, version: String(headSeq) };
   }
 
-  create<K extends Kind>(kind: K, resource: ResourceOf[K]): Promise<Written<K>> {
+  async create<K extends Kind>(kind: K, resource: ResourceOf[K]): Promise<Written<K>> {
     const whole = withIdentity<K>(resource, randomUUID(), this.link.clock.nowMs());
-    return this.write(kind, whole, (key, data) => this.kv.create(key, data), "Exists");
+    const written = await this.write(kind, whole, 0);
+    if (written !== undefined) return { ok: true, resource: written };
+    // The mark of its removal is there, or a resource.
+    const entry = await this.link.call(() => this.kv.get(`${kind}.${nameOf(whole)}`));
+    const again =
+      entry === null || entry.operation === "PUT" ? undefined : await this.write(kind, whole, entry.revision);
+    return again === undefined ? { ok: false, reason: "Exists" } : { ok: true, resource: again };
   }
 
   async update<K extends Kind>(kind: K, resource: ResourceOf[K]): Promise<Written<K>> {
     const version = Number(resource.metadata?.resourceVersion ?? "");
     // Sequence 0 would mean "must not exist" to the server.
-    const written: Written<K> =
-      Number.isSafeInteger(version) && version > 0
-        ? await this.write(kind, resource, (key, data) => this.kv.update(key, data, version), "Conflict")
-        : { ok: false, reason: "Conflict" };
-    if (written.ok) return written;
-    return (await this.get(kind, nameOf(resource))) === undefined ? { ok: false, reason: "NotFound" } : written;
+    const isVersioned = Number.isSafeInteger(version) && version > 0;
+    const written = isVersioned ? await this.write(kind, resource, version) : undefined;
+    if (written !== undefined) return { ok: true, resource: written };
+    const isGone = (await this.get(kind, nameOf(resource))) === undefined;
+    return { ok: false, reason: isGone ? "NotFound" : "Conflict" };
   }
 
   async delete(
@@ -75,12 +81,8 @@ export class NatsResourceStore implements ResourceStore {
       if (entry?.operation !== "PUT") return { ok: false, reason: "NotFound" };
       if (resourceVersion !== undefined && resourceVersion !== String(entry.revision))
         return { ok: false, reason: "Conflict" };
-      try {
-        await this.link.call(() => this.kv.delete(key, { previousSeq: entry.revision }));
-        return { ok: true };
-      } catch (error) {
-        if (!isLostRace(error)) throw error;
-      }
+      const mark = { subject: `${PREFIX}${key}`, data: "", header: markOf("DEL") };
+      if ((await writeAfter(this.link, { ...mark, lastSeq: entry.revision })) !== undefined) return { ok: true };
     }
   }
 
@@ -101,30 +103,28 @@ export class NatsResourceStore implements ResourceStore {
     }
   }
 
+  /** The resource as written behind this revision of its key, 0 for none; undefined if somebody else was first. */
   private async write<K extends Kind>(
     kind: K,
     resource: ResourceOf[K],
-    put: (key: string, data: string) => Promise<number>,
-    lostRace: "Exists" | "Conflict",
-  ): Promise<Written<K>> {
-    const text = encodeResource(kind, resource);
+    lastSeq: number,
+  ): Promise<ResourceOf[K] | undefined> {
+    const data = encodeResource(kind, resource);
     try {
-      const key = `${kind}.${nameOf(resource)}`;
-      const seq = await this.link.call(() => put(key, text));
-      return { ok: true, resource: decodeResource(kind, text, String(seq)) };
+      const seq = await writeAfter(this.link, { subject: `${PREFIX}${kind}.${nameOf(resource)}`, data, lastSeq });
+      return seq === undefined ? undefined : decodeResource(kind, data, String(seq));
     } catch (error) {
-      if (isLostRace(error)) return { ok: false, reason: lostRace };
-      if (isTooLarge(error)) {
-        const mostBytes = this.link.nc.info?.max_payload ?? 0;
-        throw tooLarge(kind, nameOf(resource), Buffer.byteLength(text), mostBytes);
-      }
-      throw error;
+      if (!isTooLarge(error)) throw error;
+      const mostBytes = this.link.nc.info?.max_payload ?? 0;
+      throw tooLarge(kind, nameOf(resource), Buffer.byteLength(data), mostBytes);
     }
   }
 }
 
-function isLostRace(error: unknown): boolean {
-  return error instanceof NatsError && error.api_error?.err_code === WRONG_LAST_SEQUENCE;
+function markOf(operation: string): MsgHdrs {
+  const header = headers();
+  header.set(OPERATION, operation);
+  return header;
 }
 
 /** The server was set to take less in a message than is usual. */

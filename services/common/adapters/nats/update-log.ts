@@ -1,4 +1,4 @@
-import { headers, NatsError, type NatsConnection } from "nats";
+import { headers, type NatsConnection } from "nats";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { MAX_PIECE_BYTES, subjects } from "../../domain/subjects.js";
 import type {
@@ -16,19 +16,12 @@ import { CodedError } from "../coded-error.js";
 import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
-import { readFromLeader, readStored } from "./direct.js";
-import { follow, readPast, type StoredMessage } from "./follow.js";
+import { readStored } from "./direct.js";
+import { erase, type Erasure } from "./erasure.js";
+import { follow, type StoredMessage } from "./follow.js";
+import { readPresent } from "./presence.js";
 import { readRun } from "./run-reader.js";
 import { STREAMS } from "./streams.js";
-
-const DELETES_AT_ONCE = 16;
-/** How long a copy of the log may lag before a read fails, and how soon it is asked again. */
-const LAG_TIMEOUT_MS = 15_000;
-const LAG_PAUSE_MS = 50;
-/** Some eight thousand messages without what they hold. */
-const ERASE_PAGE_BYTES = 2 * 1024 ** 2;
-/** No message of that sequence, or it could not be deleted because it is gone. */
-const GONE = new Set([10037, 10043, 10057]);
 
 /** A run is worth a consumer from so many chunks on. */
 const LEAST_RUN = 4;
@@ -47,32 +40,14 @@ export class NatsUpdateLog implements CollectableLog {
   ) {}
 
   async commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
-    const messages = await this.readCommitsAfter(subjects.roundCommits(round), afterSeq);
+    // A freeze on a lagging copy's word would call a durable commit late.
+    const source = { stream: STREAMS.updates, filter: subjects.roundCommits(round), afterSeq };
+    const { messages } = await readPresent(this.link, source, { mostBytes: COMMITS_PAGE_BYTES });
     return messages.flatMap((message) => {
       const parsed = parseUpdateSubject(message.subject);
       if (parsed === undefined) return [];
       return [{ seq: message.seq, device: parsed.device, round, manifest: decodeManifest(message.data) }];
     });
-  }
-
-  /**
-   * In a cluster a consumer reads some copy of the stream, which may lag behind what was acknowledged to a device: a freeze on
-   * its word alone would call a durable commit late. So the leader says first up to where there are commits, and a copy that
-   * does not have them yet is asked again. Throws code "TIMEOUT" if it stays behind.
-   */
-  private async readCommitsAfter(filter: string, afterSeq: number): Promise<StoredMessage[]> {
-    const source = { stream: STREAMS.updates, filter, afterSeq };
-    const untilMs = this.link.clock.monotonicMs() + LAG_TIMEOUT_MS;
-    for (;;) {
-      // Asked each time: what was the last may be purged.
-      const dueSeq = (await readFromLeader(this.link, STREAMS.updates, { lastOf: filter }))?.seq ?? 0;
-      if (dueSeq <= afterSeq) return [];
-      const { messages, isWhole } = await readPast(this.link, source, { mostBytes: COMMITS_PAGE_BYTES });
-      if (!isWhole || (messages.at(-1)?.seq ?? 0) >= dueSeq) return messages;
-      if (this.link.clock.monotonicMs() > untilMs)
-        throw new CodedError("TIMEOUT", `a copy of the update log lags behind sequence ${dueSeq} of ${filter}`);
-      await this.link.clock.sleep(LAG_PAUSE_MS);
-    }
   }
 
   async readCommit(seq: number): Promise<CommitRecord | undefined> {
@@ -128,10 +103,8 @@ export class NatsUpdateLog implements CollectableLog {
   }
 
   async purgeRound(round: string, upToSeq?: number): Promise<void> {
-    const { streams } = await this.link.manager();
-    const filter = subjects.roundUpdates(round);
-    const selection = upToSeq === undefined ? { filter } : { filter, seq: upToSeq + 1 };
-    await this.link.call(() => streams.purge(STREAMS.updates, selection));
+    const upTo = upToSeq === undefined ? {} : { upToSeq };
+    await this.eraseParts({ filter: `shoal.u.*.${round}`, ...upTo });
   }
 
   async usage(): Promise<LogUsage> {
@@ -150,67 +123,31 @@ export class NatsUpdateLog implements CollectableLog {
   }
 
   async purge({ round, device = "*", part, upToSeq, keep }: LogSelection): Promise<number> {
-    const { streams } = await this.link.manager();
-    const filter = `shoal.u.${device}.${round}.${part ?? ">"}`;
-    if (keep === undefined) {
-      const purged = await this.link.call(() => streams.purge(STREAMS.updates, { filter, seq: upToSeq + 1 }));
-      return purged.purged;
-    }
-    return this.eraseWhere(filter, upToSeq, ({ seq }) => !keep.has(seq));
+    const exceptKept = keep && { isDoomed: ({ seq }: StoredMessage) => !keep.has(seq) };
+    return this.eraseParts({ filter: `shoal.u.${device}.${round}`, upToSeq, ...exceptKept }, part);
   }
 
   async purgeDevice(device: string, upToSeq: number, except: ReadonlySet<string>): Promise<number> {
-    let erased = 0;
-    // A consumer's filter must lie within one of the stream's subjects.
-    for (const part of ["chunk", "commit"]) {
-      erased += await this.eraseWhere(`shoal.u.${device}.*.${part}`, upToSeq, ({ subject }) => {
-        const parsed = parseUpdateSubject(subject);
-        return parsed !== undefined && !except.has(parsed.round);
-      });
-    }
-    return erased;
+    const isDoomed = ({ subject }: StoredMessage): boolean => {
+      const parsed = parseUpdateSubject(subject);
+      return parsed !== undefined && !except.has(parsed.round);
+    };
+    return this.eraseParts({ filter: `shoal.u.${device}.*`, upToSeq, isDoomed });
   }
 
   async purgeStrays(upToSeq: number): Promise<number> {
-    return this.eraseWhere(subjects.allUpdates, upToSeq, ({ subject }) => parseUpdateSubject(subject) === undefined);
+    const isDoomed = ({ subject }: StoredMessage): boolean => parseUpdateSubject(subject) === undefined;
+    return erase(this.link, { stream: STREAMS.updates, filter: subjects.allUpdates, upToSeq, isDoomed });
   }
 
-  /** Erases page by page: what a device flooded the log with is neither held nor read in one go. */
-  private async eraseWhere(
-    filter: string,
-    upToSeq: number,
-    isDoomed: (message: StoredMessage) => boolean,
-  ): Promise<number> {
+  /** Each part for itself: of a filter within the stream's subjects, but not within one of them, nats-server 2.9 reads nothing. */
+  private async eraseParts(selection: Omit<Erasure, "stream">, only?: "chunk" | "commit"): Promise<number> {
     let erased = 0;
-    let afterSeq = 0;
-    while (afterSeq < upToSeq) {
-      const source = { stream: STREAMS.updates, filter, afterSeq, headersOnly: true };
-      const { messages } = await readPast(this.link, source, { mostBytes: ERASE_PAGE_BYTES });
-      afterSeq = messages.at(-1)?.seq ?? upToSeq;
-      erased += await this.eraseAll(
-        messages.flatMap((message) => (message.seq <= upToSeq && isDoomed(message) ? [message.seq] : [])),
-      );
+    for (const part of only === undefined ? (["chunk", "commit"] as const) : [only]) {
+      const filter = `${selection.filter}.${part}`;
+      erased += await erase(this.link, { ...selection, stream: STREAMS.updates, filter });
     }
     return erased;
-  }
-
-  private async eraseAll(doomed: readonly number[]): Promise<number> {
-    for (let first = 0; first < doomed.length; first += DELETES_AT_ONCE) {
-      const some = doomed.slice(first, first + DELETES_AT_ONCE);
-      await Promise.all(some.map((seq) => this.link.call(() => this.erase(seq))));
-    }
-    return doomed.length;
-  }
-
-  private async erase(seq: number): Promise<void> {
-    const { streams } = await this.link.manager();
-    try {
-      // Without overwriting it with random bytes: it is no secret, and devices may have appended many.
-      await streams.deleteMessage(STREAMS.updates, seq, false);
-    } catch (error) {
-      // Another replica was first.
-      if (!(error instanceof NatsError) || !GONE.has(error.api_error?.err_code ?? 0)) throw error;
-    }
   }
 }
 

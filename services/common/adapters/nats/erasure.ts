@@ -1,0 +1,68 @@
+import { NatsError } from "nats";
+import type { NatsLink } from "./connection.js";
+import type { StoredMessage } from "./follow.js";
+import { readPresent } from "./presence.js";
+
+const DELETES_AT_ONCE = 16;
+/** Some eight thousand messages without what they hold. */
+const PAGE_BYTES = 2 * 1024 ** 2;
+/** No message of that sequence, or it could not be deleted because it is gone. */
+const GONE = new Set([10037, 10043, 10057]);
+
+/** Which messages of a stream go. */
+export interface Erasure {
+  stream: string;
+  /** Their subject, which may hold wildcards. */
+  filter: string;
+  /** Up to this sequence; absent, all that are there now. */
+  upToSeq?: number;
+  /** Only these of them. */
+  isDoomed?: (message: StoredMessage) => boolean;
+}
+
+/**
+ * Erases messages; how many that were. Repeating it does no harm.
+ *
+ * Where the stream has copies, each by its sequence: nats-server 2.9 in a cluster, killed after a purge by subject, comes back
+ * without anything that lay before that purge.
+ */
+export async function erase(link: NatsLink, { stream, filter, upToSeq, isDoomed }: Erasure): Promise<number> {
+  const { streams } = await link.manager();
+  const { config, state } = await link.call(() => streams.info(stream));
+  const lastSeq = Math.min(upToSeq ?? state.last_seq, state.last_seq);
+  if (isDoomed === undefined && config.num_replicas === 1)
+    return (await link.call(() => streams.purge(stream, { filter, seq: lastSeq + 1 }))).purged;
+  let erased = 0;
+  let afterSeq = 0;
+  // Page by page: what a device flooded the log with is neither held nor read in one go.
+  while (afterSeq < lastSeq) {
+    const source = { stream, filter, afterSeq, headersOnly: true };
+    const { messages, isWhole } = await readPresent(link, source, { mostBytes: PAGE_BYTES });
+    const doomed = messages.filter((message) => message.seq <= lastSeq && (isDoomed?.(message) ?? true));
+    erased += await eraseAll(link, stream, doomed);
+    afterSeq = isWhole ? lastSeq : (messages.at(-1)?.seq ?? lastSeq);
+  }
+  return erased;
+}
+
+async function eraseAll(link: NatsLink, stream: string, doomed: readonly StoredMessage[]): Promise<number> {
+  let erased = 0;
+  for (let first = 0; first < doomed.length; first += DELETES_AT_ONCE) {
+    const some = doomed.slice(first, first + DELETES_AT_ONCE);
+    const gone = await Promise.all(some.map(({ seq }) => eraseAt(link, stream, seq)));
+    erased += gone.filter(Boolean).length;
+  }
+  return erased;
+}
+
+/** Erases the message of a sequence; false if there is none, because somebody else was first. */
+async function eraseAt(link: NatsLink, stream: string, seq: number): Promise<boolean> {
+  const { streams } = await link.manager();
+  try {
+    // Without overwriting it with random bytes: it is no secret, and devices may have appended many.
+    return await link.call(() => streams.deleteMessage(stream, seq, false));
+  } catch (error) {
+    if (error instanceof NatsError && GONE.has(error.api_error?.err_code ?? 0)) return false;
+    throw error;
+  }
+}

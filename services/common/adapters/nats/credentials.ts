@@ -1,3 +1,4 @@
+import { setTimeout } from "node:timers/promises";
 import { decode, encodeAccount, encodeOperator, encodeUser, fmtCreds } from "@nats-io/jwt";
 import { fromSeed } from "@nats-io/nkeys";
 import type { NatsConnection } from "nats";
@@ -231,6 +232,15 @@ interface ClaimsReply {
 }
 
 /**
+ * Waits until a JWT made now is a later one than this. They tell their age by the second, and of two of one second a server that
+ * starts again takes the one in its configuration, which revokes nobody.
+ */
+async function untilLaterThan(jwt: string): Promise<void> {
+  const { iat } = decode(jwt);
+  while (Date.now() < 1000 * (iat + 1)) await setTimeout(1000 * (iat + 1) - Date.now());
+}
+
+/**
  * Revokes users at the server, which closes their connections. Several replicas may revoke at once: what is pushed is
  * looked up again until the server holds it. Throws code "REVOCATION_REFUSED" if the server does not take it.
  *
@@ -249,6 +259,7 @@ export async function revokeUsers(
     // A key that was revoked before and has joined again holds a newer JWT: only a revocation of now covers it.
     const revoked = revokedIn(current);
     if (publicKeys.every((key) => (revoked.get(key) ?? 0) >= Math.floor(atMs / 1000))) return;
+    await untilLaterThan(current);
     const next = await revokeInAccountJwt(current, keys.operatorSeed, publicKeys, atMs);
     const reply = (await system.request("$SYS.REQ.CLAIMS.UPDATE", next, { timeout: 5000 })).json<ClaimsReply>();
     if (reply.error !== undefined)

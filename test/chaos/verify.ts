@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { codeOf } from "#common/adapters/coded-error.js";
 import { credsPaths } from "#common/adapters/nats/keys.js";
 import { NatsLink } from "#common/adapters/nats/connection.js";
 import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
@@ -58,10 +59,27 @@ async function verifyRound(
   }
   const updates = result.folded.map((v) => `${v.manifest?.device ?? ""} for ${v.manifest?.round ?? ""}`);
   if (new Set(updates).size !== updates.length) verified.doubled.push(name);
-  const replayed = await replayRound(ports, name);
-  if (replayed.weightsDigest !== result.weights?.digest || replayed.outerDigest !== (result.outerState?.digest ?? "")) {
-    verified.mismatched.push(name);
+  try {
+    const { weightsDigest, outerDigest } = await replayRound(ports, name);
+    const isEqual = weightsDigest === result.weights?.digest && outerDigest === (result.outerState?.digest ?? "");
+    if (!isEqual) verified.mismatched.push(name);
+  } catch (error) {
+    if (codeOf(error) !== "LOG_CORRUPT") throw error;
+    verified.lost.push(...(await damageOf(ports.log, result)));
   }
+}
+
+/** Where the log does not hold any more what a round counted. */
+async function damageOf(log: NatsUpdateLog, { metadata, folded }: RoundResult): Promise<string[]> {
+  const damage: string[] = [];
+  for (const { manifest, commitSeq } of folded) {
+    const seqs = manifest?.chunkSeqs ?? [];
+    const chunks = await Promise.all(seqs.map((seq) => log.readChunk(seq)));
+    const absent = seqs.filter((_seq, i) => chunks[i] === undefined);
+    if (absent.length > 0) damage.push(`${manifest?.device ?? "?"}@${commitSeq}: no chunk at ${absent.join(", ")}`);
+  }
+  const name = metadata?.name ?? "";
+  return damage.length > 0 ? damage.map((one) => `${name}/${one}`) : [`${name}: a chunk is not what was judged`];
 }
 
 /** An update is folded by one round, and what an asynchronous round accepted is folded, or refused with the reason, by the last that takes it. */

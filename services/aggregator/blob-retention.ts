@@ -140,7 +140,10 @@ export function judgeContents(
   });
   const partial = contents.partial.flatMap((digest) => {
     const suspect = trial.convicts(`partial ${digest}`, 0);
-    return suspect === undefined ? [] : [{ digest, upToVersion: suspect.headVersion }];
+    if (suspect === undefined) return [];
+    // What was written since it was first seen stays, and begins anew.
+    trial.suspects.delete(`partial ${digest}`);
+    return [{ digest, upToVersion: suspect.headVersion }];
   });
   const stages = contents.stages.filter((name) => {
     return !needs.stages.has(name) && trial.convicts(`stage ${name}`, 0) !== undefined;

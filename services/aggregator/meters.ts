@@ -20,7 +20,7 @@ export interface LogMeters {
 
 /** What the collection of blobs counts. */
 export interface BlobMeters {
-  /** Something collected: "Blob", "Partial" (of a put that was cut off) or "Stage" (of a fold that was). */
+  /** Something collected: "Blob", "Partial" (of a put that was cut off, or the mark of a collected blob) or "Stage" (of a fold that was). */
   collected(what: string, bytes: number): void;
   /** How much the store holds now. */
   holds(bytes: number, blobs: number): void;

@@ -1,69 +1,102 @@
 import test from "ava";
 import { NatsError, type JetStreamClient, type JetStreamPublishOptions } from "nats";
+import { SystemClock } from "#common/adapters/memory/clock.js";
 import { writeAfter } from "#common/adapters/nats/conditional-write.js";
 import type { NatsLink } from "#common/adapters/nats/connection.js";
 
-type Publish = (options: Partial<JetStreamPublishOptions>) => { seq: number; duplicate: boolean };
+type Expectation = JetStreamPublishOptions["expect"];
 
-/** A link to a server of a version, whose stream answers so. */
-function linkTo(version: string | undefined, publish: Publish): NatsLink {
+/** A link to a server of a version with so many copies, whose stream ends at 20 and its subject at 7, and answers so. */
+function linkTo(version: string | undefined, copies: number, publish: (expect: Expectation) => number): NatsLink {
   const js: Pick<JetStreamClient, "publish"> = {
-    publish: (_subject, _data, options = {}) =>
-      new Promise((resolve) => resolve({ stream: "S", domain: "", ...publish(options) })),
+    publish: (_subject, _data, options) =>
+      new Promise((resolve) =>
+        resolve({ stream: "S", domain: "", seq: publish(options?.expect ?? {}), duplicate: false }),
+      ),
+  };
+  const streams = {
+    info: () => Promise.resolve({ config: { num_replicas: copies }, state: { last_seq: 20 } }),
+    getMessage: () => Promise.resolve({ seq: 7 }),
   };
   return {
     nc: { info: version === undefined ? undefined : { version } },
+    clock: new SystemClock(),
+    manager: () => Promise.resolve({ streams }),
     jetstream: () => js,
     call: (request: () => unknown) => request(),
   } as unknown as NatsLink;
 }
 
-const WRITE = { subject: "a.b", data: "x", lastSeq: 7 };
+const WRITE = { stream: "S", subject: "a.b", data: "x", lastSeq: 7 };
 
-function refusal(code: number): NatsError {
+function refuse(code: number): never {
   const error = new NatsError("wrong last sequence", "400");
   error.api_error = { code: 400, err_code: code, description: "wrong last sequence" };
-  return error;
+  throw error;
 }
 
-for (const [version, lastSeq, id] of [
-  ["2.9.10", 7, "a.b@7"],
-  ["2.9.25", 7, "a.b@7"],
-  ["1.4.0", 7, "a.b@7"],
-  ["2.9.10", 0, undefined],
-  ["2.10.0", 7, undefined],
-  ["2.15.2", 7, undefined],
-  ["3.0.0", 7, undefined],
-  [undefined, 7, "a.b@7"],
+const SUBJECT_ONLY = { lastSubjectSequence: 7 };
+const BOTH = { lastSubjectSequence: 7, lastSequence: 20 };
+for (const [version, copies, expected] of [
+  ["2.9.10", 3, BOTH],
+  ["2.9.20-beta", 3, BOTH],
+  ["1.4.0", 3, BOTH],
+  [undefined, 3, BOTH],
+  ["2.9.10", 1, SUBJECT_ONLY],
+  ["2.9.21", 3, SUBJECT_ONLY],
+  ["2.10.0", 3, SUBJECT_ONLY],
+  ["2.15.2", 3, SUBJECT_ONLY],
+  ["3.0.0", 3, SUBJECT_ONLY],
 ] as const) {
-  test(`a write behind ${lastSeq} to server ${version} has ${id === undefined ? "no id" : "the id"}`, async (t) => {
-    const seen: (string | undefined)[] = [];
-    const link = linkTo(version, ({ msgID, expect }) => {
-      seen.push(msgID);
-      t.deepEqual(expect, { lastSubjectSequence: lastSeq });
-      return { seq: 9, duplicate: false };
+  test(`what a write to server ${version} with ${copies} copies expects`, async (t) => {
+    const seen: Expectation[] = [];
+    const link = linkTo(version, copies, (expect) => {
+      seen.push(expect);
+      return 21;
     });
-    t.is(await writeAfter(link, { ...WRITE, lastSeq }), 9);
-    t.deepEqual(seen, [id]);
+    t.is(await writeAfter(link, WRITE), 21);
+    t.deepEqual(seen, [expected]);
   });
 }
 
+test("a write behind no message expects no more, of any server", async (t) => {
+  const link = linkTo("2.9.10", 3, (expect) => {
+    t.deepEqual(expect, { lastSubjectSequence: 0 });
+    return 21;
+  });
+  t.is(await writeAfter(link, { ...WRITE, lastSeq: 0 }), 21);
+});
+
 test("whoever was not the first is told so, in every server's words", async (t) => {
+  for (const code of [10071, 10164]) {
+    t.is(
+      await writeAfter(
+        linkTo("2.15.2", 3, () => refuse(code)),
+        WRITE,
+      ),
+      undefined,
+      String(code),
+    );
+  }
   t.is(
     await writeAfter(
-      linkTo("2.9.10", () => ({ seq: 8, duplicate: true })),
-      WRITE,
+      linkTo("2.9.10", 3, () => 21),
+      { ...WRITE, lastSeq: 6 },
     ),
     undefined,
   );
-  for (const code of [10071, 10164]) {
-    const link = linkTo("2.15.2", () => {
-      throw refusal(code);
-    });
-    t.is(await writeAfter(link, WRITE), undefined, String(code));
-  }
-  const other = linkTo("2.15.2", () => {
-    throw refusal(10077);
-  });
-  await t.throwsAsync(writeAfter(other, WRITE), { message: "wrong last sequence" });
+  await t.throwsAsync(
+    writeAfter(
+      linkTo("2.15.2", 3, () => refuse(10077)),
+      WRITE,
+    ),
+    { message: "wrong last sequence" },
+  );
+});
+
+test("a write that others' subjects went before is tried again", async (t) => {
+  let tries = 0;
+  const link = linkTo("2.9.10", 3, () => (++tries < 4 ? refuse(10071) : 24));
+  t.is(await writeAfter(link, WRITE), 24);
+  t.is(tries, 4);
 });

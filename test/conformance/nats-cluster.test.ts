@@ -1,14 +1,12 @@
-import { randomBytes } from "node:crypto";
 import test from "ava";
-import { messageOf } from "#common/adapters/coded-error.js";
 import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
 import type { NatsLink } from "#common/adapters/nats/connection.js";
 import { NatsResourceStore } from "#common/adapters/nats/kv-store.js";
 import { ensureStreams, STREAMS } from "#common/adapters/nats/streams.js";
 import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
-import { MAX_PIECE_BYTES, subjects } from "#common/domain/subjects.js";
+import { subjects } from "#common/domain/subjects.js";
 import { Lease } from "#proto/shoal/v1/device.js";
-import { startNatsCluster, type NatsTestServer } from "#test/support/servers.js";
+import { insist, startNatsCluster, type NatsTestServer } from "#test/support/servers.js";
 import { blobCollectionConformance } from "./blob-collection.js";
 import { blobStoreConformance } from "./blob-store.js";
 import { resourceStoreConformance } from "./resource-store.js";
@@ -18,22 +16,10 @@ let servers: NatsTestServer[] = [];
 let link: NatsLink;
 let store: NatsResourceStore;
 
-/** Until it succeeds: a cluster has no leader at first. */
-async function insist<T>(work: () => Promise<T>): Promise<T> {
-  for (let tries = 0; ; tries++) {
-    try {
-      return await work();
-    } catch (error) {
-      if (tries === 60) throw new Error(`still failing: ${messageOf(error)}`, { cause: error });
-      await link.clock.sleep(500);
-    }
-  }
-}
-
 test.before(async () => {
   servers = await startNatsCluster();
   link = await (servers[0] as NatsTestServer).connect();
-  await insist(() => ensureStreams(link, { replicas: 3, updatesMaxBytes: 1024 ** 3 }));
+  await insist(link, () => ensureStreams(link, { replicas: 3, updatesMaxBytes: 1024 ** 3 }));
   store = await NatsResourceStore.open(link);
 });
 
@@ -56,7 +42,7 @@ async function agree(stream: string): Promise<void> {
   await link.clock.sleep(200);
 }
 
-/** The same, whose methods of these names end only when all copies agree. */
+/** The same, whose methods of these names begin and end only when all copies agree. */
 function settling<T extends object>(target: T, stream: string, names: readonly (keyof T)[]): T {
   return new Proxy(target, {
     get(own, name) {
@@ -65,6 +51,7 @@ function settling<T extends object>(target: T, stream: string, names: readonly (
       const method = value.bind(own) as (...args: unknown[]) => unknown;
       if (!names.includes(name as keyof T)) return method;
       return async (...args: unknown[]) => {
+        await agree(stream);
         const result = await method(...args);
         await agree(stream);
         return result;
@@ -105,36 +92,4 @@ test("NATS cluster store: whichever server it is written through, a version is f
   };
   await Promise.all([...stores, ...stores].map(add));
   t.is((await store.get("Lease", "one-chain"))?.renewedAtMs, 150);
-});
-
-/** A fault of all servers at once, from which they come back with what they had on disk. */
-async function killAll(): Promise<void> {
-  await Promise.all(servers.map((server) => server.kill()));
-  await Promise.all(servers.map((server) => server.start()));
-}
-
-// The last one, so that nobody else is disturbed.
-test.serial("NATS cluster: what is collected takes nothing else with it when all servers are killed", async (t) => {
-  const [log, blobs] = [new NatsUpdateLog(link), new NatsBlobStore(link)];
-  const kept: number[] = [];
-  const append = async (device: string, round: string, index: number): Promise<number> =>
-    (await uplinkOf(device).appendChunk(round, `${round}-${device}-${index}`, new Uint8Array(40_000).fill(index))).seq;
-  const early = await blobs.put(randomBytes(3 * MAX_PIECE_BYTES));
-  for (let turn = 0; turn < 2; turn++) {
-    for (let index = 0; index < 30; index++) kept.push(await append(`dev-${index % 4}`, "kept-1", 100 * turn + index));
-    const doomed = [await append("dev-0", "gone-1", turn), await append("dev-1", "gone-1", turn)];
-    const late = await blobs.put(randomBytes(2 * MAX_PIECE_BYTES));
-    t.is(await log.purge({ round: "gone-1", device: "dev-1", part: "chunk", upToSeq: doomed[1] ?? 0 }), 1);
-    await log.purgeRound("gone-1");
-    const { version } = (await blobs.contents()).blobs.find(({ digest }) => digest === late.digest) ?? { version: 0 };
-    t.true(await blobs.collect(late.digest, version));
-    kept.push(await append("dev-1", "kept-1", 100 * turn + 99));
-    await killAll();
-    const { state } = await insist(async () => (await link.manager()).streams.info("UPDATES"));
-    t.true(state.first_seq <= (kept[0] ?? 0), `the log begins at ${state.first_seq}`);
-    for (const seq of kept) t.is((await insist(() => log.readChunk(seq)))?.round, "kept-1", `sequence ${seq}`);
-    for (const seq of doomed) t.is(await insist(() => log.readChunk(seq)), undefined);
-    t.is((await insist(() => blobs.get(early.digest)))?.length, early.sizeBytes);
-    t.is(await insist(() => blobs.get(late.digest)), undefined);
-  }
 });

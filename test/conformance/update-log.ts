@@ -281,14 +281,35 @@ export function logCollectionConformance(test: TestFn, label: string, open: () =
 
   test(title("a purge can keep single messages"), async (t) => {
     const { log, uplink } = open();
-    const { chunks } = await fill(uplink("dev-a"), "dev-a", "keep-1", 5);
+    const { chunks } = await fill(uplink("dev-m"), "dev-m", "keep-1", 5);
     const keep = new Set([chunks[0] ?? 0, chunks[3] ?? 0]);
-    const selection = { round: "keep-1", device: "dev-a", part: "chunk", upToSeq: ENDLESS, keep } as const;
+    const selection = { round: "keep-1", device: "dev-m", part: "chunk", upToSeq: ENDLESS, keep } as const;
     t.is(await log.purge(selection), 3);
     t.is(await log.purge(selection), 0);
     const left = await Promise.all(chunks.map(async (seq) => (await log.readChunk(seq)) !== undefined));
     t.deepEqual(left, [true, false, false, true, false]);
     t.is((await log.commits("keep-1")).length, 1);
+    // What is left goes too, though what came after it was deleted before.
+    t.is(await log.purgeDevice("dev-m", chunks[0] ?? 0, new Set()), 1);
+    await log.purgeRound("keep-1");
+    t.deepEqual(
+      (await log.parts()).parts.filter(({ round }) => round === "keep-1"),
+      [],
+    );
+  });
+
+  test(title("commits are there though the last one was deleted"), async (t) => {
+    const { log, uplink } = open();
+    const [first, last] = [
+      await fill(uplink("dev-f"), "dev-f", "last-1", 1),
+      await fill(uplink("dev-g"), "dev-g", "last-1", 1),
+    ];
+    const keep = new Set([first.commit]);
+    t.is(await log.purge({ round: "last-1", part: "commit", upToSeq: last.commit, keep }), 1);
+    t.deepEqual(
+      (await log.commits("last-1")).map(({ device }) => device),
+      ["dev-f"],
+    );
   });
 
   test(title("names that mean everybody are strays: nobody's, and purged alone"), async (t) => {

@@ -151,6 +151,18 @@ export async function startNatsCluster(): Promise<NatsTestServer[]> {
   return servers;
 }
 
+/** Until it succeeds: a cluster whose servers have just started has no leader. */
+export async function insist<T>({ clock }: NatsLink, work: () => Promise<T>): Promise<T> {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await work();
+    } catch (error) {
+      if (tries === 60) throw error;
+      await clock.sleep(500);
+    }
+  }
+}
+
 /** A redis-server that keeps nothing on disk. */
 export class RedisTestServer extends TestServer {
   get url(): string {

@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { StoredBlob, type BlobRef } from "#proto/shoal/v1/meta.js";
 import { MAX_PIECE_BYTES } from "../../domain/subjects.js";
 import type { CollectableBlobs, StoreContents } from "../../ports/blob-store.js";
@@ -18,6 +18,8 @@ const WRITE = { timeout: 10_000 };
 const SLOW_PUT_MS = 60_000;
 /** A reference that says: no blob any more. */
 const GONE = new Uint8Array();
+/** Between tries to do what others do too. */
+const RETRY_MS = 10;
 
 /** Where a run of a blob's bytes lies: piece n of it under `<prefix>.<n>`. */
 interface Run {
@@ -44,9 +46,13 @@ export class NatsBlobStore implements CollectableBlobs {
     const hex = createHash("sha256").update(bytes).digest("hex");
     const ref: BlobRef = { digest: `sha256:${hex}`, sizeBytes: bytes.length };
     if ((await this.touch(ref.digest)) !== undefined) return ref;
-    await this.writeLasting(hex, bytes);
-    await this.write(`shoal.blob.${hex}.ref`, StoredBlob.encode(StoredBlob.fromPartial(ref)).finish());
-    return ref;
+    for (;;) {
+      const { seq } = await this.readReference(hex);
+      await this.writeLasting(hex, bytes);
+      if ((await this.refer(StoredBlob.fromPartial(ref), seq)) !== undefined) return ref;
+      // Somebody else put it, or collected what was there: then it is absent, and the pieces may be gone too.
+      if ((await this.touch(ref.digest)) !== undefined) return ref;
+    }
   }
 
   async stat(digest: string): Promise<BlobRef | undefined> {
@@ -59,6 +65,7 @@ export class NatsBlobStore implements CollectableBlobs {
       const stored = await this.lookUp(digest);
       if (stored === undefined) return undefined;
       if ((await this.refer(stored, stored.seq)) !== undefined) return { digest, sizeBytes: stored.sizeBytes };
+      await this.link.clock.sleep(RETRY_MS);
     }
   }
 
@@ -83,7 +90,7 @@ export class NatsBlobStore implements CollectableBlobs {
     for (;;) {
       const stored = await this.lookUp(digest);
       if (stored === undefined) break;
-      await this.collect(digest, stored.seq);
+      if (!(await this.collect(digest, stored.seq))) await this.link.clock.sleep(RETRY_MS);
     }
     await this.erase(`shoal.blob.${hex}.>`);
   }
@@ -129,7 +136,7 @@ export class NatsBlobStore implements CollectableBlobs {
     if (hex === undefined || stored?.seq !== version) return false;
     // Of whoever touches it now and this one, only one is first. (An erased reference would be no answer to the other: a cluster
     // lets a write pass that is to follow a message which is erased at the same time.)
-    const mark = { subject: `shoal.blob.${hex}.ref`, data: GONE, lastSeq: version };
+    const mark = { stream: STREAMS.blobs, subject: `shoal.blob.${hex}.ref`, data: GONE, lastSeq: version };
     if ((await writeAfter(this.link, mark)) === undefined) return false;
     // From here on it is absent, and who wants it writes all of it anew, behind this version.
     await this.erase(`shoal.blob.${hex}.>`, version);
@@ -164,7 +171,7 @@ export class NatsBlobStore implements CollectableBlobs {
   /** Writes a blob's reference behind the last one, of this sequence; undefined if somebody else was first. */
   private refer(blob: StoredBlob, lastSeq: number): Promise<number | undefined> {
     const subject = `shoal.blob.${blob.digest.slice("sha256:".length)}.ref`;
-    return writeAfter(this.link, { subject, data: StoredBlob.encode(blob).finish(), lastSeq });
+    return writeAfter(this.link, { stream: STREAMS.blobs, subject, data: StoredBlob.encode(blob).finish(), lastSeq });
   }
 
   /** Pieces without a reference are collected once they have lain for long: a slow writer may have to write some again. */
@@ -211,7 +218,8 @@ export class NatsBlobStore implements CollectableBlobs {
 
   private async write(subject: string, data: Uint8Array): Promise<void> {
     const js = this.link.jetstream();
-    await this.link.call(() => js.publish(subject, data, WRITE));
+    // An id of its own: nats-server 2.9 in a cluster may do last writes again after a crash, and refuses those whose id is there.
+    await this.link.call(() => js.publish(subject, data, { ...WRITE, msgID: randomUUID() }));
   }
 
   /** Erases pieces; with a sequence only those up to it. */

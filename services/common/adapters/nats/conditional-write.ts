@@ -1,12 +1,17 @@
 import { headers, NatsError, type MsgHdrs } from "nats";
+import { CodedError } from "../coded-error.js";
 import type { NatsLink } from "./connection.js";
+import { readFromLeader } from "./direct.js";
 
-const TIMEOUT_MS = 10_000;
-/** The subject's last message is another one; or, from 2.12 on, one that is being written. */
+/** Another message was the last; or, from 2.12 on, one that is being written. */
 const LOST_RACE = new Set([10071, 10164]);
+/** How long a write is tried while others move the stream's head, and the pause in between. */
+const TRY_MS = 15_000;
+const PAUSE_MS = 5;
 
 /** A message that is written only behind a certain other one. */
 export interface ConditionalWrite {
+  stream: string;
   subject: string;
   data: Uint8Array | string;
   /** Sequence of the subject's last message; 0 for none. */
@@ -17,29 +22,45 @@ export interface ConditionalWrite {
 /**
  * Writes if the subject's last message is still of this sequence; the new one's sequence, undefined if somebody else was first.
  *
- * In a cluster nats-server 2.9 looks at the last message before a write is agreed on and not again, so that of writes at the same
- * time several pass. What it does look at then is the message id, so such writes have the same one: a sequence that is the last
- * of its subject is followed once. (Not with 0, which it does look at, and which may be the last one more than once. Nor from 2.10
- * on, where the condition is enough, and an id may be taken by a write that was never agreed on.)
+ * In a cluster a nats-server before 2.9.21 looks at the subject's last message before a write is agreed on and not again, so that of
+ * writes at the same time several pass. What it looks at again is the stream's last message of all, so that is expected too, and
+ * the write is tried again when only other subjects have moved on. Throws code "TIMEOUT" if they do so all the time.
  */
-export async function writeAfter(
+export async function writeAfter(link: NatsLink, write: ConditionalWrite): Promise<number | undefined> {
+  // That there is no message is looked at again by all of them.
+  if (write.lastSeq === 0 || !checksOnce(link.nc.info?.version)) return publish(link, write);
+  const { streams } = await link.manager();
+  const untilMs = link.clock.monotonicMs() + TRY_MS;
+  while (link.clock.monotonicMs() < untilMs) {
+    // The head first: what is written to the subject from here on moves it.
+    const { config, state } = await link.call(() => streams.info(write.stream));
+    if (config.num_replicas === 1) return publish(link, write);
+    const last = await readFromLeader(link, write.stream, { lastOf: write.subject });
+    if (last?.seq !== write.lastSeq) return undefined;
+    const seq = await publish(link, write, state.last_seq);
+    if (seq !== undefined) return seq;
+    await link.clock.sleep(PAUSE_MS);
+  }
+  throw new CodedError("TIMEOUT", `${write.stream} is written to all the time: ${write.subject} found no gap`);
+}
+
+async function publish(
   link: NatsLink,
   { subject, data, lastSeq, header = headers() }: ConditionalWrite,
+  lastSequence?: number,
 ): Promise<number | undefined> {
-  const id = lastSeq > 0 && isOld(link.nc.info?.version) ? { msgID: `${subject}@${lastSeq}` } : {};
-  const options = { timeout: TIMEOUT_MS, headers: header, expect: { lastSubjectSequence: lastSeq }, ...id };
+  const expect = { lastSubjectSequence: lastSeq, ...(lastSequence === undefined ? {} : { lastSequence }) };
   const js = link.jetstream();
   try {
-    const ack = await link.call(() => js.publish(subject, data, options));
-    return ack.duplicate ? undefined : ack.seq;
+    return (await link.call(() => js.publish(subject, data, { headers: header, expect }))).seq;
   } catch (error) {
     if (error instanceof NatsError && LOST_RACE.has(error.api_error?.err_code ?? 0)) return undefined;
     throw error;
   }
 }
 
-/** Whether a server is older than 2.10. */
-function isOld(version = ""): boolean {
-  const [major = 0, minor = 0] = version.split(".").map(Number);
-  return major < 2 || (major === 2 && minor < 10);
+/** Whether a server is older than 2.9.21; one that does not say is. */
+function checksOnce(version = ""): boolean {
+  const [major = 0, minor = 0, patch = 0] = version.split(".").map((part) => Number.parseInt(part, 10) || 0);
+  return 1e6 * major + 1e3 * minor + patch < 2_009_021;
 }

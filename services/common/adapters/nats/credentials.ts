@@ -231,13 +231,16 @@ interface ClaimsReply {
   error?: { code: number; description: string };
 }
 
+/** After how long a revocation is looked for once more. */
+const SETTLE_MS = 250;
+
 /**
- * Waits until a JWT made now is a later one than this. They tell their age by the second, and of two of one second a server that
- * starts again takes the one in its configuration, which revokes nobody.
+ * Waits, a second at most, until a JWT made now is a later one than this. They tell their age by the second, and of two of one
+ * second a server that starts again takes the one in its configuration, which revokes nobody.
  */
 async function untilLaterThan(jwt: string): Promise<void> {
-  const { iat } = decode(jwt);
-  while (Date.now() < 1000 * (iat + 1)) await setTimeout(1000 * (iat + 1) - Date.now());
+  const waitMs = 1000 * (decode(jwt).iat + 1) - Date.now();
+  if (waitMs > 0 && waitMs <= 1000) await setTimeout(waitMs);
 }
 
 /**
@@ -248,22 +251,30 @@ async function untilLaterThan(jwt: string): Promise<void> {
  */
 export async function revokeUsers(
   system: NatsConnection,
-  keys: Pick<TrustRoot, "deviceAccount" | "operatorSeed">,
+  keys: Pick<TrustRoot, "deviceAccount" | "deviceAccountJwt" | "operatorSeed">,
   publicKeys: readonly string[],
   atMs: number,
 ): Promise<void> {
   const lookUp = async (): Promise<string> =>
     (await system.request(`$SYS.REQ.ACCOUNT.${keys.deviceAccount}.CLAIMS.LOOKUP`, "", { timeout: 5000 })).string();
-  for (let attempt = 0; attempt < 10; attempt += 1) {
+  await untilLaterThan(keys.deviceAccountJwt);
+  let isSettled = false;
+  for (let attempt = 0; attempt < 20; attempt += 1) {
     const current = await lookUp();
     // A key that was revoked before and has joined again holds a newer JWT: only a revocation of now covers it.
     const revoked = revokedIn(current);
-    if (publicKeys.every((key) => (revoked.get(key) ?? 0) >= Math.floor(atMs / 1000))) return;
-    await untilLaterThan(current);
+    if (publicKeys.every((key) => (revoked.get(key) ?? 0) >= Math.floor(atMs / 1000))) {
+      if (isSettled) return;
+      // Whoever looked up before this one pushed may push without it now.
+      isSettled = true;
+      await setTimeout(SETTLE_MS);
+      continue;
+    }
+    isSettled = false;
     const next = await revokeInAccountJwt(current, keys.operatorSeed, publicKeys, atMs);
     const reply = (await system.request("$SYS.REQ.CLAIMS.UPDATE", next, { timeout: 5000 })).json<ClaimsReply>();
     if (reply.error !== undefined)
       throw new CodedError("REVOCATION_REFUSED", `nats-server refused the account: ${reply.error.description}`);
   }
-  throw new CodedError("REVOCATION_REFUSED", "nats-server did not keep the revocation after 10 attempts");
+  throw new CodedError("REVOCATION_REFUSED", "nats-server did not keep the revocation after 20 attempts");
 }

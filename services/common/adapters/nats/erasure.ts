@@ -1,7 +1,6 @@
 import { NatsError } from "nats";
 import type { NatsLink } from "./connection.js";
-import type { StoredMessage } from "./follow.js";
-import { readPresent } from "./presence.js";
+import { readPast, type StoredMessage } from "./follow.js";
 
 const DELETES_AT_ONCE = 16;
 /** Some eight thousand messages without what they hold. */
@@ -21,7 +20,7 @@ export interface Erasure {
 }
 
 /**
- * Erases messages; how many that were. Repeating it does no harm.
+ * Erases messages; how many that were. Repeating it does no harm, and finds what a lagging copy did not show yet.
  *
  * Where the stream has copies, each by its sequence: nats-server 2.9 in a cluster, killed after a purge by subject, comes back
  * without anything that lay before that purge.
@@ -30,14 +29,18 @@ export async function erase(link: NatsLink, { stream, filter, upToSeq, isDoomed 
   const { streams } = await link.manager();
   const { config, state } = await link.call(() => streams.info(stream));
   const lastSeq = Math.min(upToSeq ?? state.last_seq, state.last_seq);
-  if (isDoomed === undefined && config.num_replicas === 1)
-    return (await link.call(() => streams.purge(stream, { filter, seq: lastSeq + 1 }))).purged;
+  // To the server a purge up to no sequence is one of everything.
+  if (lastSeq === 0) return 0;
   let erased = 0;
+  if (isDoomed === undefined && config.num_replicas === 1) {
+    // Cheaper where there is much; what was erased by its sequence before may hide some from nats-server 2.9.
+    erased = (await link.call(() => streams.purge(stream, { filter, seq: lastSeq + 1 }))).purged;
+  }
   let afterSeq = 0;
   // Page by page: what a device flooded the log with is neither held nor read in one go.
   while (afterSeq < lastSeq) {
     const source = { stream, filter, afterSeq, headersOnly: true };
-    const { messages, isWhole } = await readPresent(link, source, { mostBytes: PAGE_BYTES });
+    const { messages, isWhole } = await readPast(link, source, { mostBytes: PAGE_BYTES });
     const doomed = messages.filter((message) => message.seq <= lastSeq && (isDoomed?.(message) ?? true));
     erased += await eraseAll(link, stream, doomed);
     afterSeq = isWhole ? lastSeq : (messages.at(-1)?.seq ?? lastSeq);

@@ -9,6 +9,8 @@ import { BUCKET, STREAMS } from "./streams.js";
 
 const PREFIX = `$KV.${BUCKET}.`;
 const OPERATION = "KV-Operation";
+/** Between tries to remove what others write. */
+const RETRY_MS = 10;
 
 /** ResourceStore on a NATS KV bucket: key `<Kind>.<name>`, value JSON, version = sequence in the stream. */
 export class NatsResourceStore implements ResourceStore {
@@ -81,8 +83,9 @@ export class NatsResourceStore implements ResourceStore {
       if (entry?.operation !== "PUT") return { ok: false, reason: "NotFound" };
       if (resourceVersion !== undefined && resourceVersion !== String(entry.revision))
         return { ok: false, reason: "Conflict" };
-      const mark = { subject: `${PREFIX}${key}`, data: "", header: markOf("DEL") };
+      const mark = { stream: STREAMS.resources, subject: `${PREFIX}${key}`, data: "", header: markOf("DEL") };
       if ((await writeAfter(this.link, { ...mark, lastSeq: entry.revision })) !== undefined) return { ok: true };
+      await this.link.clock.sleep(RETRY_MS);
     }
   }
 
@@ -111,7 +114,8 @@ export class NatsResourceStore implements ResourceStore {
   ): Promise<ResourceOf[K] | undefined> {
     const data = encodeResource(kind, resource);
     try {
-      const seq = await writeAfter(this.link, { subject: `${PREFIX}${kind}.${nameOf(resource)}`, data, lastSeq });
+      const subject = `${PREFIX}${kind}.${nameOf(resource)}`;
+      const seq = await writeAfter(this.link, { stream: STREAMS.resources, subject, data, lastSeq });
       return seq === undefined ? undefined : decodeResource(kind, data, String(seq));
     } catch (error) {
       if (!isTooLarge(error)) throw error;

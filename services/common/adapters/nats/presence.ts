@@ -20,11 +20,11 @@ export async function readPresent(
   const { stream, filter, afterSeq } = source;
   const untilMs = link.clock.monotonicMs() + LAG_TIMEOUT_MS;
   for (;;) {
-    // Asked each time: what was the last may be gone.
-    const dueSeq = (await readFromLeader(link, stream, { lastOf: filter }))?.seq ?? 0;
-    if (dueSeq <= afterSeq) return { messages: [], isWhole: true };
+    // Asked each time: what was the last may be gone. (Then nats-server 2.9 says that there is none, whatever lies before it.)
+    const dueSeq = (await readFromLeader(link, stream, { lastOf: filter }))?.seq;
+    if (dueSeq !== undefined && dueSeq <= afterSeq) return { messages: [], isWhole: true };
     const { messages, isWhole } = await readPast(link, source, limits);
-    if (!isWhole || (messages.at(-1)?.seq ?? 0) >= dueSeq) return { messages, isWhole };
+    if (!isWhole || (messages.at(-1)?.seq ?? 0) >= (dueSeq ?? 0)) return { messages, isWhole };
     if (link.clock.monotonicMs() > untilMs)
       throw new CodedError("TIMEOUT", `a copy of stream ${stream} lags behind sequence ${dueSeq} of ${filter}`);
     await link.clock.sleep(LAG_PAUSE_MS);

@@ -140,10 +140,10 @@ export class NatsUpdateLog implements CollectableLog {
     return erase(this.link, { stream: STREAMS.updates, filter: subjects.allUpdates, upToSeq, isDoomed });
   }
 
-  /** Each part for itself: of a filter within the stream's subjects, but not within one of them, nats-server 2.9 reads nothing. */
+  /** Each part for itself, commits first, since a commit without its chunks would be damage: of a filter within the stream's subjects, but not within one of them, nats-server 2.9 reads nothing. */
   private async eraseParts(selection: Omit<Erasure, "stream">, only?: "chunk" | "commit"): Promise<number> {
     let erased = 0;
-    for (const part of only === undefined ? (["chunk", "commit"] as const) : [only]) {
+    for (const part of only === undefined ? (["commit", "chunk"] as const) : [only]) {
       const filter = `${selection.filter}.${part}`;
       erased += await erase(this.link, { ...selection, stream: STREAMS.updates, filter });
     }

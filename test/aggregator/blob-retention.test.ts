@@ -188,6 +188,15 @@ test("what nobody needs goes after the grace, in enough scans, and not before", 
   );
 });
 
+test("what was written under a digest that is no blob, after what went there, goes a grace later", (t) => {
+  const held = holding({ partial: ["p"] });
+  const later = { ...held, version: 70 };
+  const turns = [0, 50].map((at): [number, Contents] => [at, held]);
+  const further = [100, 150, 199].map((at): [number, Contents] => [at, later]);
+  t.deepEqual(judge([...turns, ...further]).partial, []);
+  t.deepEqual(judge([...turns, ...further, [250, later]]).partial, [{ digest: "p", upToVersion: 70 }]);
+});
+
 test("what is needed, touched or staged by a fold under way begins anew", (t) => {
   const held = holding({ blobs: [entry("a"), entry("b", 2, "fold")], stages: ["fold"] });
   const needs = { digests: new Set(["a"]), stages: new Set(["fold"]) };

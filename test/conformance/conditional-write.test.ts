@@ -6,8 +6,12 @@ import type { NatsLink } from "#common/adapters/nats/connection.js";
 
 type Expectation = JetStreamPublishOptions["expect"];
 
-/** A link to a server of a version with so many copies, whose stream ends at 20 and its subject at 7, and answers so. */
-function linkTo(version: string | undefined, copies: number, publish: (expect: Expectation) => number): NatsLink {
+/** A link to a server of a version, of a cluster or alone, whose stream ends at 20 and its subject at 7, and answers so. */
+function linkTo(
+  version: string | undefined,
+  cluster: string | undefined,
+  publish: (expect: Expectation) => number,
+): NatsLink {
   const js: Pick<JetStreamClient, "publish"> = {
     publish: (_subject, _data, options) =>
       new Promise((resolve) =>
@@ -15,11 +19,11 @@ function linkTo(version: string | undefined, copies: number, publish: (expect: E
       ),
   };
   const streams = {
-    info: () => Promise.resolve({ config: { num_replicas: copies }, state: { last_seq: 20 } }),
+    info: () => Promise.resolve({ state: { last_seq: 20 } }),
     getMessage: () => Promise.resolve({ seq: 7 }),
   };
   return {
-    nc: { info: version === undefined ? undefined : { version } },
+    nc: { info: { version, cluster } },
     clock: new SystemClock(),
     manager: () => Promise.resolve({ streams }),
     jetstream: () => js,
@@ -27,6 +31,7 @@ function linkTo(version: string | undefined, copies: number, publish: (expect: E
   } as unknown as NatsLink;
 }
 
+const [CLUSTER, ALONE] = ["shoal", undefined];
 const WRITE = { stream: "S", subject: "a.b", data: "x", lastSeq: 7 };
 
 function refuse(code: number): never {
@@ -37,20 +42,20 @@ function refuse(code: number): never {
 
 const SUBJECT_ONLY = { lastSubjectSequence: 7 };
 const BOTH = { lastSubjectSequence: 7, lastSequence: 20 };
-for (const [version, copies, expected] of [
-  ["2.9.10", 3, BOTH],
-  ["2.9.20-beta", 3, BOTH],
-  ["1.4.0", 3, BOTH],
-  [undefined, 3, BOTH],
-  ["2.9.10", 1, SUBJECT_ONLY],
-  ["2.9.21", 3, SUBJECT_ONLY],
-  ["2.10.0", 3, SUBJECT_ONLY],
-  ["2.15.2", 3, SUBJECT_ONLY],
-  ["3.0.0", 3, SUBJECT_ONLY],
+for (const [version, cluster, expected] of [
+  ["2.9.10", CLUSTER, BOTH],
+  ["2.9.20-beta", CLUSTER, BOTH],
+  ["1.4.0", CLUSTER, BOTH],
+  [undefined, CLUSTER, BOTH],
+  ["2.9.10", ALONE, SUBJECT_ONLY],
+  ["2.9.21", CLUSTER, SUBJECT_ONLY],
+  ["2.10.0", CLUSTER, SUBJECT_ONLY],
+  ["2.15.2", CLUSTER, SUBJECT_ONLY],
+  ["3.0.0", CLUSTER, SUBJECT_ONLY],
 ] as const) {
-  test(`what a write to server ${version} with ${copies} copies expects`, async (t) => {
+  test(`what a write to server ${version} of cluster ${cluster} expects`, async (t) => {
     const seen: Expectation[] = [];
-    const link = linkTo(version, copies, (expect) => {
+    const link = linkTo(version, cluster, (expect) => {
       seen.push(expect);
       return 21;
     });
@@ -60,7 +65,7 @@ for (const [version, copies, expected] of [
 }
 
 test("a write behind no message expects no more, of any server", async (t) => {
-  const link = linkTo("2.9.10", 3, (expect) => {
+  const link = linkTo("2.9.10", CLUSTER, (expect) => {
     t.deepEqual(expect, { lastSubjectSequence: 0 });
     return 21;
   });
@@ -71,7 +76,7 @@ test("whoever was not the first is told so, in every server's words", async (t) 
   for (const code of [10071, 10164]) {
     t.is(
       await writeAfter(
-        linkTo("2.15.2", 3, () => refuse(code)),
+        linkTo("2.15.2", CLUSTER, () => refuse(code)),
         WRITE,
       ),
       undefined,
@@ -80,14 +85,14 @@ test("whoever was not the first is told so, in every server's words", async (t) 
   }
   t.is(
     await writeAfter(
-      linkTo("2.9.10", 3, () => 21),
+      linkTo("2.9.10", CLUSTER, () => 21),
       { ...WRITE, lastSeq: 6 },
     ),
     undefined,
   );
   await t.throwsAsync(
     writeAfter(
-      linkTo("2.15.2", 3, () => refuse(10077)),
+      linkTo("2.15.2", CLUSTER, () => refuse(10077)),
       WRITE,
     ),
     { message: "wrong last sequence" },
@@ -96,7 +101,7 @@ test("whoever was not the first is told so, in every server's words", async (t) 
 
 test("a write that others' subjects went before is tried again", async (t) => {
   let tries = 0;
-  const link = linkTo("2.9.10", 3, () => (++tries < 4 ? refuse(10071) : 24));
+  const link = linkTo("2.9.10", CLUSTER, () => (++tries < 4 ? refuse(10071) : 24));
   t.is(await writeAfter(link, WRITE), 24);
   t.is(tries, 4);
 });

@@ -269,6 +269,29 @@ test("NATS blobs: who was held up while sealing takes the place of nobody who se
   t.deepEqual(Buffer.from((await blobs.get(digest)) ?? "absent"), bytes);
 });
 
+test("NATS blobs: who is second to seal the same bits learns of the first, whenever it comes", async (t) => {
+  const blobs = new NatsBlobStore(link);
+  const bytes = randomBytes(200);
+  const digest = `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
+  for (const name of ["early", "late"]) await blobs.stage(name, 0, bytes);
+  // The other one seals, and drops what this one staged, right after this one has seen that there is no blob.
+  let reads = 0;
+  const request: typeof link.nc.request = async (subject, ...rest) => {
+    const answer = await link.nc.request(subject, ...rest);
+    // A direct read of what is absent asks the leader.
+    if (!subject.startsWith("$JS.API.STREAM.MSG.GET.") || ++reads > 1) return answer;
+    await blobs.seal("early", [bytes.length], digest);
+    await blobs.unstage("late");
+    return answer;
+  };
+  const nc = Object.assign(Object.create(link.nc) as typeof link.nc, { request });
+  const manager = (): ReturnType<NatsLink["manager"]> => nc.jetstreamManager({ checkAPI: false });
+  const held = Object.assign(Object.create(link) as NatsLink, { nc, manager });
+  t.is((await new NatsBlobStore(held).seal("late", [bytes.length], digest)).digest, digest);
+  t.true(reads > 0);
+  t.deepEqual(Buffer.from((await blobs.get(digest)) ?? "absent"), bytes);
+});
+
 test("NATS blobs: changed and lost pieces are told apart from absent blobs", async (t) => {
   const blobs = new NatsBlobStore(link);
   const { digest } = await blobs.put(Buffer.from("right"));

@@ -45,13 +45,13 @@ export class NatsBlobStore implements CollectableBlobs {
   async put(bytes: Uint8Array): Promise<BlobRef> {
     const hex = createHash("sha256").update(bytes).digest("hex");
     const ref: BlobRef = { digest: `sha256:${hex}`, sizeBytes: bytes.length };
-    if ((await this.touch(ref.digest)) !== undefined) return ref;
+    const stored = StoredBlob.fromPartial(ref);
     for (;;) {
-      const { seq } = await this.readReference(hex);
+      const { known, seq } = await this.touchOrPlace(hex);
+      if (known !== undefined) return ref;
       await this.writeLasting(hex, bytes);
-      if ((await this.refer(StoredBlob.fromPartial(ref), seq)) !== undefined) return ref;
-      // Somebody else put it, or collected what was there: then it is absent, and the pieces may be gone too.
-      if ((await this.touch(ref.digest)) !== undefined) return ref;
+      // Else somebody else put it, or collected what was there: then it is absent, and the pieces may be gone too.
+      if (await this.refer(hex, stored, seq)) return ref;
     }
   }
 
@@ -61,12 +61,9 @@ export class NatsBlobStore implements CollectableBlobs {
   }
 
   async touch(digest: string): Promise<BlobRef | undefined> {
-    for (;;) {
-      const stored = await this.lookUp(digest);
-      if (stored === undefined) return undefined;
-      if ((await this.refer(stored, stored.seq)) !== undefined) return { digest, sizeBytes: stored.sizeBytes };
-      await this.link.clock.sleep(RETRY_MS);
-    }
+    const hex = DIGEST.exec(digest)?.[1];
+    const blob = hex === undefined ? undefined : (await this.touchOrPlace(hex)).known;
+    return blob && { digest, sizeBytes: blob.sizeBytes };
   }
 
   async get(digest: string): Promise<Uint8Array | undefined> {
@@ -109,13 +106,12 @@ export class NatsBlobStore implements CollectableBlobs {
     if (hex === undefined) throw new CodedError("BAD_DIGEST", `"${digest}" is no digest`);
     const stored = StoredBlob.fromPartial({ digest, sizeBytes, staged: name, partBytes: [...partBytes] });
     for (;;) {
-      const known = await this.touch(digest);
-      if (known !== undefined) return known;
-      const { seq } = await this.readReference(hex);
+      const { known, seq } = await this.touchOrPlace(hex);
+      if (known !== undefined) return { digest, sizeBytes: known.sizeBytes };
       // Whoever drops staged content looks for its owner first, so the owner is there before the blob is.
       await this.write(`shoal.blob.stage.${name}.owner`, new TextEncoder().encode(digest));
       // Of two that seal the same bits the first is named: what the other staged may be dropped by now.
-      if ((await this.refer(stored, seq)) !== undefined) return { digest, sizeBytes };
+      if (await this.refer(hex, stored, seq)) return { digest, sizeBytes };
     }
   }
 
@@ -136,8 +132,7 @@ export class NatsBlobStore implements CollectableBlobs {
     if (hex === undefined || stored?.seq !== version) return false;
     // Of whoever touches it now and this one, only one is first. (An erased reference would be no answer to the other: a cluster
     // lets a write pass that is to follow a message which is erased at the same time.)
-    const mark = { stream: STREAMS.blobs, subject: `shoal.blob.${hex}.ref`, data: GONE, lastSeq: version };
-    if ((await writeAfter(this.link, mark)) === undefined) return false;
+    if (!(await this.writeReference(hex, GONE, version))) return false;
     // From here on it is absent, and who wants it writes all of it anew, behind this version.
     await this.erase(`shoal.blob.${hex}.>`, version);
     if (stored.staged !== "") await this.erase(`shoal.blob.stage.${stored.staged}.>`, version);
@@ -168,10 +163,24 @@ export class NatsBlobStore implements CollectableBlobs {
     return stored.data.length === 0 ? { seq: stored.seq } : { blob: StoredBlob.decode(stored.data), seq: stored.seq };
   }
 
-  /** Writes a blob's reference behind the last one, of this sequence; undefined if somebody else was first. */
-  private refer(blob: StoredBlob, lastSeq: number): Promise<number | undefined> {
-    const subject = `shoal.blob.${blob.digest.slice("sha256:".length)}.ref`;
-    return writeAfter(this.link, { stream: STREAMS.blobs, subject, data: StoredBlob.encode(blob).finish(), lastSeq });
+  /** The blob, touched; if there is none, the sequence behind which its reference goes. One read says both. */
+  private async touchOrPlace(hex: string): Promise<{ known?: StoredBlob; seq: number }> {
+    for (;;) {
+      const { blob, seq } = await this.readReference(hex);
+      if (blob === undefined) return { seq };
+      if (await this.refer(hex, blob, seq)) return { known: blob, seq };
+      await this.link.clock.sleep(RETRY_MS);
+    }
+  }
+
+  private refer(hex: string, blob: StoredBlob, lastSeq: number): Promise<boolean> {
+    return this.writeReference(hex, StoredBlob.encode(blob).finish(), lastSeq);
+  }
+
+  /** Writes a reference behind the last one, of this sequence; false if somebody else was first. */
+  private async writeReference(hex: string, data: Uint8Array, lastSeq: number): Promise<boolean> {
+    const write = { stream: STREAMS.blobs, subject: `shoal.blob.${hex}.ref`, data, lastSeq };
+    return (await writeAfter(this.link, write)) !== undefined;
   }
 
   /** Pieces without a reference are collected once they have lain for long: a slow writer may have to write some again. */

@@ -1,4 +1,4 @@
-import { headers, NatsError, type MsgHdrs } from "nats";
+import { headers, NatsError, type MsgHdrs, type ServerInfo } from "nats";
 import { CodedError } from "../coded-error.js";
 import type { NatsLink } from "./connection.js";
 import { readFromLeader } from "./direct.js";
@@ -28,13 +28,12 @@ export interface ConditionalWrite {
  */
 export async function writeAfter(link: NatsLink, write: ConditionalWrite): Promise<number | undefined> {
   // That there is no message is looked at again by all of them.
-  if (write.lastSeq === 0 || !checksOnce(link.nc.info?.version)) return publish(link, write);
+  if (write.lastSeq === 0 || !checksOnce(link.nc.info)) return publish(link, write);
   const { streams } = await link.manager();
   const untilMs = link.clock.monotonicMs() + TRY_MS;
   while (link.clock.monotonicMs() < untilMs) {
     // The head first: what is written to the subject from here on moves it.
-    const { config, state } = await link.call(() => streams.info(write.stream));
-    if (config.num_replicas === 1) return publish(link, write);
+    const { state } = await link.call(() => streams.info(write.stream));
     const last = await readFromLeader(link, write.stream, { lastOf: write.subject });
     if (last?.seq !== write.lastSeq) return undefined;
     const seq = await publish(link, write, state.last_seq);
@@ -59,8 +58,10 @@ async function publish(
   }
 }
 
-/** Whether a server is older than 2.9.21; one that does not say is. */
-function checksOnce(version = ""): boolean {
+/** Whether a server is of a cluster and older than 2.9.21. */
+function checksOnce({ cluster, version = "" }: Partial<ServerInfo> = {}): boolean {
+  // A server alone does not name one, and looks at the condition as it writes.
+  if (cluster === undefined) return false;
   const [major = 0, minor = 0, patch = 0] = version.split(".").map((part) => Number.parseInt(part, 10) || 0);
   return 1e6 * major + 1e3 * minor + patch < 2_009_021;
 }

@@ -15,7 +15,7 @@ let link: NatsLink;
 test.before(async () => {
   servers = await startNatsCluster();
   link = await (servers[0] as NatsTestServer).connect();
-  await insist(link, () => ensureStreams(link, { replicas: 3, updatesMaxBytes: 1024 ** 3 }));
+  await insist(() => ensureStreams(link, { replicas: 3, updatesMaxBytes: 1024 ** 3 }));
 });
 
 test.after.always(async () => {
@@ -51,19 +51,19 @@ test.serial("what is collected takes nothing else with it when all servers are k
     t.true(await blobs.collect(late.digest, version));
     kept.push(await append("dev-1", "kept-1", 100 * turn + 99));
     await killAll();
-    const { state } = await insist(link, async () => (await link.manager()).streams.info("UPDATES"));
+    const { state } = await insist(async () => (await link.manager()).streams.info("UPDATES"));
     t.true(state.first_seq <= (kept[0] ?? 0), `the log begins at ${state.first_seq}`);
-    for (const seq of kept) t.is((await insist(link, () => log.readChunk(seq)))?.round, "kept-1", `sequence ${seq}`);
-    for (const seq of doomed) t.is(await insist(link, () => log.readChunk(seq)), undefined);
-    t.is((await insist(link, () => blobs.get(early.digest)))?.length, early.sizeBytes);
-    t.is(await insist(link, () => blobs.get(late.digest)), undefined);
+    for (const seq of kept) t.is((await insist(() => log.readChunk(seq)))?.round, "kept-1", `sequence ${seq}`);
+    for (const seq of doomed) t.is(await insist(() => log.readChunk(seq)), undefined);
+    t.is((await insist(() => blobs.get(early.digest)))?.length, early.sizeBytes);
+    t.is(await insist(() => blobs.get(late.digest)), undefined);
   }
 });
 
 test.serial("what was written last is what comes back, however many writes were refused before", async (t) => {
-  const store = await insist(link, () => NatsResourceStore.open(link));
+  const store = await insist(() => NatsResourceStore.open(link));
   const lease = (name: string, renewedAtMs = 0) => Lease.fromPartial({ metadata: { name }, renewedAtMs });
-  const created = await insist(link, () => store.create("Lease", lease("kept")));
+  const created = await insist(() => store.create("Lease", lease("kept")));
   if (!created.ok) throw new Error(created.reason);
   for (let i = 0; i < 4; i++) t.false((await store.create("Lease", lease("kept"))).ok);
   let current = created.resource;
@@ -76,5 +76,5 @@ test.serial("what was written last is what comes back, however many writes were 
     current = won[0]?.resource ?? current;
   }
   await killAll();
-  t.is((await insist(link, () => store.get("Lease", "kept")))?.renewedAtMs, 5);
+  t.is((await insist(() => store.get("Lease", "kept")))?.renewedAtMs, 5);
 });

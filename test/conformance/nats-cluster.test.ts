@@ -19,7 +19,7 @@ let store: NatsResourceStore;
 test.before(async () => {
   servers = await startNatsCluster();
   link = await (servers[0] as NatsTestServer).connect();
-  await insist(link, () => ensureStreams(link, { replicas: 3, updatesMaxBytes: 1024 ** 3 }));
+  await insist(() => ensureStreams(link, { replicas: 3, updatesMaxBytes: 1024 ** 3 }));
   store = await NatsResourceStore.open(link);
 });
 

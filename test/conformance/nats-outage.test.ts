@@ -9,7 +9,7 @@ import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-lo
 import { newMeta } from "#common/domain/resources.js";
 import { Lease } from "#proto/shoal/v1/device.js";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
-import { startNats, type NatsTestServer } from "#test/support/servers.js";
+import { insist, startNats, type NatsTestServer } from "#test/support/servers.js";
 import { fillUntilRefused } from "./update-log.js";
 
 const lease = (name: string): Lease => Lease.fromPartial({ metadata: newMeta(name), renewedAtMs: 1 });
@@ -19,18 +19,6 @@ async function until(what: () => boolean, ms = 60_000): Promise<boolean> {
   const endMs = performance.now() + ms;
   while (!what() && performance.now() < endMs) await sleep(20);
   return what();
-}
-
-/** Tries until the server is back. */
-async function insist<T>(work: () => Promise<T>): Promise<T> {
-  for (let attempt = 0; ; attempt += 1) {
-    try {
-      return await work();
-    } catch (error) {
-      if (attempt >= 150) throw error;
-      await sleep(200);
-    }
-  }
 }
 
 async function withServer(work: (server: NatsTestServer, link: NatsLink) => Promise<void>): Promise<void> {

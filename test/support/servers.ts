@@ -151,14 +151,14 @@ export async function startNatsCluster(): Promise<NatsTestServer[]> {
   return servers;
 }
 
-/** Until it succeeds: a cluster whose servers have just started has no leader. */
-export async function insist<T>({ clock }: NatsLink, work: () => Promise<T>): Promise<T> {
-  for (let tries = 0; ; tries++) {
+/** Tries until the server is back, or a cluster that has just started has a leader. */
+export async function insist<T>(work: () => Promise<T>): Promise<T> {
+  for (let attempt = 0; ; attempt += 1) {
     try {
       return await work();
     } catch (error) {
-      if (tries === 60) throw error;
-      await clock.sleep(500);
+      if (attempt >= 150) throw error;
+      await new SystemClock().sleep(200);
     }
   }
 }

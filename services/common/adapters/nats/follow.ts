@@ -25,6 +25,8 @@ export interface Source {
   headersOnly?: boolean;
 }
 
+/** Header by which KV says what a message is; absent for a value. */
+export const KV_OPERATION = "KV-Operation";
 const RETRY_MS = 500;
 const HEARTBEAT_MS = 5000;
 /** Status of heartbeats and flow control requests. */
@@ -175,7 +177,7 @@ class Delivery {
     const { seq } = place;
     this.lastDelivery = place.delivery;
     this.lastSeq = seq;
-    const operation = message.headers?.get("KV-Operation") ?? "";
+    const operation = message.headers?.get(KV_OPERATION) ?? "";
     // What it came in may be many times as large: headers that nobody counts, or a slab.
     const isSmall = 2 * message.data.length < message.data.buffer.byteLength;
     const data = isSmall ? new Uint8Array(message.data) : message.data;

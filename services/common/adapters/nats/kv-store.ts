@@ -4,11 +4,10 @@ import type { Kind, ResourceOf, ResourceStore, StoreEvent, WatchOptions, Written
 import { decodeResource, encodeResource, isSelected, nameOf, tooLarge, withIdentity } from "../resource-codecs.js";
 import { writeAfter } from "./conditional-write.js";
 import type { NatsLink } from "./connection.js";
-import { follow, readPast, type StoredMessage } from "./follow.js";
+import { follow, KV_OPERATION, readPast, type StoredMessage } from "./follow.js";
 import { BUCKET, STREAMS } from "./streams.js";
 
 const PREFIX = `$KV.${BUCKET}.`;
-const OPERATION = "KV-Operation";
 /** Between tries to remove what others write. */
 const RETRY_MS = 10;
 
@@ -83,7 +82,7 @@ export class NatsResourceStore implements ResourceStore {
       if (entry?.operation !== "PUT") return { ok: false, reason: "NotFound" };
       if (resourceVersion !== undefined && resourceVersion !== String(entry.revision))
         return { ok: false, reason: "Conflict" };
-      const mark = { stream: STREAMS.resources, subject: `${PREFIX}${key}`, data: "", header: markOf("DEL") };
+      const mark = { stream: STREAMS.resources, subject: `${PREFIX}${key}`, data: "", header: removal() };
       if ((await writeAfter(this.link, { ...mark, lastSeq: entry.revision })) !== undefined) return { ok: true };
       await this.link.clock.sleep(RETRY_MS);
     }
@@ -125,9 +124,9 @@ export class NatsResourceStore implements ResourceStore {
   }
 }
 
-function markOf(operation: string): MsgHdrs {
+function removal(): MsgHdrs {
   const header = headers();
-  header.set(OPERATION, operation);
+  header.set(KV_OPERATION, "DEL");
   return header;
 }
 

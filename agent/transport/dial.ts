@@ -1,5 +1,6 @@
 import { jwtAuthenticator, type NatsConnection } from "nats";
 import { CodedError, codeOf, messageOf } from "#common/adapters/coded-error.js";
+import { attemptPace } from "#common/adapters/nats/attempt-pace.js";
 import { connect } from "#common/adapters/nats/transport.js";
 import type { Clock } from "#common/ports/clock.js";
 import type { Log } from "#common/ports/log.js";
@@ -43,9 +44,8 @@ export async function dial(options: DialOptions): Promise<NatsConnection> {
         maxReconnectAttempts: -1,
         // The client would give up at the second refusal in a row; how many count is decided by who follows the status.
         ignoreAuthErrorAbort: true,
-        reconnectTimeWait: RETRY_MS,
         // A whole fleet comes back at once when a server restarts.
-        reconnectJitter: 1_000,
+        reconnectDelayHandler: attemptPace(clock, RETRY_MS, 1_000),
         pingInterval: 15_000,
         // A stack for every request costs more than a small request itself; failures are told by code and subject.
         noAsyncTraces: true,

@@ -1,5 +1,5 @@
 import test from "ava";
-import { headers } from "nats";
+import { DebugEvents, headers } from "nats";
 import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
 import type { NatsLink } from "#common/adapters/nats/connection.js";
 import { NatsEventLog } from "#common/adapters/nats/event-log.js";
@@ -56,6 +56,31 @@ test.serial("a watch goes on after kill -9 of the server, without a gap and with
       ["a", "b", "c", "d", "e"],
     );
     t.is(seen.filter((name) => name === "synced").length, 1);
+  });
+});
+
+test.serial("a connection comes back after its clock, which was ahead, was set right", async (t) => {
+  await withServer(async (server, link) => {
+    const { now } = Date;
+    let reconnects = 0;
+    link.onReconnect(() => (reconnects += 1));
+    try {
+      Date.now = () => now() + 3_600_000;
+      await server.restart();
+      t.true(await until(() => reconnects === 1, 10_000));
+    } finally {
+      Date.now = now;
+    }
+    let attempts = 0;
+    void (async () => {
+      for await (const { type } of link.nc.status()) if (type === DebugEvents.Reconnecting) attempts += 1;
+    })();
+    await server.kill();
+    await sleep(3000);
+    // Every 500 to 750 ms, and one at once.
+    t.true(attempts >= 4 && attempts <= 8, String(attempts));
+    await server.start();
+    t.true(await until(() => reconnects === 2, 10_000));
   });
 });
 

@@ -2,6 +2,7 @@ import { credsAuthenticator, Events, type JetStreamClient, type JetStreamManager
 import type { Clock } from "../../ports/clock.js";
 import type { Log } from "../../ports/log.js";
 import { CodedError, codeOf, messageOf } from "../coded-error.js";
+import { attemptPace } from "./attempt-pace.js";
 import { ReadWindow } from "./read-window.js";
 import { SlabLedger } from "./slab-ledger.js";
 import { MOST_SLAB_BYTES } from "./read-slab.js";
@@ -64,8 +65,7 @@ export class NatsLink {
       name: options.name,
       authenticator: credsAuthenticator(new TextEncoder().encode(options.creds)),
       maxReconnectAttempts: -1,
-      reconnectTimeWait: 500,
-      reconnectJitter: 250,
+      reconnectDelayHandler: attemptPace(clock, 500, 250),
       pingInterval: 15_000,
       // A stack for every request costs more than a small request itself; failures are told by code and subject.
       noAsyncTraces: true,

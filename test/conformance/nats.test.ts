@@ -10,7 +10,6 @@ import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-lo
 import { MemoryLog } from "#common/adapters/memory/log.js";
 import { MAX_PIECE_BYTES, subjects } from "#common/domain/subjects.js";
 import type { Chunk } from "#common/ports/update-log.js";
-import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { startNats, type NatsTestServer } from "#test/support/servers.js";
 import { blobCollectionConformance } from "./blob-collection.js";
 import { blobStoreConformance } from "./blob-store.js";
@@ -210,34 +209,6 @@ test("NATS blobs: without its reference, which is written last, a blob does not 
   t.is(await blobs.get(digest), undefined);
   await blobs.put(Buffer.from("torn by a crash"));
   t.is(Buffer.from((await blobs.get(digest)) ?? []).toString(), "torn by a crash");
-});
-
-test("NATS update log: what a lagging copy does not have yet is waited for, and never called absent", async (t) => {
-  const uplink = new NatsUpdateUplink(link.nc, "dev-l");
-  const seqs: number[] = [];
-  for (const id of ["a", "b"]) {
-    const manifest = UpdateManifest.fromPartial({ device: "dev-l", round: "lag-1" });
-    seqs.push((await uplink.appendCommit("lag-1", `lag-${id}`, manifest)).seq);
-  }
-  // A consumer on a copy that does not have the commits yet has nothing to deliver, and says so.
-  let lags = 2;
-  const lagging = Object.assign(Object.create(link) as NatsLink, {
-    manager: async () => {
-      const manager = await link.manager();
-      const add: typeof manager.consumers.add = (stream, config) =>
-        manager.consumers.add(stream, lags-- > 0 ? { ...config, filter_subject: "shoal.u.*.nobody-1.commit" } : config);
-      const consumers = Object.assign(Object.create(manager.consumers) as typeof manager.consumers, { add });
-      return Object.assign(Object.create(manager) as typeof manager, { consumers });
-    },
-  });
-  const log = new NatsUpdateLog(lagging);
-  t.deepEqual(
-    (await log.commits("lag-1")).map(({ seq }) => seq),
-    seqs,
-  );
-  t.is(lags, -1);
-  t.deepEqual(await log.commits("lag-1", seqs[1]), [], "the leader says that there is no more");
-  t.is(lags, -1, "and no consumer is made to hear it again");
 });
 
 test("NATS blobs: who was held up while sealing takes the place of nobody who sealed the same bits", async (t) => {

@@ -3,9 +3,11 @@ import { CodedError } from "../coded-error.js";
 import type { NatsLink } from "./connection.js";
 import { readFromLeader } from "./direct.js";
 
-/** Another message was the last; or, from 2.12 on, one that is being written. */
-const LOST_RACE = new Set([10071, 10164]);
-/** How long a write is tried while others move the stream's head, and the pause in between. */
+/** Another message was the last. */
+const WRONG_LAST = 10071;
+/** From nats-server 2.11 on: another one is being written, which may fail yet. */
+const IS_BEING_WRITTEN = 10164;
+/** How long a write is tried while others write or move the stream's head, and the pause in between. */
 const TRY_MS = 15_000;
 const PAUSE_MS = 5;
 
@@ -28,32 +30,43 @@ export interface ConditionalWrite {
  */
 export async function writeAfter(link: NatsLink, write: ConditionalWrite): Promise<number | undefined> {
   // That there is no message is looked at again by all of them.
-  if (write.lastSeq === 0 || !checksOnce(link.nc.info)) return publish(link, write);
-  const { streams } = await link.manager();
+  const expectsHead = write.lastSeq > 0 && checksOnce(link.nc.info);
   const untilMs = link.clock.monotonicMs() + TRY_MS;
   while (link.clock.monotonicMs() < untilMs) {
-    // The head first: what is written to the subject from here on moves it.
-    const { state } = await link.call(() => streams.info(write.stream));
-    const last = await readFromLeader(link, write.stream, { lastOf: write.subject });
-    if (last?.seq !== write.lastSeq) return undefined;
-    const seq = await publish(link, write, state.last_seq);
-    if (seq !== undefined) return seq;
+    let headSeq: number | undefined;
+    if (expectsHead) {
+      // The head first: what is written to the subject from here on moves it.
+      headSeq = await headOf(link, write.stream);
+      const last = await readFromLeader(link, write.stream, { lastOf: write.subject });
+      if (last?.seq !== write.lastSeq) return undefined;
+    }
+    const written = await publish(link, write, headSeq);
+    if (typeof written === "number") return written;
+    if (written === "refused" && !expectsHead) return undefined;
     await link.clock.sleep(PAUSE_MS);
   }
   throw new CodedError("TIMEOUT", `${write.stream} is written to all the time: ${write.subject} found no gap`);
 }
 
+async function headOf(link: NatsLink, stream: string): Promise<number> {
+  const { streams } = await link.manager();
+  return (await link.call(() => streams.info(stream))).state.last_seq;
+}
+
+/** @returns the new message's sequence, or that what was expected is not so, or that this is not known yet */
 async function publish(
   link: NatsLink,
   { subject, data, lastSeq, header = headers() }: ConditionalWrite,
   lastSequence?: number,
-): Promise<number | undefined> {
+): Promise<number | "refused" | "undecided"> {
   const expect = { lastSubjectSequence: lastSeq, ...(lastSequence === undefined ? {} : { lastSequence }) };
   const js = link.jetstream();
   try {
     return (await link.call(() => js.publish(subject, data, { headers: header, expect }))).seq;
   } catch (error) {
-    if (error instanceof NatsError && LOST_RACE.has(error.api_error?.err_code ?? 0)) return undefined;
+    const code = error instanceof NatsError ? error.api_error?.err_code : undefined;
+    if (code === WRONG_LAST) return "refused";
+    if (code === IS_BEING_WRITTEN) return "undecided";
     throw error;
   }
 }

@@ -2,6 +2,7 @@ import { ErrorCode, NatsError } from "nats";
 import { CodedError } from "../coded-error.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
+import { KV_OPERATION, type StoredMessage } from "./stored-message.js";
 
 const NOT_FOUND = 404;
 /** There is no such message; there is a stream. */
@@ -10,12 +11,6 @@ const TIMEOUT_MS = 15_000;
 
 /** Which message: that of a sequence, or the last of a subject. */
 export type StoredQuery = { seq: number } | { lastOf: string };
-
-interface Stored {
-  subject: string;
-  data: Uint8Array;
-  seq: number;
-}
 
 /**
  * A stored message, or undefined if there is none. Uses JetStream's direct get (the stream has allow_direct), which
@@ -28,7 +23,7 @@ export async function readStored(
   stream: string,
   query: StoredQuery,
   mostBytes = 0,
-): Promise<Stored | undefined> {
+): Promise<StoredMessage | undefined> {
   const share = mostBytes > 0 ? await link.readWindow.take(mostBytes) : undefined;
   try {
     return await readDirect(link, stream, query);
@@ -37,7 +32,7 @@ export async function readStored(
   }
 }
 
-async function readDirect(link: NatsLink, stream: string, query: StoredQuery): Promise<Stored | undefined> {
+async function readDirect(link: NatsLink, stream: string, query: StoredQuery): Promise<StoredMessage | undefined> {
   const api = `$JS.API.DIRECT.GET.${stream}`;
   const [subject, payload] = "seq" in query ? [api, JSON.stringify(query)] : [`${api}.${query.lastOf}`, ""];
   const request = () => link.nc.request(subject, payload, { timeout: TIMEOUT_MS });
@@ -49,18 +44,27 @@ async function readDirect(link: NatsLink, stream: string, query: StoredQuery): P
   // What the server adds comes behind what was stored.
   const stored = message?.headers?.values("Nats-Subject").at(-1);
   const seq = Number(message?.headers?.values("Nats-Sequence").at(-1));
-  if (message !== undefined && stored !== undefined) return { subject: stored, data: message.data, seq };
+  const operation = message?.headers?.get(KV_OPERATION) ?? "";
+  if (message !== undefined && stored !== undefined) return { subject: stored, data: message.data, seq, operation };
   if (message === undefined || message.headers?.code === NOT_FOUND) return readFromLeader(link, stream, query);
   const why = message.headers?.description ?? "no headers";
   throw new CodedError("READ_REFUSED", `${stream} refused to be read: ${why}`);
 }
 
-/** The same from the stream's leader, which has all that was acknowledged; `lastOf` may hold wildcards. */
-export async function readFromLeader(link: NatsLink, stream: string, query: StoredQuery): Promise<Stored | undefined> {
+/**
+ * The same from the stream's leader, which has all that was acknowledged (before nats-server 2.11 a new one may still be about to
+ * apply the last of it); `lastOf` may hold wildcards.
+ */
+export async function readFromLeader(
+  link: NatsLink,
+  stream: string,
+  query: StoredQuery,
+): Promise<StoredMessage | undefined> {
   const { streams } = await link.manager();
   try {
     const wanted = "seq" in query ? query : { last_by_subj: query.lastOf };
-    return await link.call(() => streams.getMessage(stream, wanted));
+    const { subject, data, seq, header } = await link.call(() => streams.getMessage(stream, wanted));
+    return { subject, data, seq, operation: header.get(KV_OPERATION) };
   } catch (error) {
     if (error instanceof NatsError && error.api_error?.err_code === NO_MESSAGE) return undefined;
     throw requestError(error, `$JS.API.STREAM.MSG.GET.${stream}`, TIMEOUT_MS);

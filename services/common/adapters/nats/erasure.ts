@@ -1,6 +1,7 @@
 import { NatsError } from "nats";
 import type { NatsLink } from "./connection.js";
-import { readPast, type StoredMessage } from "./follow.js";
+import { readPast } from "./follow.js";
+import type { StoredMessage } from "./stored-message.js";
 
 const DELETES_AT_ONCE = 16;
 /** Some eight thousand messages without what they hold. */

@@ -1,12 +1,10 @@
 import { createHash } from "node:crypto";
-import { NatsError } from "nats";
 import { Event, SeriesPoint } from "#proto/shoal/v1/telemetry_service.js";
 import type { EventLog } from "../../ports/event-log.js";
+import { writeAfter } from "./conditional-write.js";
 import type { NatsLink } from "./connection.js";
 import { follow, readPast } from "./follow.js";
 import { STREAMS } from "./streams.js";
-
-const WRONG_LAST_SEQUENCE = 10071;
 
 /** EventLog on the streams EVENTS and SERIES. A subject per id, of which the server takes the first message only. */
 export class NatsEventLog implements EventLog {
@@ -14,7 +12,7 @@ export class NatsEventLog implements EventLog {
 
   appendEvent(id: string, event: Event): Promise<void> {
     const token = createHash("sha256").update(id).digest("hex").slice(0, 40);
-    return this.appendOnce(`shoal.event.${token}`, Event.encode({ ...event, seq: 0 }).finish());
+    return this.appendOnce(`shoal.event.${token}`, Event.encode({ ...event, seq: 0 }).finish(), STREAMS.events);
   }
 
   async *events(options: {
@@ -32,7 +30,7 @@ export class NatsEventLog implements EventLog {
   appendPoint(point: SeriesPoint): Promise<void> {
     const device = point.device === "" ? "_" : point.device;
     const subject = `shoal.series.${[point.job, String(point.round), device, point.metric].map(token).join(".")}`;
-    return this.appendOnce(subject, SeriesPoint.encode(point).finish());
+    return this.appendOnce(subject, SeriesPoint.encode(point).finish(), STREAMS.series);
   }
 
   async points(job: string): Promise<SeriesPoint[]> {
@@ -41,14 +39,9 @@ export class NatsEventLog implements EventLog {
     return messages.map((message) => SeriesPoint.decode(message.data));
   }
 
-  private async appendOnce(subject: string, data: Uint8Array): Promise<void> {
-    try {
-      const js = this.link.jetstream();
-      await this.link.call(() => js.publish(subject, data, { expect: { lastSubjectSequence: 0 } }));
-    } catch (error) {
-      if (error instanceof NatsError && error.api_error?.err_code === WRONG_LAST_SEQUENCE) return;
-      throw error;
-    }
+  /** A later message of the same subject is the same event again. */
+  private async appendOnce(subject: string, data: Uint8Array, stream: string): Promise<void> {
+    await writeAfter(this.link, { stream, subject, data, lastSeq: 0 });
   }
 }
 

@@ -2,18 +2,11 @@ import { AckPolicy, createInbox, DeliverPolicy, nanos, ReplayPolicy, type Msg } 
 import { CodedError, messageOf } from "../coded-error.js";
 import { Mailbox } from "../mailbox.js";
 import type { NatsLink } from "./connection.js";
+import { lastAcknowledged } from "./presence.js";
+import { KV_OPERATION, type StoredMessage } from "./stored-message.js";
 
-/** A message of a stream, or the sign that everything up to `seq` has been delivered. */
+/** A message of a stream, or the sign that all that was there has been delivered, of which `seq` was the last. */
 export type Followed = { message: StoredMessage; seq: number } | { message: undefined; seq: number };
-
-/** A message as the stream stores it. */
-export interface StoredMessage {
-  subject: string;
-  data: Uint8Array;
-  seq: number;
-  /** KV's mark of a removal, e.g. "DEL"; empty for others. */
-  operation: string;
-}
 
 /** What is read of a stream. */
 export interface Source {
@@ -25,8 +18,6 @@ export interface Source {
   headersOnly?: boolean;
 }
 
-/** Header by which KV says what a message is; absent for a value. */
-export const KV_OPERATION = "KV-Operation";
 const RETRY_MS = 500;
 const HEARTBEAT_MS = 5000;
 /** Status of heartbeats and flow control requests. */
@@ -35,7 +26,8 @@ const CONTROL = 100;
 /**
  * The messages of a stream on a subject, in order and each once, then new ones until the signal aborts; once, when the
  * past is delivered, a sign of that. Outlives restarts of the server: after a reconnect, or when an ordered consumer is
- * lost, a new one goes on behind the last message. Throws only when the connection is closed for good.
+ * lost, a new one goes on behind the last message. In a cluster a consumer reads some copy of the stream, which may lag: the
+ * past is what the leader had at the start. Throws only when the connection is closed for good.
  */
 export async function* follow(link: NatsLink, source: Source, signal: AbortSignal): AsyncGenerator<Followed> {
   let position = source.afterSeq;
@@ -67,8 +59,8 @@ async function* attempt(
   signal: AbortSignal,
 ): AsyncGenerator<Followed> {
   const manager = await link.manager();
-  const headSeq = caughtUp ? 0 : (await link.call(() => manager.streams.info(source.stream))).state.last_seq;
-  const delivery = new Delivery(link, Math.max(source.afterSeq, headSeq), caughtUp);
+  const dueSeq = caughtUp ? 0 : await lastAcknowledged(link, source);
+  const delivery = new Delivery(link, source.afterSeq, dueSeq, caughtUp);
   const stop = (): void => delivery.stop();
   signal.addEventListener("abort", stop);
   const forget = link.onReconnect(stop);
@@ -98,7 +90,10 @@ async function* attempt(
     timer = setInterval(() => {
       delivery.checkHeartbeat();
       // What was pending may be purged before it is delivered: then no message says that it was the last.
-      void delivery.checkPending(async () => (await manager.consumers.info(source.stream, consumer.name)).num_pending);
+      void delivery.checkPending(
+        async () => (await manager.consumers.info(source.stream, consumer.name)).num_pending,
+        () => lastAcknowledged(link, source),
+      );
     }, 1000);
     if (!signal.aborted) yield* delivery.mailbox;
   } finally {
@@ -127,12 +122,14 @@ class Delivery {
 
   constructor(
     private readonly link: NatsLink,
-    private readonly floorSeq: number,
+    private readonly afterSeq: number,
+    /** The past is not over before this message, or a later one. */
+    private dueSeq: number,
     private caughtUp: boolean,
   ) {
     this.inbox = createInbox();
     this.mailbox = new Mailbox(this.over.signal);
-    this.lastSeq = floorSeq;
+    this.lastSeq = afterSeq;
     this.heardAtMs = link.clock.monotonicMs();
   }
 
@@ -151,22 +148,28 @@ class Delivery {
     else this.stop();
   }
 
-  /** Says once that everything up to the head of the stream has come. */
+  /** Says once that the past has come, of what nothing more is pending; a copy that lags has more to come. */
   tellCaughtUp(): void {
-    if (this.caughtUp) return;
+    if (this.caughtUp || this.lastSeq < this.dueSeq) return;
     this.caughtUp = true;
-    this.mailbox.push({ message: undefined, seq: Math.max(this.floorSeq, this.lastSeq) });
+    this.mailbox.push({ message: undefined, seq: this.lastSeq });
   }
 
   checkHeartbeat(): void {
     if (this.link.clock.monotonicMs() - this.heardAtMs > 2.5 * HEARTBEAT_MS) this.stop();
   }
 
-  async checkPending(pending: () => Promise<number>): Promise<void> {
+  async checkPending(pending: () => Promise<number>, due: () => Promise<number>): Promise<void> {
     if (this.caughtUp) return;
     const before = this.lastDelivery;
-    const left = await pending().catch(() => undefined);
-    if (left === 0 && before === this.lastDelivery) this.tellCaughtUp();
+    try {
+      if ((await pending()) > 0 || before !== this.lastDelivery) return;
+      if (this.lastSeq < this.dueSeq) this.dueSeq = await due();
+    } catch {
+      // Looked at again a second later.
+      return;
+    }
+    this.tellCaughtUp();
   }
 
   private deliver(message: Msg, place: AckPlace): void {
@@ -176,13 +179,18 @@ class Delivery {
     }
     const { seq } = place;
     this.lastDelivery = place.delivery;
+    // A copy that lags so far begins with what another one has delivered.
+    if (seq > this.afterSeq) this.hand(message, seq);
+    if (place.pending === 0) this.tellCaughtUp();
+  }
+
+  private hand(message: Msg, seq: number): void {
     this.lastSeq = seq;
     const operation = message.headers?.get(KV_OPERATION) ?? "";
     // What it came in may be many times as large: headers that nobody counts, or a slab.
     const isSmall = 2 * message.data.length < message.data.buffer.byteLength;
     const data = isSmall ? new Uint8Array(message.data) : message.data;
     this.mailbox.push({ message: { subject: message.subject, data, seq, operation }, seq });
-    if (place.pending === 0) this.tellCaughtUp();
   }
 
   private control(message: Msg): void {
@@ -217,22 +225,22 @@ export function parseAckSubject(reply: string): AckPlace | undefined {
 const MESSAGE_OVERHEAD_BYTES = 256;
 
 /**
- * Messages that are there now, in order: the first of them, until they come to `mostBytes`, and whether these are all. Throws code "TIMEOUT" when they
- * cannot be read in time.
+ * Messages that are there now, in order: the first of them, until they come to `mostBytes`, the sequence of the last of them (or
+ * where it was begun), and whether these are all that was acknowledged. Throws code "TIMEOUT" when they cannot be read in time.
  */
 export async function readPast(
   link: NatsLink,
   source: Source,
   { timeoutMs = 15_000, mostBytes = Infinity }: { timeoutMs?: number; mostBytes?: number } = {},
-): Promise<{ messages: StoredMessage[]; headSeq: number; isWhole: boolean }> {
+): Promise<{ messages: StoredMessage[]; lastSeq: number; isWhole: boolean }> {
   const messages: StoredMessage[] = [];
   let bytes = 0;
   const timeout = AbortSignal.timeout(timeoutMs);
   for await (const followed of follow(link, source, timeout)) {
-    if (followed.message === undefined) return { messages, headSeq: followed.seq, isWhole: true };
+    if (followed.message === undefined) return { messages, lastSeq: followed.seq, isWhole: true };
     messages.push(followed.message);
     bytes += followed.message.data.length + MESSAGE_OVERHEAD_BYTES;
-    if (bytes >= mostBytes) return { messages, headSeq: followed.seq, isWhole: false };
+    if (bytes >= mostBytes) return { messages, lastSeq: followed.seq, isWhole: false };
   }
   throw new CodedError("TIMEOUT", `could not read ${source.filter} from ${source.stream} in ${timeoutMs} ms`);
 }

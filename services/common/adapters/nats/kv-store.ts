@@ -1,10 +1,12 @@
 import { randomUUID } from "node:crypto";
-import { ErrorCode, headers, NatsError, type KV, type MsgHdrs } from "nats";
+import { ErrorCode, headers, NatsError, type MsgHdrs } from "nats";
 import type { Kind, ResourceOf, ResourceStore, StoreEvent, WatchOptions, Written } from "../../ports/resource-store.js";
 import { decodeResource, encodeResource, isSelected, nameOf, tooLarge, withIdentity } from "../resource-codecs.js";
 import { writeAfter } from "./conditional-write.js";
 import type { NatsLink } from "./connection.js";
-import { follow, KV_OPERATION, readPast, type StoredMessage } from "./follow.js";
+import { readFromLeader, readStored } from "./direct.js";
+import { follow, readPast } from "./follow.js";
+import { KV_OPERATION, type StoredMessage } from "./stored-message.js";
 import { BUCKET, STREAMS } from "./streams.js";
 
 const PREFIX = `$KV.${BUCKET}.`;
@@ -15,28 +17,25 @@ const RETRY_MS = 10;
 export class NatsResourceStore implements ResourceStore {
   private constructor(
     private readonly link: NatsLink,
-    private readonly kv: KV,
+    private readonly hasCopies: boolean,
   ) {}
 
   /** The streams must exist (ensureStreams). */
   static async open(link: NatsLink): Promise<NatsResourceStore> {
     const { config } = await (await link.manager()).streams.info(STREAMS.resources);
-    // Of several copies one may lag behind what was acknowledged, and say that a resource does not exist: the leader knows.
-    const allow_direct = config.num_replicas <= 1;
-    return new NatsResourceStore(link, await link.jetstream().views.kv(BUCKET, { bindOnly: true, allow_direct }));
+    return new NatsResourceStore(link, config.num_replicas > 1);
   }
 
   async get<K extends Kind>(kind: K, name: string): Promise<ResourceOf[K] | undefined> {
-    const entry = await this.link.call(() => this.kv.get(`${kind}.${name}`));
-    if (entry?.operation !== "PUT") return undefined;
-    return decodeResource(kind, entry.string(), String(entry.revision));
+    const message = await this.read(`${kind}.${name}`);
+    return message === undefined || isDelete(message) ? undefined : decodeMessage(kind, message);
   }
 
   async list<K extends Kind>(
     kind: K,
     options?: { labels?: Record<string, string>; prefix?: string },
   ): Promise<{ items: ResourceOf[K][]; version: string }> {
-    const { messages, headSeq } = await readPast(this.link, {
+    const { messages, lastSeq } = await readPast(this.link, {
       stream: STREAMS.resources,
       filter: `${PREFIX}${kind}.*`,
       afterSeq: 0,
@@ -47,7 +46,7 @@ export class NatsResourceStore implements ResourceStore {
       .sort(([a], [b]) => (a < b ? -1 : 1))
       .flatMap(([, message]) => (isDelete(message) ? [] : [decodeMessage(kind, message)]))
       .filter((resource) => isSelected(resource, options));
-    return { items, version: String(headSeq) };
+    return { items, version: String(lastSeq) };
   }
 
   async create<K extends Kind>(kind: K, resource: ResourceOf[K]): Promise<Written<K>> {
@@ -55,9 +54,8 @@ export class NatsResourceStore implements ResourceStore {
     const written = await this.write(kind, whole, 0);
     if (written !== undefined) return { ok: true, resource: written };
     // The mark of its removal is there, or a resource.
-    const entry = await this.link.call(() => this.kv.get(`${kind}.${nameOf(whole)}`));
-    const again =
-      entry === null || entry.operation === "PUT" ? undefined : await this.write(kind, whole, entry.revision);
+    const last = await this.read(`${kind}.${nameOf(whole)}`);
+    const again = last === undefined || !isDelete(last) ? undefined : await this.write(kind, whole, last.seq);
     return again === undefined ? { ok: false, reason: "Exists" } : { ok: true, resource: again };
   }
 
@@ -78,12 +76,12 @@ export class NatsResourceStore implements ResourceStore {
   ): Promise<{ ok: true } | { ok: false; reason: "Conflict" | "NotFound" }> {
     const key = `${kind}.${name}`;
     for (;;) {
-      const entry = await this.link.call(() => this.kv.get(key));
-      if (entry?.operation !== "PUT") return { ok: false, reason: "NotFound" };
-      if (resourceVersion !== undefined && resourceVersion !== String(entry.revision))
+      const last = await this.read(key);
+      if (last === undefined || isDelete(last)) return { ok: false, reason: "NotFound" };
+      if (resourceVersion !== undefined && resourceVersion !== String(last.seq))
         return { ok: false, reason: "Conflict" };
       const mark = { stream: STREAMS.resources, subject: `${PREFIX}${key}`, data: "", header: removal() };
-      if ((await writeAfter(this.link, { ...mark, lastSeq: entry.revision })) !== undefined) return { ok: true };
+      if ((await writeAfter(this.link, { ...mark, lastSeq: last.seq })) !== undefined) return { ok: true };
       await this.link.clock.sleep(RETRY_MS);
     }
   }
@@ -103,6 +101,17 @@ export class NatsResourceStore implements ResourceStore {
       } else if (!isDelete(message)) yield { type: "put", resource: decodeMessage(kind, message), version };
       else if (live) yield { type: "delete", name: nameIn(message), version };
     }
+  }
+
+  /**
+   * The last message of a key, which may be the mark of a removal. Of several copies one may lag and have an older one: the leader
+   * knows. The client library's own reading takes a stream that is not there, as in a server that starts, for a key that is not.
+   */
+  private read(key: string): Promise<StoredMessage | undefined> {
+    const query = { lastOf: `${PREFIX}${key}` };
+    return this.hasCopies
+      ? readFromLeader(this.link, STREAMS.resources, query)
+      : readStored(this.link, STREAMS.resources, query);
   }
 
   /** The resource as written behind this revision of its key, 0 for none; undefined if somebody else was first. */

@@ -1,32 +1,33 @@
-import { CodedError } from "../coded-error.js";
 import type { NatsLink } from "./connection.js";
 import { readFromLeader } from "./direct.js";
-import { readPast, type Source, type StoredMessage } from "./follow.js";
 
-/** How long a copy of a stream may lag before a read fails, and how soon it is asked again. */
-const LAG_TIMEOUT_MS = 15_000;
-const LAG_PAUSE_MS = 50;
+const ASKED_AT_ONCE = 16;
 
 /**
- * Messages that are there now, as `readPast`, and nothing is missing that was acknowledged: in a cluster a consumer reads some
- * copy of the stream, which may lag. So the leader says first up to where there are messages, and a copy that does not have them
- * yet is asked again. Throws code "TIMEOUT" if it stays behind.
+ * Sequence up to which a copy of a stream that may lag has to come until nothing on these subjects is missing that was
+ * acknowledged: that of the last message which the leader has on them; 0 where there is none, or one copy only.
  */
-export async function readPresent(
+export async function lastAcknowledged(
   link: NatsLink,
-  source: Source,
-  limits: { mostBytes: number },
-): Promise<{ messages: StoredMessage[]; isWhole: boolean }> {
-  const { stream, filter, afterSeq } = source;
-  const untilMs = link.clock.monotonicMs() + LAG_TIMEOUT_MS;
-  for (;;) {
-    // Asked each time: what was the last may be gone. (Then nats-server 2.9 says that there is none, whatever lies before it.)
-    const dueSeq = (await readFromLeader(link, stream, { lastOf: filter }))?.seq;
-    if (dueSeq !== undefined && dueSeq <= afterSeq) return { messages: [], isWhole: true };
-    const { messages, isWhole } = await readPast(link, source, limits);
-    if (!isWhole || (messages.at(-1)?.seq ?? 0) >= (dueSeq ?? 0)) return { messages, isWhole };
-    if (link.clock.monotonicMs() > untilMs)
-      throw new CodedError("TIMEOUT", `a copy of stream ${stream} lags behind sequence ${dueSeq} of ${filter}`);
-    await link.clock.sleep(LAG_PAUSE_MS);
+  { stream, filter }: { stream: string; filter: string },
+): Promise<number> {
+  const { streams } = await link.manager();
+  const { config } = await link.call(() => streams.info(stream));
+  if (config.num_replicas <= 1) return 0;
+  const last = await readFromLeader(link, stream, { lastOf: filter });
+  return last?.seq ?? lastOfEach(link, stream, filter);
+}
+
+/** The same by each subject alone: when the last message was deleted, nats-server 2.9 says that there is none on any. */
+async function lastOfEach(link: NatsLink, stream: string, filter: string): Promise<number> {
+  const { streams } = await link.manager();
+  const { state } = await link.call(() => streams.info(stream, { subjects_filter: filter }));
+  const subjects = Object.keys(state.subjects ?? {});
+  let lastSeq = 0;
+  for (let first = 0; first < subjects.length; first += ASKED_AT_ONCE) {
+    const some = subjects.slice(first, first + ASKED_AT_ONCE);
+    const found = await Promise.all(some.map((lastOf) => readFromLeader(link, stream, { lastOf })));
+    lastSeq = Math.max(lastSeq, ...found.map((message) => message?.seq ?? 0));
   }
+  return lastSeq;
 }

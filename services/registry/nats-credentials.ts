@@ -18,6 +18,11 @@ export interface TrustPorts {
 /** Issues with the account's seed; revokes through a connection of the system user, opened when first needed. */
 export class NatsCredentials implements CredentialIssuer {
   private system: Promise<NatsLink> | undefined;
+  /** Asked for while an earlier revocation is on its way. */
+  private waiting = new Map<string, number>();
+  /** The revocation of those who wait; undefined without any. */
+  private next: Promise<void> | undefined;
+  private last: Promise<void> = Promise.resolve();
 
   constructor(private readonly ports: TrustPorts) {}
 
@@ -29,9 +34,21 @@ export class NatsCredentials implements CredentialIssuer {
     return issueBootstrapUser({ deviceAccountSeed: this.ports.root.deviceAccountSeed, tokenId, expiresAtMs });
   }
 
-  async revoke(publicKey: string): Promise<void> {
+  /** One after the other, and together whoever waits: each is a change of the same text, and of many at once most are redone. */
+  revoke(publicKey: string): Promise<void> {
+    this.waiting.set(publicKey, this.ports.clock.nowMs());
+    this.next ??= this.revokeWaiting(this.last);
+    this.last = this.next;
+    return this.next;
+  }
+
+  private async revokeWaiting(earlier: Promise<void>): Promise<void> {
+    await earlier.catch(() => undefined);
+    const users = this.waiting;
+    this.waiting = new Map();
+    this.next = undefined;
     const { nc } = await this.connect();
-    await revokeUsers(nc, this.ports.root, [publicKey], this.ports.clock.nowMs());
+    await revokeUsers(nc, this.ports.root, users);
   }
 
   /** Closes what `revoke` opened. */

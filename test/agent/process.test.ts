@@ -155,7 +155,7 @@ test.serial(
     const running = agent(t, [...args, "--join", token]);
     await until("a heartbeat", () => mini.beats.length > 0);
     const system = await server.connect(server.root.systemCreds);
-    await revokeUsers(system.nc, server.root, [mini.publicKeyOf("gate-4")], Date.now());
+    await revokeUsers(system.nc, server.root, new Map([[mini.publicKeyOf("gate-4"), Date.now()]]));
     await system.close();
     t.is(await running.ended(), 77);
     t.regex(running.output, /does not accept this device's credential any more; join again with a new token/);

@@ -1,10 +1,14 @@
 import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { decode, encodeAccount } from "@nats-io/jwt";
 import test from "ava";
+import { SystemClock } from "#common/adapters/memory/clock.js";
+import { MemoryLog } from "#common/adapters/memory/log.js";
 import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
 import type { NatsLink } from "#common/adapters/nats/connection.js";
 import {
+  createTrustRoot,
   createUserKeys,
   expiryOf,
   formatCreds,
@@ -12,12 +16,15 @@ import {
   issueBootstrapUser,
   issueDeviceUser,
   publicKeyOf,
+  revokedIn,
+  revokeInAccountJwts,
   revokeUsers,
 } from "#common/adapters/nats/credentials.js";
 import { credsPaths, ensureKeys, readKeys } from "#common/adapters/nats/keys.js";
 import { ensureStreams } from "#common/adapters/nats/streams.js";
 import { NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
 import { deviceInbox, joinInbox, subjects } from "#common/domain/subjects.js";
+import { NatsCredentials } from "#services/registry/nats-credentials.js";
 import { startNats, type NatsTestServer } from "#test/support/servers.js";
 
 let server: NatsTestServer;
@@ -36,16 +43,16 @@ test.after.always(async () => {
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
-async function joinAs(device: string): Promise<{ link: NatsLink; publicKey: string; creds: string }> {
+async function credsFor(device: string, root = server.root): Promise<{ publicKey: string; creds: string }> {
   const { publicKey, seed } = createUserKeys();
-  const options = {
-    deviceAccountSeed: server.root.deviceAccountSeed,
-    device,
-    publicKey,
-    expiresAtMs: Date.now() + 3_600_000,
-  };
-  const creds = formatCreds({ jwt: await issueDeviceUser(options), seed });
-  return { link: await server.connect(creds, deviceInbox(device)), publicKey, creds };
+  const { deviceAccountSeed } = root;
+  const jwt = await issueDeviceUser({ deviceAccountSeed, device, publicKey, expiresAtMs: Date.now() + 3_600_000 });
+  return { publicKey, creds: formatCreds({ jwt, seed }) };
+}
+
+async function joinAs(device: string): Promise<{ link: NatsLink; publicKey: string; creds: string }> {
+  const own = await credsFor(device);
+  return { link: await server.connect(own.creds, deviceInbox(device)), ...own };
 }
 
 /** Whether the services hear what the device publishes on a subject. */
@@ -206,8 +213,8 @@ test.serial("a revoked device is thrown out, also after a restart of the server;
   const now = Date.now() + 1000;
   // Replicas of the registry revoke at the same time.
   await Promise.all([
-    revokeUsers(system.nc, server.root, [bad.publicKey], now),
-    revokeUsers(system.nc, server.root, [worse.publicKey], now),
+    revokeUsers(system.nc, server.root, new Map([[bad.publicKey, now]])),
+    revokeUsers(system.nc, server.root, new Map([[worse.publicKey, now]])),
   ]);
   for (const { creds } of [bad, worse])
     await t.throwsAsync(server.connect(creds, deviceInbox("bad")), { code: "AUTHORIZATION_VIOLATION" });
@@ -218,6 +225,83 @@ test.serial("a revoked device is thrown out, also after a restart of the server;
   await t.throwsAsync(server.connect(bad.creds, deviceInbox("bad")), { code: "AUTHORIZATION_VIOLATION" });
   for (let turn = 0; turn < 2400 && !(good.link.connected && services.connected); turn += 1) await sleep(25);
   t.true(await isHeard(good.link, subjects.heartbeat("good")));
+});
+
+test.serial("a revocation outlives a restart also where the clock is behind that of the keys", async (t) => {
+  const root = await createTrustRoot();
+  const deviceAccountJwt = revokeInAccountJwts({
+    accountJwts: [root.deviceAccountJwt],
+    operatorSeed: root.operatorSeed,
+    users: new Map(),
+    nowMs: Date.now() + 3_600_000,
+  });
+  const ahead = await startNats({ root: { ...root, deviceAccountJwt } });
+  t.teardown(() => ahead.stop());
+  const { creds, publicKey } = await credsFor("bad", root);
+  await (await ahead.connect(creds, deviceInbox("bad"))).close();
+  const system = await ahead.connect(root.systemCreds);
+  t.teardown(() => system.close());
+  await revokeUsers(system.nc, ahead.root, new Map([[publicKey, Date.now()]]));
+  for (const restarts of [0, 1]) {
+    await t.throwsAsync(
+      ahead.connect(creds, deviceInbox("bad")),
+      { code: "AUTHORIZATION_VIOLATION" },
+      String(restarts),
+    );
+    await ahead.restart();
+  }
+});
+
+test.serial("many devices are revoked at once", async (t) => {
+  const keysDir = join(server.dir, "keys");
+  const ports = { root: server.root, keysDir, natsUrls: [server.url], clock: new SystemClock(), log: new MemoryLog() };
+  const credentials = new NatsCredentials({ ...ports, signal: new AbortController().signal });
+  t.teardown(() => credentials.close());
+  const users = await Promise.all(Array.from({ length: 20 }, () => credsFor("many")));
+  await Promise.all(users.map(({ publicKey }) => credentials.revoke(publicKey)));
+  for (const { creds } of users)
+    await t.throwsAsync(server.connect(creds, deviceInbox("many")), { code: "AUTHORIZATION_VIOLATION" });
+});
+
+test("what servers hold of an account is merged: the newest's claims, and each key's latest revocation", async (t) => {
+  const root = await createTrustRoot();
+  const sign = (accountJwts: readonly [string, ...string[]], users: Record<string, number>, nowMs: number): string =>
+    revokeInAccountJwts({
+      accountJwts,
+      operatorSeed: root.operatorSeed,
+      users: new Map(Object.entries(users)),
+      nowMs,
+    });
+  const { iat } = decode(root.deviceAccountJwt);
+  const now = 1000 * iat;
+  const [a, b, c] = Array.from({ length: 3 }, () => createUserKeys().publicKey) as [string, string, string];
+  const limited = decode<{ limits?: object }>(root.deviceAccountJwt);
+  const other = await encodeAccount(
+    "OTHER",
+    root.deviceAccount,
+    { ...limited.nats, limits: { conn: 7 } },
+    { signer: new TextEncoder().encode(root.operatorSeed) },
+  );
+  const older = sign([root.deviceAccountJwt], { [a]: now + 5999, [b]: now, "*": 3000 }, now + 10_000);
+  const newer = sign([other], { [a]: now + 1000, [b]: now + 2000 }, now + 20_000);
+  for (const jwts of [[older, newer] as const, [newer, older] as const]) {
+    const merged = sign(jwts, { [b]: now + 1000, [c]: now + 4000 }, now);
+    t.deepEqual(
+      revokedIn(merged),
+      new Map([
+        [b, iat + 2],
+        [c, iat + 4],
+        [a, iat + 5],
+        ["*", 3],
+      ]),
+    );
+    const { name, sub, iss, nats, ...claims } = decode<{ limits?: object; imports?: unknown[]; type?: string }>(merged);
+    t.is(claims.iat, iat + 21, "later than the newest, by a clock that is behind");
+    t.deepEqual({ name, sub, iss }, { name: "OTHER", sub: root.deviceAccount, iss: limited.iss });
+    t.deepEqual([nats.limits, nats.imports?.length, nats.type], [{ conn: 7 }, 4, "account"]);
+    t.false([older, newer].some((jwt) => decode(jwt).jti === claims.jti));
+  }
+  t.is(decode(sign([older, newer], {}, now + 60_000)).iat, iat + 60);
 });
 
 test.serial("keys are made once, also by racing processes, and are nobody else's to read", async (t) => {

@@ -1,7 +1,9 @@
 import { randomBytes } from "node:crypto";
 import test from "ava";
+import { RequestStrategy } from "nats";
 import { NatsBlobStore } from "#common/adapters/nats/blob-store.js";
 import type { NatsLink } from "#common/adapters/nats/connection.js";
+import { createUserKeys, formatCreds, issueDeviceUser, revokeUsers } from "#common/adapters/nats/credentials.js";
 import { NatsResourceStore } from "#common/adapters/nats/kv-store.js";
 import { ensureStreams } from "#common/adapters/nats/streams.js";
 import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
@@ -77,4 +79,37 @@ test.serial("what was written last is what comes back, however many writes were 
   }
   await killAll();
   t.is((await insist(() => store.get("Lease", "kept")))?.renewedAtMs, 5);
+});
+
+test.serial("a server that was down while a device was revoked does not let it in again", async (t) => {
+  const [first, second, third] = servers as [NatsTestServer, NatsTestServer, NatsTestServer];
+  const { root } = first;
+  const join = async (device: string): Promise<{ publicKey: string; creds: string }> => {
+    const { publicKey, seed } = createUserKeys();
+    const { deviceAccountSeed } = root;
+    const jwt = await issueDeviceUser({ deviceAccountSeed, device, publicKey, expiresAtMs: Date.now() + 3_600_000 });
+    return { publicKey, creds: formatCreds({ jwt, seed }) };
+  };
+  const revoke = async (server: NatsTestServer, publicKey: string): Promise<void> => {
+    const system = await server.connect(root.systemCreds);
+    t.teardown(() => system.close());
+    await insist(async () => {
+      const options = { strategy: RequestStrategy.JitterTimer, maxWait: 1000 };
+      let routed = 0;
+      for await (const answer of await system.nc.requestMany("$SYS.REQ.SERVER.PING", "", options))
+        routed += answer.data.length > 0 ? 1 : 0;
+      if (routed < (server === third ? 3 : 2)) throw new Error(`${routed} servers`);
+    });
+    await revokeUsers(system.nc, root, new Map([[publicKey, Date.now()]]));
+    await system.close();
+  };
+  const [early, late] = [await join("early"), await join("late")];
+  for (const { creds } of [early, late]) await (await third.connect(creds)).close();
+  await third.kill();
+  await revoke(first, early.publicKey);
+  await third.start();
+  await revoke(third, late.publicKey);
+  for (const server of [first, second, third])
+    for (const { creds } of [early, late])
+      await t.throwsAsync(server.connect(creds), { code: "AUTHORIZATION_VIOLATION" });
 });

@@ -1,7 +1,8 @@
+import { createHash } from "node:crypto";
 import { setTimeout } from "node:timers/promises";
-import { decode, encodeAccount, encodeOperator, encodeUser, fmtCreds } from "@nats-io/jwt";
+import { Algorithms, decode, encodeAccount, encodeOperator, encodeUser, fmtCreds } from "@nats-io/jwt";
 import { fromSeed } from "@nats-io/nkeys";
-import type { NatsConnection } from "nats";
+import { type NatsConnection, RequestStrategy } from "nats";
 import { createAccount, createOperator, createUser } from "nkeys.js";
 import { deviceInbox, joinInbox, subjects } from "../../domain/subjects.js";
 import { CodedError } from "../coded-error.js";
@@ -206,25 +207,51 @@ interface AccountClaims {
   revocations?: Record<string, number>;
 }
 
-/**
- * The account's JWT signed again with these users revoked: JWTs issued to them up to `atMs` are worth nothing.
- * Revocations it already holds stay.
- */
-export function revokeInAccountJwt(
-  accountJwt: string,
-  operatorSeed: string,
-  publicKeys: readonly string[],
-  atMs: number,
-): Promise<string> {
-  const claims = decode<AccountClaims>(accountJwt);
-  const at = Math.floor(atMs / 1000);
-  const revocations = { ...claims.nats.revocations, ...Object.fromEntries(publicKeys.map((key) => [key, at])) };
-  return encodeAccount(claims.name, claims.sub, { ...claims.nats, revocations }, { signer: bytes(operatorSeed) });
-}
+/** Public keys of users, and the Unix milliseconds up to which JWTs issued to them are worth nothing. */
+export type Revocations = ReadonlyMap<string, number>;
 
-/** Users that an account's JWT revokes, and the Unix seconds up to which their JWTs are worth nothing. */
+/** Users that an account's JWT revokes ("*" for all), and the Unix seconds up to which their JWTs are worth nothing. */
 export function revokedIn(accountJwt: string): ReadonlyMap<string, number> {
   return new Map(Object.entries(decode<AccountClaims>(accountJwt).nats.revocations ?? {}));
+}
+
+/**
+ * The account's next JWT: the claims of the newest of these, the revocations of all of them, and these users revoked. A key's
+ * latest revocation counts.
+ *
+ * Servers take the JWT with the later `iat` and, of two of one second, the one they are given; so this one's is later than
+ * that of every other even if this clock is behind. No server compares `iat` with its own clock.
+ */
+export function revokeInAccountJwts(options: {
+  /** What the servers hold, and whatever else they may know; at least one. */
+  accountJwts: readonly [string, ...string[]];
+  operatorSeed: string;
+  users: Revocations;
+  nowMs: number;
+}): string {
+  const [first, ...others] = options.accountJwts.map((jwt) => decode<AccountClaims>(jwt));
+  if (first === undefined) throw new RangeError("no JWT of the account");
+  const newest = others.reduce((best, claims) => (claims.iat >= best.iat ? claims : best), first);
+  const revocations = new Map([...options.users].map(([key, atMs]) => [key, Math.floor(atMs / 1000)]));
+  for (const jwt of options.accountJwts)
+    for (const [key, until] of revokedIn(jwt)) revocations.set(key, Math.max(until, revocations.get(key) ?? 0));
+  const nats = { ...newest.nats, revocations: Object.fromEntries(revocations) };
+  const iat = Math.max(Math.floor(options.nowMs / 1000), newest.iat + 1);
+  return signClaims({ ...newest, nats, iat }, options.operatorSeed);
+}
+
+/** A JWT of these claims with their own `iat`, where `encodeAccount` takes that of its clock. */
+function signClaims(claims: object, seed: string): string {
+  const signer = fromSeed(bytes(seed));
+  const unnamed = { ...claims, iss: signer.getPublicKey(), jti: undefined };
+  const jti = createHash("sha256").update(JSON.stringify(unnamed)).digest("base64url");
+  const encode = (part: Uint8Array): string => Buffer.from(part).toString("base64url");
+  const parts = [
+    { typ: "JWT", alg: Algorithms.v2 },
+    { ...unnamed, jti },
+  ];
+  const signed = parts.map((part) => encode(bytes(JSON.stringify(part)))).join(".");
+  return `${signed}.${encode(signer.sign(bytes(signed)))}`;
 }
 
 interface ClaimsReply {
@@ -234,36 +261,49 @@ interface ClaimsReply {
 /** After how long a revocation is looked for once more. */
 const SETTLE_MS = 250;
 
+/** How long after one server's answer another's is waited for. */
+const STALL_MS = 250;
+
 /**
- * Waits, a second at most, until a JWT made now is a later one than this. They tell their age by the second, and of two of one
- * second a server that starts again takes the one in its configuration, which revokes nobody.
+ * The answers of all servers to a request that each of them answers, or of `enough` of them; empty ones are left out.
+ * Throws code "TIMEOUT" if there are none.
  */
-async function untilLaterThan(jwt: string): Promise<void> {
-  const waitMs = 1000 * (decode(jwt).iat + 1) - Date.now();
-  if (waitMs > 0 && waitMs <= 1000) await setTimeout(waitMs);
+async function askServers(system: NatsConnection, subject: string, data = "", enough = Infinity): Promise<string[]> {
+  const options = { strategy: RequestStrategy.JitterTimer, maxWait: 5000, jitter: STALL_MS };
+  const answers: string[] = [];
+  for await (const message of await system.requestMany(subject, data, options)) {
+    if (message.data.length > 0) answers.push(message.string());
+    if (answers.length >= enough) break;
+  }
+  if (answers.length === 0) throw new CodedError("TIMEOUT", `no nats-server answers on ${subject}`);
+  return answers;
 }
 
 /**
- * Revokes users at the server, which closes their connections. Several replicas may revoke at once: what is pushed is
- * looked up again until the server holds it. Throws code "REVOCATION_REFUSED" if the server does not take it.
+ * Revokes users at the servers, which close their connections. Several replicas may revoke at once: what is pushed is
+ * looked up again until every server that answers holds it. Throws code "REVOCATION_REFUSED" if one does not take it,
+ * "TIMEOUT" if none answers.
+ *
+ * A push replaces what every server holds, and one that was down while a user was revoked lacks that user until the servers
+ * compare their stores, which they do every two minutes: so what is pushed is made of the answers of all.
  *
  * @param system a connection with the system user's creds
  */
 export async function revokeUsers(
   system: NatsConnection,
   keys: Pick<TrustRoot, "deviceAccount" | "deviceAccountJwt" | "operatorSeed">,
-  publicKeys: readonly string[],
-  atMs: number,
+  users: Revocations,
 ): Promise<void> {
-  const lookUp = async (): Promise<string> =>
-    (await system.request(`$SYS.REQ.ACCOUNT.${keys.deviceAccount}.CLAIMS.LOOKUP`, "", { timeout: 5000 })).string();
-  await untilLaterThan(keys.deviceAccountJwt);
+  const lookUp = `$SYS.REQ.ACCOUNT.${keys.deviceAccount}.CLAIMS.LOOKUP`;
+  // A key that was revoked before and has joined again holds a newer JWT: only a revocation of now covers it.
+  const isHeldBy = (jwt: string): boolean => {
+    const revoked = revokedIn(jwt);
+    return [...users].every(([key, atMs]) => (revoked.get(key) ?? 0) >= Math.floor(atMs / 1000));
+  };
   let isSettled = false;
   for (let attempt = 0; attempt < 20; attempt += 1) {
-    const current = await lookUp();
-    // A key that was revoked before and has joined again holds a newer JWT: only a revocation of now covers it.
-    const revoked = revokedIn(current);
-    if (publicKeys.every((key) => (revoked.get(key) ?? 0) >= Math.floor(atMs / 1000))) {
+    const answers = await askServers(system, lookUp);
+    if (answers.every(isHeldBy)) {
       if (isSettled) return;
       // Whoever looked up before this one pushed may push without it now.
       isSettled = true;
@@ -271,10 +311,20 @@ export async function revokeUsers(
       continue;
     }
     isSettled = false;
-    const next = await revokeInAccountJwt(current, keys.operatorSeed, publicKeys, atMs);
-    const reply = (await system.request("$SYS.REQ.CLAIMS.UPDATE", next, { timeout: 5000 })).json<ClaimsReply>();
-    if (reply.error !== undefined)
-      throw new CodedError("REVOCATION_REFUSED", `nats-server refused the account: ${reply.error.description}`);
+    // What others pushed while the last answer was waited for is at every server: the first to answer will do.
+    const latest = await askServers(system, lookUp, "", 1);
+    const next = revokeInAccountJwts({
+      // A server that starts takes the one in its configuration unless what it holds is newer.
+      accountJwts: [keys.deviceAccountJwt, ...answers, ...latest],
+      operatorSeed: keys.operatorSeed,
+      users,
+      nowMs: Date.now(),
+    });
+    for (const reply of await askServers(system, "$SYS.REQ.CLAIMS.UPDATE", next, answers.length)) {
+      const { error } = JSON.parse(reply) as ClaimsReply;
+      if (error !== undefined)
+        throw new CodedError("REVOCATION_REFUSED", `nats-server refused the account: ${error.description}`);
+    }
   }
   throw new CodedError("REVOCATION_REFUSED", "nats-server did not keep the revocation after 20 attempts");
 }

@@ -13,6 +13,7 @@ import { AggregatorApi } from "#services/aggregator/aggregator-api.js";
 import { BlobCollector, keepCollectingBlobs, type BlobCollectorPorts } from "#services/aggregator/blob-collector.js";
 import { stagesOf } from "#services/aggregator/fold-records.js";
 import { blobMeters } from "#services/aggregator/meters.js";
+import { loseBlob } from "#test/support/lost-blob.js";
 import { forge, play } from "./history.js";
 import { draw, JOB, openRound, resultOf, type World } from "./world.js";
 
@@ -88,7 +89,7 @@ test("what is collected is told by verify, and not blamed; what should be there 
   // The origin is drawn from the seed and has the digest of the first round's start, stored or not.
   t.deepEqual(await verify(), [...unverifiable, "2 commits Unverifiable"]);
   const { weights } = (await resultOf(world, 3)) ?? {};
-  await world.blobs.delete(weights?.digest ?? "");
+  await loseBlob(world.blobs, weights?.digest);
   const broken = (await verify()).filter((told) => told.endsWith("Broken"));
   t.deepEqual(broken, ["3 weights Broken", "4 replay Broken"]);
 });

@@ -6,6 +6,7 @@ import type { Kind, ResourceOf, Written } from "#common/ports/resource-store.js"
 import { fromBytes, l2Norm } from "#common/tensor/flat.js";
 import { reconcileRound } from "#services/aggregator/controller.js";
 import { replayRound } from "#services/aggregator/replay.js";
+import { loseBlob } from "#test/support/lost-blob.js";
 import {
   commit,
   createWorld,
@@ -405,7 +406,7 @@ test("what the stores no longer hold is an error to try again, never another res
     return world;
   };
   const noBlob = await frozen();
-  await noBlob.blobs.delete(noBlob.baseDigest);
+  await loseBlob(noBlob.blobs, noBlob.baseDigest);
   await t.throwsAsync(reconcile(noBlob), { code: "BLOB_MISSING" });
   const noLog = await frozen();
   await noLog.log.purgeRound("tiny-1");

@@ -5,6 +5,7 @@ import { encodeResource, MOST_RESOURCE_BYTES, NOTE_BYTES } from "#common/adapter
 import { ManualClock } from "#common/adapters/memory/clock.js";
 import { describeFailure, isDamage, withFailure } from "#common/domain/damage.js";
 import { reconcileKey } from "#services/aggregator/controller.js";
+import { loseBlob } from "#test/support/lost-blob.js";
 import { commit, createWorld, draw, freeze, resultOf, setPhase, tallyOf, upload, type World } from "./world.js";
 
 const MINUTE_MS = 60_000;
@@ -60,7 +61,7 @@ test("damage that is mended in time leaves the round as sound as it was", async 
   await tries(undisturbed, 1);
   const world = await frozen();
   const base = (await world.blobs.get(world.baseDigest)) as Uint8Array;
-  await world.blobs.delete(world.baseDigest);
+  await loseBlob(world.blobs, world.baseDigest);
   t.deepEqual(
     await tries(world, 5),
     Array.from({ length: 5 }, () => "BLOB_MISSING"),

@@ -23,6 +23,7 @@ import { sha256Digest } from "#common/tensor/digest.js";
 import { DeviceFacts } from "#proto/shoal/v1/device.js";
 import { TrainingJob } from "#proto/shoal/v1/job.js";
 import { Round, UpdateManifest } from "#proto/shoal/v1/round.js";
+import { loseBlob } from "#test/support/lost-blob.js";
 import type { Fleet } from "../fleet/fleet.js";
 
 /** A round as it is measured: so many agents, each with an update of so many values. */
@@ -202,7 +203,7 @@ export async function playRound(
 async function clearRound({ link, store, blobs }: World, round: string): Promise<void> {
   const result = await store.get("RoundResult", round);
   await purgeRound(link, round);
-  if (result?.weights !== undefined) await blobs.delete(result.weights.digest);
+  if (result?.weights !== undefined) await loseBlob(blobs, result.weights.digest);
 }
 
 /** Drops what the log has of a round. */

@@ -52,6 +52,7 @@ export function blobCollectionConformance(test: TestFn, label: string, open: () 
     t.true(await store.collect(digest, version));
     t.false(await store.collect(digest, version));
     t.is(await store.stat(digest), undefined);
+    t.is(await store.getRange(digest, 0, 1), undefined);
     t.is(await store.touch(digest), undefined);
     const { blobs, version: latest } = await store.contents();
     t.false(blobs.some((entry) => entry.digest === digest));
@@ -99,8 +100,11 @@ export function blobCollectionConformance(test: TestFn, label: string, open: () 
       t.is((await store.get(digest))?.length, part.length);
       const { version = 0 } = (await entryOf(store, digest)) ?? {};
       t.true(await store.collect(digest, version));
+      t.is(await store.stat(digest), undefined);
       t.is(await store.readStaged(name, 0, part.length), undefined);
       t.false((await store.contents()).stages.includes(name));
+      await store.put(part);
+      t.deepEqual(Buffer.from((await store.get(digest)) ?? "absent"), part);
     }
   });
 

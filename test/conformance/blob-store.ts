@@ -47,7 +47,6 @@ export function blobStoreConformance(test: TestFn, label: string, open: () => Bl
       t.is(await store.stat(digest), undefined);
       t.is(await store.get(digest), undefined);
       t.is(await store.getRange(digest, 0, 10), undefined);
-      await store.delete(digest);
     }
   });
 
@@ -87,11 +86,6 @@ export function blobStoreConformance(test: TestFn, label: string, open: () => Bl
       const range = Buffer.from((await store.getRange(digest, offset, length)) ?? "absent");
       t.is(Buffer.compare(range, whole.subarray(offset, offset + length)), 0, `${offset}+${length}`);
     }
-    await store.delete(digest);
-    t.is(await store.stat(digest), undefined);
-    t.is(await store.getRange(digest, 0, 1), undefined);
-    await store.put(whole);
-    t.is((await store.get(digest))?.length, whole.length);
   });
 
   test(title("a staged part is there when all of it is, and gone when it is dropped"), async (t) => {
@@ -126,16 +120,5 @@ export function blobStoreConformance(test: TestFn, label: string, open: () => Bl
     await store.stage(name, 0, randomBytes(10));
     await store.seal(name, [10], digest);
     await t.throwsAsync(store.get(digest), { code: "BLOB_CORRUPT" });
-  });
-
-  test(title("a deleted blob is gone and can be put again"), async (t) => {
-    const store = open();
-    const bytes = randomBytes(MAX_PIECE_BYTES + 1);
-    const { digest } = await store.put(bytes);
-    await store.delete(digest);
-    t.is(await store.stat(digest), undefined);
-    t.is(await store.getRange(digest, 0, 1), undefined);
-    await store.put(bytes);
-    t.is((await store.get(digest))?.length, bytes.length);
   });
 }

@@ -61,7 +61,7 @@ function settling<T extends object>(target: T, stream: string, names: readonly (
 }
 
 const openBlobs = (): NatsBlobStore =>
-  settling(new NatsBlobStore(link), STREAMS.blobs, ["delete", "unstage", "collect", "collectPartial"]);
+  settling(new NatsBlobStore(link), STREAMS.blobs, ["unstage", "collect", "collectPartial"]);
 const openLog = (): OpenLog => ({
   log: settling(new NatsUpdateLog(link), STREAMS.updates, ["purge", "purgeRound", "purgeDevice", "purgeStrays"]),
   uplink: uplinkOf,

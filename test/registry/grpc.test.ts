@@ -27,6 +27,7 @@ import {
 import { FleetApi } from "#services/registry/fleet-api.js";
 import { serveFleet, serveModels } from "#services/registry/grpc.js";
 import { ModelApi } from "#services/registry/model-api.js";
+import { loseBlob } from "#test/support/lost-blob.js";
 
 type Reply<Res> = (error: Error | null, response: Res) => void;
 
@@ -310,7 +311,7 @@ test("exports, lists and gets of what is not there are refused", async (t) => {
     "page_token",
   );
   const { model } = await importModel(models, "tiny", FILES);
-  await blobs.delete(model?.weights?.digest ?? "");
+  await loseBlob(blobs, model?.weights?.digest);
   const gone = exportModel(models, "tiny");
   await refused(t, gone, "FAILED_PRECONDITION");
   await store.create("Model", Model.fromPartial({ metadata: newMeta("odd"), config: { model_type: "odd" } }));

@@ -11,6 +11,7 @@ import type { BlobRef } from "#proto/shoal/v1/meta.js";
 import { Model } from "#proto/shoal/v1/model.js";
 import { GraphLibrary } from "#services/scheduler/graph-library.js";
 import { JobController } from "#services/scheduler/job-controller.js";
+import { loseBlob } from "#test/support/lost-blob.js";
 import { jobOf, NOW, TINY, TINY_CONFIG } from "./world.js";
 
 const JOB = "tuned";
@@ -123,7 +124,7 @@ test("a job whose own beginning is gone says so, and does not begin on something
   const world = await World.create();
   await world.reconcileHalf(t);
   await world.moveBase(2);
-  await world.blobs.delete((await world.weights(1)).digest);
+  await loseBlob(world.blobs, (await world.weights(1)).digest);
   await world.reconcile();
   const { status } = (await world.store.get("TrainingJob", JOB)) ?? {};
   t.deepEqual([status?.phase, status?.conditions[0]?.reason], ["Pending", "BaseMissing"]);

@@ -15,8 +15,6 @@ export interface BlobStore {
   get(digest: string): Promise<Uint8Array | undefined>;
   /** Up to `length` bytes from `offset`; shorter at the end; undefined if the blob is absent. */
   getRange(digest: string, offset: number, length: number): Promise<Uint8Array | undefined>;
-  /** Removes a blob, with the staged content it was sealed from. */
-  delete(digest: string): Promise<void>;
 
   /**
    * Stores one part of a blob whose digest is not known yet. Parts come in any order, from any process; whoever stages a

@@ -41,11 +41,6 @@ export class MemoryBlobStore implements CollectableBlobs {
     return Promise.resolve(this.blobs.get(digest)?.bytes.slice(offset, offset + length));
   }
 
-  delete(digest: string): Promise<void> {
-    this.blobs.delete(digest);
-    return Promise.resolve();
-  }
-
   stage(name: string, part: number, bytes: Uint8Array): Promise<void> {
     const parts = this.stages.get(name) ?? new Map<number, Uint8Array>();
     this.stages.set(name, parts.set(part, Uint8Array.from(bytes)));

@@ -80,18 +80,6 @@ export class NatsBlobStore implements CollectableBlobs {
     return stored && this.readBlob(stored, offset, length);
   }
 
-  async delete(digest: string): Promise<void> {
-    const hex = DIGEST.exec(digest)?.[1];
-    if (hex === undefined) return;
-    // The reference goes first: a crash in between leaves a blob that is absent, not one that is torn.
-    for (;;) {
-      const stored = await this.lookUp(digest);
-      if (stored === undefined) break;
-      if (!(await this.collect(digest, stored.seq))) await this.link.clock.sleep(RETRY_MS);
-    }
-    await this.erase(`shoal.blob.${hex}.>`);
-  }
-
   async stage(name: string, part: number, bytes: Uint8Array): Promise<void> {
     await this.writePieces(`shoal.blob.stage.${name}.${part}`, bytes);
   }

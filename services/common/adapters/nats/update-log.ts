@@ -106,8 +106,8 @@ export class NatsUpdateLog implements CollectableLog {
   }
 
   async purgeRound(round: string, upToSeq?: number): Promise<void> {
-    const upTo = upToSeq === undefined ? {} : { upToSeq };
-    await this.eraseParts({ filter: `shoal.u.*.${round}`, ...upTo });
+    // One head for both parts: of what is appended meanwhile no chunk goes without its commit.
+    await this.eraseParts({ filter: `shoal.u.*.${round}`, upToSeq: upToSeq ?? (await this.usage()).lastSeq });
   }
 
   async usage(): Promise<LogUsage> {
@@ -126,12 +126,12 @@ export class NatsUpdateLog implements CollectableLog {
   }
 
   async purge({ round, device = "*", part, upToSeq, keep }: LogSelection): Promise<number> {
-    const exceptKept = keep && { isDoomed: ({ seq }: StoredMessage) => !keep.has(seq) };
+    const exceptKept = keep && { isDoomed: ({ seq }: { seq: number }) => !keep.has(seq) };
     return this.eraseParts({ filter: `shoal.u.${device}.${round}`, upToSeq, ...exceptKept }, part);
   }
 
   async purgeDevice(device: string, upToSeq: number, except: ReadonlySet<string>): Promise<number> {
-    const isDoomed = ({ subject }: StoredMessage): boolean => {
+    const isDoomed = ({ subject }: { subject: string }): boolean => {
       const parsed = parseUpdateSubject(subject);
       return parsed !== undefined && !except.has(parsed.round);
     };
@@ -139,7 +139,7 @@ export class NatsUpdateLog implements CollectableLog {
   }
 
   async purgeStrays(upToSeq: number): Promise<number> {
-    const isDoomed = ({ subject }: StoredMessage): boolean => parseUpdateSubject(subject) === undefined;
+    const isDoomed = ({ subject }: { subject: string }): boolean => parseUpdateSubject(subject) === undefined;
     return erase(this.link, { stream: STREAMS.updates, filter: subjects.allUpdates, upToSeq, isDoomed });
   }
 

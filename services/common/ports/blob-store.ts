@@ -66,6 +66,9 @@ export interface CollectableBlobs extends BlobStore {
    * or touches it meanwhile either keeps it or finds it absent, and then writes all of it.
    */
   collect(digest: string, version: number): Promise<boolean>;
-  /** Drops what lies, up to a version, under a digest that is no blob. */
+  /**
+   * Drops what lies under a digest that is no blob, unless something was written there after this version: that is a put under
+   * way. A put that ends meanwhile keeps its pieces or writes all of them again. A mark of it may stay, which goes likewise.
+   */
   collectPartial(digest: string, upToVersion: number): Promise<void>;
 }

@@ -5,7 +5,7 @@ import { readStored } from "./direct.js";
 import { STREAMS } from "./streams.js";
 
 const STAGE = /^shoal\.blob\.stage\.([^.]+)\./;
-const PIECE = /^shoal\.blob\.([0-9a-f]{64})\.\d+$/;
+const PIECE = /^shoal\.blob\.[0-9a-f]{64}\.(\d+)$/;
 const OF_BLOB = /^shoal\.blob\.([0-9a-f]{64})\./;
 const READS_AT_ONCE = 16;
 
@@ -30,10 +30,10 @@ async function subjectsOf(link: NatsLink, filter: string): Promise<string[]> {
   return Object.keys(state.subjects ?? {});
 }
 
-/** How many pieces lie under this digest. */
-export async function countPieces(link: NatsLink, hex: string): Promise<number> {
+/** Numbers of the pieces that lie under this digest. */
+export async function pieceNumbers(link: NatsLink, hex: string): Promise<ReadonlySet<number>> {
   const names = await subjectsOf(link, `shoal.blob.${hex}.*`);
-  return names.filter((name) => PIECE.test(name)).length;
+  return new Set(names.flatMap((name) => PIECE.exec(name)?.[1] ?? []).map(Number));
 }
 
 /**

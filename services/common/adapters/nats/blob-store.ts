@@ -3,7 +3,7 @@ import { StoredBlob, type BlobRef } from "#proto/shoal/v1/meta.js";
 import { MAX_PIECE_BYTES } from "../../domain/subjects.js";
 import type { CollectableBlobs, StoreContents } from "../../ports/blob-store.js";
 import { CodedError } from "../coded-error.js";
-import { contentsOf, countPieces } from "./blob-contents.js";
+import { contentsOf, pieceNumbers } from "./blob-contents.js";
 import { writeAfter } from "./conditional-write.js";
 import type { NatsLink } from "./connection.js";
 import { readFromLeader, readStored } from "./direct.js";
@@ -14,8 +14,6 @@ import { STREAMS } from "./streams.js";
 const IN_FLIGHT = 4;
 const DIGEST = /^sha256:([0-9a-f]{64})$/;
 const WRITE = { timeout: 10_000 };
-/** Writing pieces for longer than this, a writer looks whether all are there still. Below every collector's grace. */
-const SLOW_PUT_MS = 60_000;
 /** A reference that says: no blob any more. */
 const GONE = new Uint8Array();
 /** Between tries to do what others do too. */
@@ -49,7 +47,9 @@ export class NatsBlobStore implements CollectableBlobs {
     for (;;) {
       const { known, seq } = await this.touchOrPlace(hex);
       if (known !== undefined) return ref;
-      await this.writeLasting(hex, bytes);
+      await this.writePieces(`shoal.blob.${hex}`, bytes);
+      // Who stood still for so long that pieces were collected, and the mark of that too, finds a reference as little as before.
+      if (!(await this.holdsPieces(hex, bytes.length))) continue;
       // Else somebody else put it, or collected what was there: then it is absent, and the pieces may be gone too.
       if (await this.refer(hex, stored, seq)) return ref;
     }
@@ -104,10 +104,14 @@ export class NatsBlobStore implements CollectableBlobs {
   }
 
   async unstage(name: string): Promise<void> {
-    const subject = `shoal.blob.stage.${name}.owner`;
-    const owner = await readStored(this.link, STREAMS.blobs, { lastOf: subject });
-    const blob = owner && (await this.lookUp(new TextDecoder().decode(owner.data)));
-    if (blob?.staged !== name) await this.erase(`shoal.blob.stage.${name}.>`);
+    const { streams } = await this.link.manager();
+    // The head first: what is staged or sealed from here on is behind it.
+    const { state } = await this.link.call(() => streams.info(STREAMS.blobs));
+    // A copy that lags may not know yet that the content became a blob.
+    const owner = await readFromLeader(this.link, STREAMS.blobs, { lastOf: `shoal.blob.stage.${name}.owner` });
+    const hex = owner && DIGEST.exec(new TextDecoder().decode(owner.data))?.[1];
+    const { blob } = hex === undefined ? {} : await this.readReference(hex, readFromLeader);
+    if (blob?.staged !== name) await this.erase(`shoal.blob.stage.${name}.>`, state.last_seq);
   }
 
   contents(): Promise<StoreContents> {
@@ -130,8 +134,16 @@ export class NatsBlobStore implements CollectableBlobs {
 
   async collectPartial(digest: string, upToVersion: number): Promise<void> {
     const hex = DIGEST.exec(digest)?.[1];
-    if (hex === undefined || (await this.lookUp(digest)) !== undefined) return;
-    await this.erase(`shoal.blob.${hex}.>`, upToVersion);
+    if (hex === undefined) return;
+    const all = `shoal.blob.${hex}.>`;
+    const last = await readFromLeader(this.link, STREAMS.blobs, { lastOf: all });
+    if (last !== undefined && last.seq > upToVersion) return;
+    const { blob, seq } = await this.readReference(hex);
+    if (blob !== undefined) return;
+    // Of a put that ends now and this one only one is first, as with a blob. Where no pieces are there is a mark, which holds up nobody.
+    const { size: pieces } = await pieceNumbers(this.link, hex);
+    if (pieces > 0 && !(await this.writeReference(hex, GONE, seq))) return;
+    await this.erase(all, upToVersion);
   }
 
   private async lookUp(digest: string): Promise<(StoredBlob & { seq: number }) | undefined> {
@@ -141,9 +153,9 @@ export class NatsBlobStore implements CollectableBlobs {
   }
 
   /** The last reference of a digest with its sequence, 0 for none. What it says is gone is no blob. */
-  private async readReference(hex: string): Promise<{ blob?: StoredBlob; seq: number }> {
+  private async readReference(hex: string, read = readStored): Promise<{ blob?: StoredBlob; seq: number }> {
     const query = { lastOf: `shoal.blob.${hex}.ref` };
-    const first = await readStored(this.link, STREAMS.blobs, query);
+    const first = await read(this.link, STREAMS.blobs, query);
     // That a blob is gone may be what a lagging copy says of one that is there again.
     const isGone = first?.data.length === 0;
     const stored = isGone ? await readFromLeader(this.link, STREAMS.blobs, query) : first;
@@ -171,15 +183,11 @@ export class NatsBlobStore implements CollectableBlobs {
     return (await writeAfter(this.link, write)) !== undefined;
   }
 
-  /** Pieces without a reference are collected once they have lain for long: a slow writer may have to write some again. */
-  private async writeLasting(hex: string, bytes: Uint8Array): Promise<void> {
-    const { clock } = this.link;
-    for (;;) {
-      const startedMs = clock.monotonicMs();
-      await this.writePieces(`shoal.blob.${hex}`, bytes);
-      if (clock.monotonicMs() - startedMs < SLOW_PUT_MS) return;
-      if ((await countPieces(this.link, hex)) === Math.ceil(bytes.length / MAX_PIECE_BYTES)) return;
-    }
+  /** Whether all pieces of a blob of this size lie under its digest. */
+  private async holdsPieces(hex: string, sizeBytes: number): Promise<boolean> {
+    const there = await pieceNumbers(this.link, hex);
+    for (let n = 0; n * MAX_PIECE_BYTES < sizeBytes; n++) if (!there.has(n)) return false;
+    return true;
   }
 
   private async readBlob(stored: StoredBlob, offset: number, length: number): Promise<Uint8Array> {
@@ -219,10 +227,8 @@ export class NatsBlobStore implements CollectableBlobs {
     await this.link.call(() => js.publish(subject, data, { ...WRITE, msgID: randomUUID() }));
   }
 
-  /** Erases pieces; with a sequence only those up to it. */
-  private async erase(filter: string, upToSeq?: number): Promise<void> {
-    const upTo = upToSeq === undefined ? {} : { upToSeq };
-    await erase(this.link, { stream: STREAMS.blobs, filter, ...upTo });
+  private async erase(filter: string, upToSeq: number): Promise<void> {
+    await erase(this.link, { stream: STREAMS.blobs, filter, upToSeq });
   }
 }
 

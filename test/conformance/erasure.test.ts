@@ -37,13 +37,15 @@ function linkWith(change: (manager: Manager) => { streams?: object; consumers?: 
   return Object.assign(Object.create(link) as NatsLink, { manager });
 }
 
-/** A link whose first consumers are of a copy that shows nothing of this filter yet. */
+/** A link whose first consumers are of a copy that shows nothing of this filter yet, and are lost soon. */
 function laggingLink(filter: string, consumers: number): { lagging: NatsLink; left: () => number } {
   let left = consumers;
   const lagging = linkWith((own) => {
     const add: Manager["consumers"]["add"] = (stream, config) => {
       if (config.filter_subject !== filter || left === 0) return own.consumers.add(stream, config);
       left -= 1;
+      // What no server sends makes who follows begin again.
+      setTimeout(() => link.nc.publish((config as { deliver_subject: string }).deliver_subject), 200);
       return own.consumers.add(stream, { ...config, filter_subject: "shoal.u.nobody.none-1.commit" });
     };
     // As if there were copies.

@@ -7,9 +7,8 @@ import type { StoredMessage } from "./stored-message.js";
 const DELETES_AT_ONCE = 16;
 /** Some eight thousand messages without what they hold. */
 const PAGE_BYTES = 2 * 1024 ** 2;
-const NO_MESSAGE = 10037;
 /** No message of that sequence. */
-const GONE = new Set([NO_MESSAGE, 10043]);
+const GONE = new Set([10037, 10043]);
 /** It could not be deleted, for a reason that only the text tells: it is gone, or the disk failed. */
 const NOT_DELETED = 10057;
 
@@ -28,7 +27,7 @@ export interface Erasure {
 }
 
 /**
- * Erases messages; how many that were. Repeating it does no harm, and finds what a copy left out that was to be picked from.
+ * Erases messages; how many that were. Repeating it does no harm. Waits for a copy that lags; throws code "TIMEOUT" if it stays behind.
  *
  * Where the stream has copies, each by its sequence: nats-server 2.9 in a cluster, killed after a purge by subject, comes back
  * without anything that lay before that purge.
@@ -39,9 +38,8 @@ export async function erase(link: NatsLink, { stream, filter, upToSeq, isDoomed 
   const lastSeq = Math.min(upToSeq ?? state.last_seq, state.last_seq);
   // To the server a purge up to no sequence is one of everything.
   if (lastSeq === 0) return 0;
-  const hasCopies = config.num_replicas > 1;
   let erased = 0;
-  if (isDoomed === undefined && !hasCopies) {
+  if (isDoomed === undefined && config.num_replicas === 1) {
     // Cheaper where there is much; what was erased by its sequence before may hide some from nats-server 2.9.
     erased = (await link.call(() => streams.purge(stream, { filter, seq: lastSeq + 1 }))).purged;
   }
@@ -52,30 +50,9 @@ export async function erase(link: NatsLink, { stream, filter, upToSeq, isDoomed 
     const { messages, isWhole } = await readPast(link, source, { mostBytes: PAGE_BYTES });
     const doomed = messages.filter((message) => message.seq <= lastSeq && (isDoomed?.(message) ?? true));
     erased += await eraseAll(link, stream, doomed);
-    afterSeq = messages.at(-1)?.seq ?? afterSeq;
-    if (!isWhole && afterSeq < lastSeq) continue;
-    // A copy that lags shows nothing behind some message; what is there still is the leader's to say. Of all that goes none may be.
-    const missed = hasCopies
-      ? await nextOnLeader(link, stream, filter, isDoomed === undefined ? 1 : afterSeq + 1)
-      : undefined;
-    if (missed === undefined || missed.seq > lastSeq) break;
-    if (isDoomed?.(missed) ?? true) erased += await eraseAll(link, stream, [missed]);
-    afterSeq = missed.seq;
+    afterSeq = isWhole ? lastSeq : (messages.at(-1)?.seq ?? lastSeq);
   }
   return erased;
-}
-
-/** The first message of a filter from a sequence on, as the leader has it. */
-async function nextOnLeader(link: NatsLink, stream: string, filter: string, seq: number): Promise<Place | undefined> {
-  const { streams } = await link.manager();
-  // The server knows this question; the client library's types name it for direct reads only.
-  const next = { seq, next_by_subj: filter };
-  try {
-    return await link.call(() => streams.getMessage(stream, next));
-  } catch (error) {
-    if (error instanceof NatsError && error.api_error?.err_code === NO_MESSAGE) return undefined;
-    throw error;
-  }
 }
 
 async function eraseAll(link: NatsLink, stream: string, doomed: readonly Place[]): Promise<number> {

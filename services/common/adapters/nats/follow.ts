@@ -26,8 +26,9 @@ const CONTROL = 100;
 /**
  * The messages of a stream on a subject, in order and each once, then new ones until the signal aborts; once, when the
  * past is delivered, a sign of that. Outlives restarts of the server: after a reconnect, or when an ordered consumer is
- * lost, a new one goes on behind the last message. In a cluster a consumer reads some copy of the stream, which may lag: the
- * past is what the leader had at the start. Throws only when the connection is closed for good.
+ * lost, a new one goes on behind the last message. The past is what the leader had at the start: in a cluster a consumer reads
+ * some copy of the stream, which may lag, and what a server says is pending is too low while others write and erase (2.9.10 takes
+ * a message off that it has not counted yet). Throws only when the connection is closed for good.
  */
 export async function* follow(link: NatsLink, source: Source, signal: AbortSignal): AsyncGenerator<Followed> {
   let position = source.afterSeq;
@@ -59,8 +60,11 @@ async function* attempt(
   signal: AbortSignal,
 ): AsyncGenerator<Followed> {
   const manager = await link.manager();
-  const dueSeq = caughtUp ? 0 : await lastAcknowledged(link, source);
-  const delivery = new Delivery(link, source.afterSeq, dueSeq, caughtUp);
+  const due = (): Promise<number> => lastAcknowledged(link, source);
+  const dueSeq = caughtUp ? 0 : await due();
+  const isPastEmpty = dueSeq <= source.afterSeq;
+  if (isPastEmpty && !caughtUp) yield { message: undefined, seq: source.afterSeq };
+  const delivery = new Delivery(link, source.afterSeq, isPastEmpty ? undefined : { dueSeq, due });
   const stop = (): void => delivery.stop();
   signal.addEventListener("abort", stop);
   const forget = link.onReconnect(stop);
@@ -86,14 +90,9 @@ async function* attempt(
     };
     const consumer = await link.call(() => manager.consumers.add(source.stream, config));
     name = consumer.name;
-    if (consumer.num_pending === 0 && consumer.delivered.consumer_seq === 0) delivery.tellCaughtUp();
     timer = setInterval(() => {
       delivery.checkHeartbeat();
-      // What was pending may be purged before it is delivered: then no message says that it was the last.
-      void delivery.checkPending(
-        async () => (await manager.consumers.info(source.stream, consumer.name)).num_pending,
-        () => lastAcknowledged(link, source),
-      );
+      void delivery.checkPast();
     }, 1000);
     if (!signal.aborted) yield* delivery.mailbox;
   } finally {
@@ -117,15 +116,15 @@ class Delivery {
   readonly mailbox: Mailbox<Followed>;
   private readonly over = new AbortController();
   private lastDelivery = 0;
+  private isChecking = false;
   private lastSeq: number;
   private heardAtMs: number;
 
   constructor(
     private readonly link: NatsLink,
     private readonly afterSeq: number,
-    /** The past is not over before this message, or a later one. */
-    private dueSeq: number,
-    private caughtUp: boolean,
+    /** What the past ends with, this message or a later one, and how to ask again; undefined when it is over. */
+    private past: { dueSeq: number; due: () => Promise<number> } | undefined,
   ) {
     this.inbox = createInbox();
     this.mailbox = new Mailbox(this.over.signal);
@@ -148,28 +147,30 @@ class Delivery {
     else this.stop();
   }
 
-  /** Says once that the past has come, of what nothing more is pending; a copy that lags has more to come. */
-  tellCaughtUp(): void {
-    if (this.caughtUp || this.lastSeq < this.dueSeq) return;
-    this.caughtUp = true;
-    this.mailbox.push({ message: undefined, seq: this.lastSeq });
-  }
-
   checkHeartbeat(): void {
     if (this.link.clock.monotonicMs() - this.heardAtMs > 2.5 * HEARTBEAT_MS) this.stop();
   }
 
-  async checkPending(pending: () => Promise<number>, due: () => Promise<number>): Promise<void> {
-    if (this.caughtUp) return;
-    const before = this.lastDelivery;
+  /** Asks again what the past ends with: it may have been erased, and then no message says that it was the last. */
+  async checkPast(): Promise<void> {
+    const { past } = this;
+    if (past === undefined || this.isChecking) return;
+    this.isChecking = true;
     try {
-      if ((await pending()) > 0 || before !== this.lastDelivery) return;
-      if (this.lastSeq < this.dueSeq) this.dueSeq = await due();
+      past.dueSeq = Math.min(past.dueSeq, await past.due());
+      this.tellPast();
     } catch {
-      // Looked at again a second later.
-      return;
+      // Asked again a second later.
+    } finally {
+      this.isChecking = false;
     }
-    this.tellCaughtUp();
+  }
+
+  /** Says once that the past has come. */
+  private tellPast(): void {
+    if (this.past === undefined || this.lastSeq < this.past.dueSeq) return;
+    this.past = undefined;
+    this.mailbox.push({ message: undefined, seq: this.lastSeq });
   }
 
   private deliver(message: Msg, place: AckPlace): void {
@@ -181,7 +182,9 @@ class Delivery {
     this.lastDelivery = place.delivery;
     // A copy that lags so far begins with what another one has delivered.
     if (seq > this.afterSeq) this.hand(message, seq);
-    if (place.pending === 0) this.tellCaughtUp();
+    this.tellPast();
+    // No more seems to come.
+    if (place.pending === 0) void this.checkPast();
   }
 
   private hand(message: Msg, seq: number): void {

@@ -4,16 +4,13 @@ import { readFromLeader } from "./direct.js";
 const ASKED_AT_ONCE = 16;
 
 /**
- * Sequence up to which a copy of a stream that may lag has to come until nothing on these subjects is missing that was
- * acknowledged: that of the last message which the leader has on them; 0 where there is none, or one copy only.
+ * Sequence up to which a consumer has to come until nothing on these subjects is missing that was acknowledged: that of the last
+ * message which the leader has on them, 0 for none.
  */
 export async function lastAcknowledged(
   link: NatsLink,
   { stream, filter }: { stream: string; filter: string },
 ): Promise<number> {
-  const { streams } = await link.manager();
-  const { config } = await link.call(() => streams.info(stream));
-  if (config.num_replicas <= 1) return 0;
   const last = await readFromLeader(link, stream, { lastOf: filter });
   return last?.seq ?? lastOfEach(link, stream, filter);
 }

@@ -16,11 +16,10 @@ import { CodedError } from "../coded-error.js";
 import { COMMITS_PAGE_BYTES, countParts, decodeManifest, parseUpdateSubject } from "../update-subject.js";
 import { requestError } from "./bus.js";
 import type { NatsLink } from "./connection.js";
-import { readFromLeader, readStored } from "./direct.js";
+import { readStored } from "./direct.js";
 import { erase, type Erasure } from "./erasure.js";
 import { follow, readPast } from "./follow.js";
 import { readRun } from "./run-reader.js";
-import type { StoredMessage } from "./stored-message.js";
 import { STREAMS } from "./streams.js";
 
 /** A run is worth a consumer from so many chunks on. */
@@ -40,11 +39,7 @@ export class NatsUpdateLog implements CollectableLog {
   ) {}
 
   async commits(round: string, afterSeq = 0): Promise<CommitRecord[]> {
-    const [stream, filter] = [STREAMS.updates, subjects.roundCommits(round)];
-    // Most looks find nothing new, which costs one request. (After the last was erased nats-server 2.9 says that there is none.)
-    const last = await readFromLeader(this.link, stream, { lastOf: filter });
-    if (last !== undefined && last.seq <= afterSeq) return [];
-    const source = { stream, filter, afterSeq };
+    const source = { stream: STREAMS.updates, filter: subjects.roundCommits(round), afterSeq };
     const { messages } = await readPast(this.link, source, { mostBytes: COMMITS_PAGE_BYTES });
     return messages.flatMap((message) => {
       const parsed = parseUpdateSubject(message.subject);

@@ -12,6 +12,12 @@ const TIMEOUT_MS = 15_000;
 /** Which message: that of a sequence, or the last of a subject. */
 export type StoredQuery = { seq: number } | { lastOf: string };
 
+/** The first message of a subject from a sequence on. */
+export interface NextQuery {
+  nextOf: string;
+  fromSeq: number;
+}
+
 /**
  * A stored message, or undefined if there is none. Uses JetStream's direct get (the stream has allow_direct), which
  * sends the bytes as they are; the client library has it in a private class only. In a cluster any copy of the stream
@@ -53,20 +59,27 @@ async function readDirect(link: NatsLink, stream: string, query: StoredQuery): P
 
 /**
  * The same from the stream's leader, which has all that was acknowledged (before nats-server 2.11 a new one may still be about to
- * apply the last of it); `lastOf` may hold wildcards.
+ * apply the last of it); `lastOf` and `nextOf` may hold wildcards.
  */
 export async function readFromLeader(
   link: NatsLink,
   stream: string,
-  query: StoredQuery,
+  query: StoredQuery | NextQuery,
 ): Promise<StoredMessage | undefined> {
   const { streams } = await link.manager();
   try {
-    const wanted = "seq" in query ? query : { last_by_subj: query.lastOf };
-    const { subject, data, seq, header } = await link.call(() => streams.getMessage(stream, wanted));
+    const { subject, data, seq, header } = await link.call(() => streams.getMessage(stream, requestFor(query)));
     return { subject, data, seq, operation: header.get(KV_OPERATION) };
   } catch (error) {
     if (error instanceof NatsError && error.api_error?.err_code === NO_MESSAGE) return undefined;
     throw requestError(error, `$JS.API.STREAM.MSG.GET.${stream}`, TIMEOUT_MS);
   }
+}
+
+function requestFor(query: StoredQuery | NextQuery): { seq: number } | { last_by_subj: string } {
+  if ("lastOf" in query) return { last_by_subj: query.lastOf };
+  if ("seq" in query) return query;
+  // The server knows this question; the client library's types name it for direct reads only.
+  const next = { seq: query.fromSeq, next_by_subj: query.nextOf };
+  return next;
 }

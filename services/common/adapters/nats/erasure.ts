@@ -1,7 +1,7 @@
 import { NatsError } from "nats";
 import type { NatsLink } from "./connection.js";
 import { readFromLeader } from "./direct.js";
-import { readPast } from "./follow.js";
+import { EVERYTHING, readPast } from "./follow.js";
 import type { StoredMessage } from "./stored-message.js";
 
 const DELETES_AT_ONCE = 16;
@@ -43,16 +43,42 @@ export async function erase(link: NatsLink, { stream, filter, upToSeq, isDoomed 
     // Cheaper where there is much; what was erased by its sequence before may hide some from nats-server 2.9.
     erased = (await link.call(() => streams.purge(stream, { filter, seq: lastSeq + 1 }))).purged;
   }
+  const doomed: Doomed = { stream, filter, lastSeq, isDoomed: isDoomed ?? (() => true) };
+  erased += await erasePages(link, doomed);
+  return erased + (await eraseHidden(link, doomed));
+}
+
+interface Doomed extends Required<Omit<Erasure, "upToSeq">> {
+  lastSeq: number;
+}
+
+/** Page by page: what a device flooded the log with is neither held nor read in one go. */
+async function erasePages(link: NatsLink, { stream, filter, lastSeq, isDoomed }: Doomed): Promise<number> {
+  let erased = 0;
   let afterSeq = 0;
-  // Page by page: what a device flooded the log with is neither held nor read in one go.
   while (afterSeq < lastSeq) {
     const source = { stream, filter, afterSeq, headersOnly: true };
     const { messages, isWhole } = await readPast(link, source, { mostBytes: PAGE_BYTES });
-    const doomed = messages.filter((message) => message.seq <= lastSeq && (isDoomed?.(message) ?? true));
-    erased += await eraseAll(link, stream, doomed);
+    const going = messages.filter((message) => message.seq <= lastSeq && isDoomed(message));
+    erased += await eraseAll(link, stream, going);
     afterSeq = isWhole ? lastSeq : (messages.at(-1)?.seq ?? lastSeq);
   }
   return erased;
+}
+
+/**
+ * What nats-server 2.9 counts on a subject and finds by none: the only message left, when the last one and then the first were
+ * deleted by their sequences. It shows when everything is read.
+ */
+async function eraseHidden(link: NatsLink, doomed: Doomed): Promise<number> {
+  const { stream, filter, isDoomed } = doomed;
+  if ((await readFromLeader(link, stream, { nextOf: filter, fromSeq: 1 })) !== undefined) return 0;
+  const { streams } = await link.manager();
+  const { state } = await link.call(() => streams.info(stream, { subjects_filter: filter }));
+  const counted = new Set(Object.keys(state.subjects ?? {}));
+  if (counted.size === 0) return 0;
+  const isHidden = (message: Place): boolean => counted.has(message.subject) && isDoomed(message);
+  return erasePages(link, { ...doomed, filter: EVERYTHING, isDoomed: isHidden });
 }
 
 async function eraseAll(link: NatsLink, stream: string, doomed: readonly Place[]): Promise<number> {

@@ -8,9 +8,13 @@ import { KV_OPERATION, type StoredMessage } from "./stored-message.js";
 /** A message of a stream, or the sign that all that was there has been delivered, of which `seq` was the last. */
 export type Followed = { message: StoredMessage; seq: number } | { message: undefined; seq: number };
 
+/** Filter of all that a stream holds. */
+export const EVERYTHING = ">";
+
 /** What is read of a stream. */
 export interface Source {
   stream: string;
+  /** Subjects, within one of the stream's, or EVERYTHING. */
   filter: string;
   /** Only messages with a greater sequence. */
   afterSeq: number;
@@ -75,7 +79,8 @@ async function* attempt(
   let timer: NodeJS.Timeout | undefined;
   try {
     const config = {
-      filter_subject: source.filter,
+      // A filter has to lie within the stream's subjects, which this one does not.
+      ...(source.filter === EVERYTHING ? {} : { filter_subject: source.filter }),
       ...pushTo(delivery.inbox),
       deliver_policy: DeliverPolicy.StartSequence,
       opt_start_seq: source.afterSeq + 1,

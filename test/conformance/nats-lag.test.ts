@@ -5,7 +5,7 @@ import { NatsResourceStore } from "#common/adapters/nats/kv-store.js";
 import { ensureStreams } from "#common/adapters/nats/streams.js";
 import { NatsUpdateLog, NatsUpdateUplink } from "#common/adapters/nats/update-log.js";
 import { newMeta } from "#common/domain/resources.js";
-import { JoinToken, Lease } from "#proto/shoal/v1/device.js";
+import { Device, JoinToken, Lease } from "#proto/shoal/v1/device.js";
 import { UpdateManifest } from "#proto/shoal/v1/round.js";
 import { startNats, type NatsTestServer } from "#test/support/servers.js";
 
@@ -26,7 +26,7 @@ test.after.always(async () => {
 /** What the leader says of the last message on some subjects, and how a consumer is made on a copy. */
 interface Lag {
   readonly leaderSays: () => Promise<{ seq: number } | undefined>;
-  readonly consumes?: (config: Partial<ConsumerConfig>) => Partial<ConsumerConfig>;
+  readonly consumes?: (config: Partial<ConsumerConfig>) => Partial<ConsumerConfig> | Promise<Partial<ConsumerConfig>>;
 }
 
 /** A link to a stream that has copies, of which consumers read one that lags: it has later what the leader has named. */
@@ -49,7 +49,7 @@ function laggingLink({ leaderSays, consumes = (config) => config }: Lag): NatsLi
           return streams.getMessage(name, query);
         },
       }),
-      consumers: wrap(consumers, { add: (stream, config) => consumers.add(stream, consumes(config)) }),
+      consumers: wrap(consumers, { add: async (stream, config) => consumers.add(stream, await consumes(config)) }),
     });
   };
   return wrap(link, { manager });
@@ -127,6 +127,25 @@ test("the leader says that there is no more, and no consumer is made to hear it 
   };
   const log = new NatsUpdateLog(laggingLink({ leaderSays: () => Promise.resolve(undefined), consumes }));
   t.deepEqual(await log.commits("lag-4", last.seq), []);
+});
+
+test("what is written again while a list is begun is in it, behind what was the last", async (t) => {
+  const store = await NatsResourceStore.open(link);
+  const written = await Promise.all(
+    ["moved-1", "moved-2"].map((name) => store.create("Device", Device.fromPartial({ metadata: newMeta(name) }))),
+  );
+  const consumes = async (config: Partial<ConsumerConfig>): Promise<Partial<ConsumerConfig>> => {
+    for (const one of written) t.true(one.ok && (await store.update("Device", one.resource)).ok);
+    return config;
+  };
+  const rewritten = await NatsResourceStore.open(
+    laggingLink({ leaderSays: () => Promise.resolve(undefined), consumes }),
+  );
+  const { items } = await rewritten.list("Device");
+  t.deepEqual(
+    items.map(({ metadata }) => metadata?.name),
+    ["moved-1", "moved-2"],
+  );
 });
 
 test("the version of a list is that of what it holds, wherever the stream's head is", async (t) => {

@@ -20,7 +20,15 @@ export interface Source {
   afterSeq: number;
   /** Without what the messages hold. */
   headersOnly?: boolean;
+  /** Whether a message replaces the earlier one of its subject, as in KV. */
+  isKeyed?: boolean;
 }
+
+/**
+ * How often the leader is asked again because what a keyed stream held may have been replaced just before it was read, and
+ * lies behind what was waited for. After so many, a subject that was never delivered was written as often in as many milliseconds.
+ */
+const LAPS = 16;
 
 const RETRY_MS = 500;
 const HEARTBEAT_MS = 5000;
@@ -68,7 +76,8 @@ async function* attempt(
   const dueSeq = caughtUp ? 0 : await due();
   const isPastEmpty = dueSeq <= source.afterSeq;
   if (isPastEmpty && !caughtUp) yield { message: undefined, seq: source.afterSeq };
-  const delivery = new Delivery(link, source.afterSeq, isPastEmpty ? undefined : { dueSeq, due });
+  const laps = source.isKeyed === true ? LAPS : 0;
+  const delivery = new Delivery(link, source.afterSeq, isPastEmpty ? undefined : { dueSeq, due, laps });
   const stop = (): void => delivery.stop();
   signal.addEventListener("abort", stop);
   const forget = link.onReconnect(stop);
@@ -115,6 +124,13 @@ function pushTo(inbox: string): { deliver_subject: string } {
   return { deliver_subject: inbox };
 }
 
+/** What the past ends with, this message or a later one; how to ask again, and how often that has to be done when it has come. */
+interface Past {
+  dueSeq: number;
+  readonly due: () => Promise<number>;
+  laps: number;
+}
+
 /** Takes what a push consumer sends: checks its order, answers flow control, and notes when the past is over. */
 class Delivery {
   readonly inbox: string;
@@ -128,8 +144,8 @@ class Delivery {
   constructor(
     private readonly link: NatsLink,
     private readonly afterSeq: number,
-    /** What the past ends with, this message or a later one, and how to ask again; undefined when it is over. */
-    private past: { dueSeq: number; due: () => Promise<number> } | undefined,
+    /** Undefined when it is over. */
+    private past: Past | undefined,
   ) {
     this.inbox = createInbox();
     this.mailbox = new Mailbox(this.over.signal);
@@ -156,13 +172,25 @@ class Delivery {
     if (this.link.clock.monotonicMs() - this.heardAtMs > 2.5 * HEARTBEAT_MS) this.stop();
   }
 
-  /** Asks again what the past ends with: it may have been erased, and then no message says that it was the last. */
+  /**
+   * Asks again what the past ends with: it may have been erased, and then no message says that it was the last; or replaced by
+   * one that lies behind. The past is over when the leader, asked after a message came, has none behind it.
+   */
   async checkPast(): Promise<void> {
     const { past } = this;
     if (past === undefined || this.isChecking) return;
     this.isChecking = true;
     try {
-      past.dueSeq = Math.min(past.dueSeq, await past.due());
+      do {
+        const reachedSeq = this.lastSeq;
+        const lastSeq = await past.due();
+        if (lastSeq <= reachedSeq) past.laps = 0;
+        if (reachedSeq < past.dueSeq) past.dueSeq = Math.min(past.dueSeq, lastSeq);
+        else if (past.laps > 0) {
+          past.dueSeq = lastSeq;
+          past.laps -= 1;
+        }
+      } while (this.lastSeq >= past.dueSeq && past.laps > 0);
       this.tellPast();
     } catch {
       // Asked again a second later.
@@ -174,6 +202,7 @@ class Delivery {
   /** Says once that the past has come. */
   private tellPast(): void {
     if (this.past === undefined || this.lastSeq < this.past.dueSeq) return;
+    if (this.past.laps > 0) return void this.checkPast();
     this.past = undefined;
     this.mailbox.push({ message: undefined, seq: this.lastSeq });
   }

@@ -39,6 +39,7 @@ export class NatsResourceStore implements ResourceStore {
       stream: STREAMS.resources,
       filter: `${PREFIX}${kind}.*`,
       afterSeq: 0,
+      isKeyed: true,
     });
     // A resource written during the read comes twice; the later state counts.
     const byName = new Map(messages.map((message) => [nameIn(message), message]));
@@ -91,6 +92,7 @@ export class NatsResourceStore implements ResourceStore {
       stream: STREAMS.resources,
       filter: `${PREFIX}${kind}.${options.name ?? "*"}`,
       afterSeq: Number(options.afterVersion ?? 0),
+      isKeyed: true,
     };
     let live = options.afterVersion !== undefined;
     for await (const { message, seq } of follow(this.link, source, options.signal)) {

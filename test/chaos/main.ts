@@ -20,7 +20,8 @@ import { verify, type Verified } from "./verify.js";
 const DEVICES = 4;
 const MB = 1024 * 1024;
 const AGENT_DISK_BYTES = 256 * MB;
-const NATS_DISK_BYTES = 1024 * MB;
+/** A quarter of it is the log's, which has to hold all rounds of a run: what is short of space gives up old ones, and they cannot be replayed. */
+const NATS_DISK_BYTES = 2048 * MB;
 const JOB_MS = 900_000;
 /** Also on a machine that has much else to do. */
 const READY_MS = 240_000;

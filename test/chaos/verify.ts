@@ -71,15 +71,19 @@ async function verifyRound(
 
 /** Where the log does not hold any more what a round counted. */
 async function damageOf(log: NatsUpdateLog, { metadata, folded }: RoundResult): Promise<string[]> {
+  const name = metadata?.name ?? "";
   const damage: string[] = [];
   for (const { manifest, commitSeq } of folded) {
-    const seqs = manifest?.chunkSeqs ?? [];
-    const chunks = await Promise.all(seqs.map((seq) => log.readChunk(seq)));
-    const absent = seqs.filter((_seq, i) => chunks[i] === undefined);
-    if (absent.length > 0) damage.push(`${manifest?.device ?? "?"}@${commitSeq}: no chunk at ${absent.join(", ")}`);
+    const commits = await log.commits(manifest?.round ?? name, commitSeq - 1);
+    // The manifest of a verdict does not say where the chunks are.
+    const seqs = commits.find(({ seq }) => seq === commitSeq)?.manifest?.chunkSeqs;
+    const chunks = await Promise.all((seqs ?? []).map((seq) => log.readChunk(seq)));
+    const absent = seqs?.filter((_seq, i) => chunks[i] === undefined) ?? [];
+    const update = `${name}/${manifest?.device ?? "?"}@${commitSeq}`;
+    if (seqs === undefined) damage.push(`${update}: no commit`);
+    else if (absent.length > 0) damage.push(`${update}: no chunk at ${absent.join(", ")}`);
   }
-  const name = metadata?.name ?? "";
-  return damage.length > 0 ? damage.map((one) => `${name}/${one}`) : [`${name}: a chunk is not what was judged`];
+  return damage.length > 0 ? damage : [`${name}: a chunk is not what was judged`];
 }
 
 /** An update is folded by one round, and what an asynchronous round accepted is folded, or refused with the reason, by the last that takes it. */
